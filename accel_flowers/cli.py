@@ -1,0 +1,218 @@
+"""The command line: words → configuration → one function → exit code. No logic, and no torch before it is needed.
+
+Exit codes: 0 done; 1 done, but some pictures could not be read; 2 a mistake of the user's, told in one message.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from accel_flowers import __version__
+from accel_flowers.config import Config, config_from_flags, load_recipe, recipe_names
+from accel_flowers.errors import UserError, did_you_mean
+
+
+def _train(words: Sequence[str]) -> int:
+    program = "accel-flowers train RECIPE"
+    if not words or words[0] in ("-h", "--help"):
+        config_from_flags(Config(), ["--help"], program=program)
+    if words[0].startswith("-"):
+        raise UserError(
+            f"RECIPE comes first: accel-flowers train RECIPE {words[0]} ... Recipes: {', '.join(recipe_names())}."
+        )
+    recipe = words[0]
+    config = config_from_flags(load_recipe(recipe), words[1:], program=program)
+    if config.run_dir is None:
+        config = config.model_copy(update={"run_dir": f"runs/{Path(recipe).stem}"})
+    from accel_flowers.train import train
+
+    train(config)
+    return 0
+
+
+@dataclass(frozen=True)
+class _EvaluateWords:
+    """Score a model on a folder of pictures; every picture counts once, on any number of processes."""
+
+    model_dir: tyro.conf.Positional[Path]
+    """Model folder: RUN_DIR/model."""
+    data: str
+    """Folder with one sub-folder per class, a .zip of one, or hub:OWNER/NAME."""
+    split: Path | None = None
+    """A run's split.json: score only its files of --part."""
+    part: Literal["train", "val", "test"] | None = None
+    """Part to score; None = test, or all pictures where there are no parts."""
+    json: bool = False
+    """Print all scores as one JSON object."""
+    num_workers: int | None = None
+    """Loader worker processes; None = choose from the cores of this machine."""
+
+
+def _evaluate(words: Sequence[str]) -> int:
+    asked = tyro.cli(_EvaluateWords, args=words, prog="accel-flowers evaluate")
+    from accel_flowers.evaluate import evaluate_folder
+
+    scores = evaluate_folder(
+        asked.model_dir, asked.data, split_file=asked.split, part=asked.part, num_workers=asked.num_workers
+    )
+    if _is_main_process():
+        print(json.dumps(scores, indent=1, ensure_ascii=False) if asked.json else _scores_in_words(scores))
+    return 0
+
+
+def _scores_in_words(scores: dict[str, object]) -> str:
+    per_class = scores["per_class"]
+    assert isinstance(per_class, dict)
+    width = max(len(name) for name in per_class)
+    lines = [
+        f"{scores['num_images']} pictures: accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f}, "
+        f"macro F1 {scores['macro_f1']:.4f}",
+        f"{'':<{width}}  precision  recall      F1  pictures",
+    ]
+    lines += [
+        f"{name:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['count']:8d}"
+        for name, row in per_class.items()
+    ]
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _PredictWords:
+    """Say what is on pictures; a file that cannot be read gets its own row, and the exit code is 1."""
+
+    model_dir: tyro.conf.Positional[Path]
+    """Model folder: RUN_DIR/model."""
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, or folders of them."""
+    top_k: int = 1
+    """Classes to tell for each picture."""
+    format: Literal["table", "csv", "json"] = "table"
+    """table for people, csv or json for programs."""
+
+
+def _predict(words: Sequence[str]) -> int:
+    asked = tyro.cli(_PredictWords, args=words, prog="accel-flowers predict")
+    if not asked.paths:
+        raise UserError("Which pictures? Type accel-flowers predict MODEL_DIR PATH...")
+    from accel_flowers.predict import find_pictures, format_rows, predict_files
+
+    rows = list(predict_files(asked.model_dir, find_pictures(asked.paths), top_k=asked.top_k))
+    print(format_rows(rows, asked.format))
+    bad = sum(row.error is not None for row in rows)
+    if bad:
+        print(f"{bad} of {len(rows)} files could not be read", file=sys.stderr)
+    return 1 if bad else 0
+
+
+@dataclass(frozen=True)
+class _RecipesWords:
+    """List the recipes that come with the package."""
+
+
+def _recipes(words: Sequence[str]) -> int:
+    tyro.cli(_RecipesWords, args=words, prog="accel-flowers recipes")
+    rows = [("recipe", "model", "published", "what it does")]
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        rows.append((name, recipe.model.name, recipe.about.published, recipe.about.summary))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[3], sep="  ")
+    return 0
+
+
+@dataclass(frozen=True)
+class _SampleWords:
+    """Draw five kinds of flowers to try the program on; the same pictures for the same seed."""
+
+    directory: tyro.conf.Positional[Path]
+    """New folder for the pictures."""
+    images_per_class: int = 160
+    """Pictures of each kind."""
+    image_size: int = 96
+    """Width and height in pixels."""
+    seed: int = 0
+    """Another seed draws other pictures."""
+
+
+def _sample(words: Sequence[str]) -> int:
+    asked = tyro.cli(_SampleWords, args=words, prog="accel-flowers sample")
+    from accel_flowers.sample import draw_sample
+
+    drawn = draw_sample(
+        asked.directory, images_per_class=asked.images_per_class, image_size=asked.image_size, seed=asked.seed
+    )
+    print(f"{asked.images_per_class} pictures of each of five kinds of flowers in {drawn}")
+    return 0
+
+
+@dataclass(frozen=True)
+class _DownloadWords:
+    """Fetch 3,670 flower photos (218 MiB, CC-BY); an interrupted download goes on where it stopped."""
+
+    directory: tyro.conf.Positional[Path]
+    """New folder for the photos."""
+
+
+def _download(words: Sequence[str]) -> int:
+    asked = tyro.cli(_DownloadWords, args=words, prog="accel-flowers download")
+    from accel_flowers.download import download
+
+    print(f"photos in {download(asked.directory)}, one folder per class; their licence is in LICENSE.txt there")
+    return 0
+
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (_train, "RECIPE [--data.path DIR] [--run-dir DIR] [--section.field VALUE ...]"),
+    "evaluate": (_evaluate, "MODEL_DIR --data DIR [--json]"),
+    "predict": (_predict, "MODEL_DIR PATH... [--top-k K] [--format table|csv|json]"),
+    "recipes": (_recipes, ""),
+    "sample": (_sample, "DIR"),
+    "download": (_download, "DIR"),
+}
+
+
+def _usage() -> str:
+    lines = [f"accel-flowers {__version__}: fine-tune image classifiers on your own photos", ""]
+    lines += [f"  accel-flowers {name} {rest}".rstrip() for name, (_, rest) in _COMMANDS.items()]
+    lines += ["", "accel-flowers COMMAND --help tells every flag. On several processes:",
+              "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_flowers train ..."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a command; ends the process with its exit code."""
+    words = sys.argv[1:] if words is None else words
+    try:
+        sys.exit(_dispatch(words))
+    except UserError as error:
+        if _is_main_process():
+            print(f"accel-flowers: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    if words[0] not in _COMMANDS:
+        raise UserError(
+            f"There is no command '{words[0]}'.{did_you_mean(words[0], tuple(_COMMANDS))} "
+            f"Commands: {', '.join(_COMMANDS)}."
+        )
+    return _COMMANDS[words[0]][0](words[1:])

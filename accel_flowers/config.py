@@ -1,0 +1,372 @@
+"""The configuration of a run: frozen models, strict reading of recipes, one resolved YAML out.
+
+A recipe says *what* is learned; the launch configuration (`accelerate_configs/*.yaml`) says *on what*: processes,
+devices, precision. No setting has two owners. This module imports neither torch nor Accelerate, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from accel_flowers.errors import UserError, did_you_mean
+
+RECIPES = resources.files("accel_flowers") / "recipes"
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """YAML 1.2 as plain Python values; a repeated key is an error, `1e-4` is a number, `no` is a string.
+
+    Raises:
+        UserError: when the text is no YAML; the message names `source` and the line.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {error}") from None
+
+
+def _transforms_to_text(transforms: Any) -> list[str]:
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = True
+    yaml.width = 10_000
+    yaml.dump(list(transforms), stream)
+    return [stream.getvalue().strip()]
+
+
+TransformSpec = str | dict[str, Any]
+"""`"RandomHorizontalFlip"` or `{"RandomResizedCrop": {"size": 224}}`: a torchvision v2 transform and its arguments."""
+
+TransformList = Annotated[
+    tuple[TransformSpec, ...],
+    # On the command line a list of transforms is one argument in YAML's flow style.
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="YAML",
+        instance_from_str=lambda words: parse_yaml(words[0], "the list of transforms"),
+        is_instance=lambda value: isinstance(value, (list, tuple)),
+        str_from_instance=_transforms_to_text,
+    ),
+]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_none(cls, values: Any) -> Any:
+        """YAML says `null`; people also write None. Both are right where a field may be None."""
+        if not isinstance(values, dict):
+            return values
+        return {key: None if cls._is_none(key, value) else value for key, value in values.items()}
+
+    @classmethod
+    def _is_none(cls, key: str, value: Any) -> bool:
+        field = cls.model_fields.get(key)
+        return value == "None" and field is not None and field.default is None
+
+
+class About(Section):
+    """What a recipe is; shown by `accel-flowers recipes`, no effect on training."""
+
+    summary: str = ""
+    """One line: what the recipe does."""
+    published: str = ""
+    """The figure that the source of the recipe published."""
+    not_told: str = ""
+    """What the source left open and how it was settled here."""
+
+
+class DataConfig(Section):
+    path: str | None = None
+    """A folder with one sub-folder of pictures per class, or with train, val and test folders of such; a .zip of one; or hub:OWNER/NAME for a dataset of the Hugging Face hub."""
+    split: str = "80/10/10"
+    """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """A picture that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
+    train_transforms: TransformList = ({"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip")
+    """torchvision v2 transforms for training, by name with arguments. Pictures arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
+    eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
+    """The same for validation, test, evaluate and predict."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation that is divided by, in the same scale."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Loader worker processes for each training process; None = choose from the cores of this machine."""
+
+    @field_validator("std")
+    @classmethod
+    def _positive_std(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) <= 0:
+            raise ValueError(f"a standard deviation must be above 0, got {list(value)}")
+        return value
+
+
+class ModelConfig(Section):
+    name: str = "resnet18"
+    """Architecture: any classification model of torchvision, by its name there."""
+    weights: str = "imagenet"
+    """Starting weights: imagenet (torchvision's download), none (random), or a .safetensors or .pth file, whole or partial."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Probability of dropout in front of the new last layer; None = what the architecture has."""
+    freeze: Literal["none", "backbone"] | Annotated[int, Field(ge=1)] = "none"
+    """What keeps its weights: none, backbone (everything but the new last layer), or a number: so many first stages."""
+
+
+class LossConfig(Section):
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes, 0..1."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced = each class weighs the same, whatever its number of pictures."""
+
+
+class OptimConfig(Section):
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    """Optimizer of torch.optim."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate at its height; the schedule multiplies it."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd and rmsprop."""
+    nesterov: bool = False
+    """Nesterov's momentum (sgd only)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty (sgd, adam, rmsprop) or decoupled decay (adamw)."""
+    decay_norms_and_biases: bool = True
+    """Whether weight_decay also acts on biases and normalisation layers."""
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Gradients are scaled down to this norm, over all parameters; None = no clipping."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimConfig:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov goes with name: sgd and a momentum above 0")
+        return self
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "step", "multistep", "cosine", "one_cycle"] = "cosine"
+    """Course of the learning rate over the run."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs of linear rise from 0 in front (one_cycle: length of its rising part, 0 = 30 % of the run)."""
+    step_epochs: float = Field(default=7, gt=0)
+    """step: epochs between two drops."""
+    milestones: tuple[float, ...] = (7, 14, 21)
+    """multistep: epochs at which the rate drops."""
+    gamma: float = Field(default=0.1, gt=0)
+    """step, multistep: factor of each drop."""
+    min_factor: float = Field(default=0.0, ge=0, le=1)
+    """cosine, one_cycle: the rate at the end, as a factor of optim.lr."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or list(value) != sorted(set(value)) or value[0] <= 0:
+            raise ValueError(f"milestones must be rising epochs above 0, got {list(value)}")
+        return value
+
+
+class TrainConfig(Section):
+    epochs: int = Field(default=25, ge=1)
+    """Passes over the training pictures."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Pictures in one optimizer step, over all processes and accumulation."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Pictures in one forward pass of one process; None = global_batch_size / processes. With it set, any number of processes does the same arithmetic."""
+    eval_batch_size: int = Field(default=32, ge=1)
+    """Pictures in one forward pass of evaluation."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Everything random follows from it: split, order, augmentation, dropout, first weights."""
+    best_metric: Literal["accuracy", "loss", "macro_f1"] = "accuracy"
+    """Validation metric that names the best epoch."""
+    early_stopping_epochs: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a better best_metric; None = never."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between two lines of training loss in metrics.jsonl."""
+
+
+class TrackingConfig(Section):
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
+    wandb_project: str = "accel-flowers"
+    """Project that the W&B run belongs to."""
+    wandb_name: str | None = None
+    """Name of the W&B run; None = the run directory's name."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run directory (needs `pip install tensorboard`)."""
+
+
+class Config(Section):
+    run_dir: str | None = None
+    """Directory that receives everything the run makes; None = runs/RECIPE."""
+    resume: Literal["never", "auto"] = "never"
+    """A run directory that holds a run already: never = error, auto = go on from its last checkpoint."""
+    about: tyro.conf.Suppress[About] = About()
+    """What the recipe is."""
+    data: DataConfig = DataConfig()
+    """Pictures: where, how split, how transformed."""
+    model: ModelConfig = ModelConfig()
+    """Network and its starting weights."""
+    loss: LossConfig = LossConfig()
+    """Cross-entropy and its variants."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    train: TrainConfig = TrainConfig()
+    """Length, batches, seed, choice of the best."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where curves go beside metrics.jsonl."""
+
+
+ENVIRONMENT_KEY = "environment"
+"""Key under which a run's config.yaml records versions and hardware; ignored when such a file is read as a recipe."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str) -> Config:
+    """Read a recipe by name or a YAML file by path.
+
+    Raises:
+        UserError: unknown name, unreadable file, or mistakes in it (all of them in one message).
+    """
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            cause = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise UserError(f"The recipe {path} cannot be read: {cause}.") from None
+        return config_from_yaml(text, source=str(path))
+    names = recipe_names()
+    if name_or_path not in names:
+        raise UserError(
+            f"There is no recipe '{name_or_path}'.{did_you_mean(name_or_path, names)} "
+            f"Recipes: {', '.join(names)}. A recipe of your own is the path of a .yaml file."
+        )
+    return config_from_yaml((RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}")
+
+
+def config_from_yaml(text: str, *, source: str) -> Config:
+    """Validate the text of a recipe.
+
+    Raises:
+        UserError: naming every mistake with its place, what was given and what is allowed.
+    """
+    values = parse_yaml(text, source)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{source} must hold sections such as 'data:' and 'train:', not {type(values).__name__}.")
+    values.pop(ENVIRONMENT_KEY, None)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source} has mistakes:\n{describe_mistakes(error)}") from None
+
+
+def config_from_flags(recipe: Config, words: Sequence[str], *, program: str) -> Config:
+    """The recipe with command-line flags put over it; `--help` among the words prints every field and exits.
+
+    tyro reads the words into unchecked sections first, so that one message can name all mistakes at once.
+
+    Raises:
+        UserError: naming every value that is not allowed.
+        SystemExit: status 2 for an unknown flag or a word that is no value for its flag, after tyro's message.
+    """
+    unchecked = tyro.cli(
+        Config, default=recipe, args=list(words), prog=program, description=_DESCRIPTION, registry=_UNCHECKED
+    )
+    try:
+        return Config.model_validate(unchecked.model_dump(warnings=False))
+    except ValidationError as error:
+        raise UserError(f"The command line has mistakes:\n{describe_mistakes(error)}") from None
+
+
+_DESCRIPTION = (
+    "Fine-tune an image classifier. RECIPE is a name (see `accel-flowers recipes`) or a YAML file; flags go over it."
+)
+
+_UNCHECKED = tyro.constructors.ConstructorRegistry()
+
+
+@_UNCHECKED.struct_rule
+def _unchecked_section(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    if not (isinstance(info.type, type) and issubclass(info.type, Section)):
+        return None
+    hints = get_type_hints(info.type, include_extras=True)
+    fields = tuple(
+        tyro.constructors.StructFieldSpec(
+            name=name, type=hints[name], default=getattr(info.default, name), helptext=field.description
+        )
+        for name, field in info.type.model_fields.items()
+    )
+    return tyro.constructors.StructConstructorSpec(instantiate=info.type.model_construct, fields=fields)
+
+
+def describe_mistakes(error: ValidationError) -> str:
+    """Every mistake on a line of its own: the field, what was given, what is allowed."""
+    lines = dict.fromkeys(_describe_mistake(mistake) for mistake in error.errors())
+    return "\n".join(lines)
+
+
+def _describe_mistake(mistake: Mapping[str, Any]) -> str:
+    location = [str(part) for part in mistake["loc"]]
+    section, known = _resolve(location)
+    field = ".".join(location[: len(known) + 1]) if mistake["type"] == "extra_forbidden" else ".".join(known)
+    if mistake["type"] == "extra_forbidden":
+        allowed = sorted(section.model_fields)
+        hint = did_you_mean(location[len(known)], allowed) if len(known) < len(location) else ""
+        return f"  {field}: there is no such field.{hint} Allowed here: {', '.join(allowed)}."
+    given = mistake["input"]
+    message = mistake["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(given, (BaseModel, dict)) else f" (given: {given!r})"
+    return f"  {field or 'configuration'}: {message}{shown}"
+
+
+def _resolve(location: list[str]) -> tuple[type[BaseModel], list[str]]:
+    """The section that a mistake lies in, and the leading part of its location that names real fields."""
+    section: type[BaseModel] = Config
+    known: list[str] = []
+    for part in location:
+        if part not in section.model_fields:
+            break
+        known.append(part)
+        annotation = section.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        section = annotation
+    return section, known
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain values for YAML, JSON and trackers."""
+    return config.model_dump(mode="json")
+
+
+def dump_yaml(values: Mapping[str, Any]) -> str:
+    """Block-style YAML with the keys in their given order."""
+    yaml = YAML()
+    yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    stream = io.StringIO()
+    yaml.dump(dict(values), stream)
+    return stream.getvalue()

@@ -1,0 +1,109 @@
+"""Parts of an image table → data loaders whose every random choice follows from (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import datasets
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from accel_flowers.data.decode import decode_image
+from accel_flowers.data.folder import ImageTable, read_bytes
+from accel_flowers.data.order import EveryOnce, SampleKey, TrainStream, random_key
+from accel_flowers.data.split import Split
+from accel_flowers.data.transforms import PictureTransform
+
+
+class Batch(TypedDict):
+    """What a loader yields."""
+
+    pixels: Tensor
+    """uint8 [B, 3, H, W]"""
+    labels: Tensor
+    """int64 [B]"""
+    samples: Tensor
+    """int64 [B]: index of each picture in its part"""
+    micro_batch: int
+    """number of the batch in the run, over all processes"""
+
+
+def decode_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The on-the-fly transform given to `datasets`: encoded pictures → upright RGB."""
+    pictures = [
+        decode_image(read_bytes(image), image["path"] or "a picture of the data set") for image in rows["image"]
+    ]
+    return {**rows, "image": pictures}
+
+
+class Pictures(Dataset[Batch]):
+    """One part of a data set as the loader sees it: `SampleKey`s in, a batch out.
+
+    Args:
+        table: all pictures.
+        part: "train", "val" or "test".
+        split: which rows belong to it; a row's place in the part is its sample number.
+        transform: upright RGB picture → uint8 [3, H, W].
+        seed: the run's.
+    """
+
+    def __init__(self, table: ImageTable, part: str, split: Split, transform: PictureTransform, *, seed: int) -> None:
+        chosen = split.files_of(part)
+        row_of = {name: row for row, name in enumerate(table.files)}
+        self.files: tuple[str, ...] = tuple(chosen)
+        self.labels = torch.from_numpy(table.labels[[row_of[name] for name in chosen]])
+        # Row numbers are kept here and not in the table: `select` would add a mapping to every access.
+        self._rows: list[int] = [row_of[name] for name in chosen]
+        self._table: datasets.Dataset = table.dataset.with_transform(decode_rows)
+        self._transform = transform
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        pictures = self._table[[self._rows[key.sample] for key in keys]]["image"]
+        pixels = []
+        for key, picture in zip(keys, pictures, strict=True):
+            # Chance belongs to the sample and the epoch: not to the worker, the process or what came before.
+            torch.default_generator.manual_seed(random_key(self._seed, "augment", key.epoch, key.sample))
+            pixels.append(self._transform(picture))
+        samples = torch.tensor([key.sample for key in keys])
+        return Batch(
+            pixels=torch.stack(pixels), labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    """`__getitems__` made the whole batch already."""
+    return batch
+
+
+def build_loader(
+    pictures: Pictures, batches: TrainStream | EveryOnce, *, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """A loader over the batches of all processes; `Accelerator.prepare` deals them out."""
+    return DataLoader(
+        pictures,
+        batch_sampler=batches,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # Workers are forked from a process that has used threads; a spawned one starts clean.
+        multiprocessing_context="forkserver" if num_workers else None,
+    )
+
+
+def choose_num_workers(asked: int | None, num_local_processes: int) -> int:
+    """Loader workers of one process: what was asked for, else the cores that its training leaves free.
+
+    On two cores or fewer a worker takes from the training what it gives to the loading, so there are none.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) // num_local_processes
+    return 0 if cores <= 2 else min(cores - 1, 12)

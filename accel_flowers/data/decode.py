@@ -1,0 +1,316 @@
+"""Picture files in, upright 8-bit RGB pictures out.
+
+People's folders hold more than plain JPEGs: sideways phone photos, CMYK scans, 16-bit greys, cut-outs with
+transparent edges, half-downloaded files. Everything that reads pictures goes through this module, so that all of them
+either become the picture that a person sees in an image viewer or are refused with the file's name and the cause.
+
+Not here: finding files, resizing, tensors, colour management (embedded ICC profiles are ignored), frames after the
+first, and formats that are not for photographs. A file's kind is told by its first bytes, never by its name.
+
+All functions may be called from several threads at once.
+"""
+
+import contextlib
+import os
+import re
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+from PIL.ExifTags import Base as Tag
+from PIL.Image import Transpose
+
+from accel_flowers.errors import UserError
+
+IMAGE_EXTENSIONS: Final = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    ]
+)
+"""Lower-case file name suffixes, with the dot, that count as pictures."""
+
+MAX_PIXELS: Final = 178_956_970
+"""Largest width x height that is decoded: 512 MiB as RGB, the size above which Pillow suspects an attack."""
+
+# What Pillow 13 lets out for damaged files. It is so wide because most of its readers are plain Python without checks
+# of their own: a flipped byte ends in whatever its arithmetic, unpacking or table look-ups raise. OSError includes
+# "image file is truncated", SyntaxError is Pillow's word for a bad header, AttributeError and AssertionError come from
+# TIFF tags of an unexpected type.
+_PILLOW_ERRORS: Final = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError,
+    AttributeError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+_TURNS: Final = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}  # EXIF orientation -> what brings the picture upright
+
+
+class BadImageError(UserError):
+    """A picture file that cannot be used.
+
+    Attributes:
+        name: The file, as the caller named it.
+        cause: Why it cannot be used, in plain words.
+    """
+
+    def __init__(self, name: str, cause: str) -> None:
+        super().__init__(name, cause)  # both go into `args`, so that the error can be pickled between processes
+        self.name = name
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.cause}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What `verify_image` learnt: upright `width` and `height` in pixels, Pillow's `mode` and `format` of the file."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Decodes a picture file into an upright RGB picture.
+
+    Transparent pixels are laid on white: the colours hidden under them are leftovers that no viewer shows, and a model
+    must not learn from what a person cannot see. Grey of more than 8 bits is scaled, not clipped. Of an animation or
+    a file of several pages, the first is taken. A broken EXIF block is ignored.
+
+    Args:
+        data: The whole file.
+        name: What to call the file in errors.
+
+    Returns:
+        A picture of mode "RGB" (three uint8 channels), turned as its EXIF orientation asks, without metadata.
+
+    Raises:
+        BadImageError: The file is empty, damaged, cut short, no picture or not of a known kind, has more than
+            `MAX_PIXELS` pixels, or has grey values of which the white point cannot be told.
+    """
+    with _open(data, name) as image:
+        rgb = _load_rgb(image, name)
+        turn = _TURNS.get(_orientation(image))
+        if turn is not None:
+            rgb = rgb.transpose(turn)
+    rgb.info.clear()  # otherwise whoever asks for its EXIF would turn it once more
+    return rgb
+
+
+def verify_image(data: bytes, name: str) -> ImageInfo:
+    """Checks that `decode_image` can decode a picture file, at less cost where the format allows.
+
+    Args:
+        data: The whole file.
+        name: What to call the file in errors.
+
+    Returns:
+        The size as `decode_image` would return it, and how the file stores it.
+
+    Raises:
+        BadImageError: Exactly when `decode_image` would raise it.
+    """
+    with _open(data, name) as image:
+        (width, height), mode = image.size, image.mode
+        if isinstance(image, _Jpeg):
+            image.draft(None, (1, 1))  # 1/8 scale: still reads every byte, yet skips most of the arithmetic
+            image.load()  # 8-bit L, RGB or CMYK: nothing after this can fail
+        else:
+            _load_rgb(image, name)
+        if _orientation(image) >= 5:
+            width, height = height, width
+    return ImageInfo(width, height, mode, image.format or "")
+
+
+class _Jpeg(JpegImagePlugin.JpegImageFile):
+    """A JPEG that keeps its EXIF block from Pillow, which parses it on opening, for the resolution, and may warn."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
+class _Tiff(TiffImagePlugin.TiffImageFile):
+    """A TIFF that keeps all but the orientation from Pillow, which turns TIFFs itself on loading, and may warn."""
+
+    def getexif(self) -> Image.Exif:
+        exif = Image.Exif()
+        exif[Tag.Orientation] = self.tag_v2.get(Tag.Orientation, 1)
+        return exif
+
+
+# The plugins are called directly, not through `Image.open`: that warns about large pictures before their size can be
+# asked, takes a JPEG with a broken list of further frames for a reason to warn too, and knows formats that nobody
+# wants opened by mistake (EPS runs Ghostscript).
+_PLUGINS: Final[tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...]] = (
+    (re.compile(rb"\xff\xd8\xff"), _Jpeg),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), _Tiff),
+    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+    (re.compile(rb"P[1-6][\s#]"), PpmImagePlugin.PpmImageFile),
+)
+
+_quiet_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # a worker forked while another thread is in _quiet must not find the lock taken
+    os.register_at_fork(
+        before=_quiet_lock.acquire, after_in_parent=_quiet_lock.release, after_in_child=_quiet_lock.release
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops Pillow's warnings; only around what can warn, for the warnings filters belong to the whole process.
+
+    One thread at a time, since interleaved uses would restore each other's filters. Against other code that does the
+    same elsewhere no lock can help; hence the filter names Pillow's modules only, harmless should it be left behind.
+    """
+    with _quiet_lock, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+@contextlib.contextmanager
+def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
+    """Opens a picture file and turns every error of Pillow in the body of the `with` into a `BadImageError`."""
+    if not data:
+        raise BadImageError(name, "the file is empty")
+    plugin = next((plugin for magic, plugin in _PLUGINS if magic.match(data)), None)
+    if plugin is None:
+        hint = " (it looks like HEIC or AVIF: convert it)" if data[4:8] == b"ftyp" else ""
+        raise BadImageError(name, f"not a JPEG, PNG, WebP, GIF, TIFF, BMP or PPM picture{hint}")
+    # Further frames (GIF, animated PNG) and tags (TIFF) are read on opening, with warnings about what is odd in them.
+    animated_png = plugin is PngImagePlugin.PngImageFile and b"acTL" in data
+    may_warn = animated_png or plugin in (GifImagePlugin.GifImageFile, _Tiff)
+    try:
+        with _quiet() if may_warn else contextlib.nullcontext():
+            image = plugin(BytesIO(data))
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise BadImageError(
+                    name, f"{image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS:,}"
+                )
+            if animated_png or (may_warn and pixels > (Image.MAX_IMAGE_PIXELS or pixels)):
+                image.load()  # may warn as well: of chunks after the pixels, or once more of the size
+        yield image
+    except BadImageError:
+        raise
+    except _PILLOW_ERRORS as error:
+        raise BadImageError(name, _cause(error, plugin.format or "picture")) from error
+
+
+def _cause(error: BaseException, kind: str) -> str:
+    """Pillow's error in words for somebody who never heard of Pillow; its own words in brackets where they may help."""
+    text = str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if "truncated" in text.lower():
+        return f"the {kind} file is cut short (truncated)"
+    if "not identified" in text:
+        return f"the {kind} file's header gives a width or height of zero, or an unknown kind of pixel"
+    return f"damaged or unsupported {kind} file ({text or type(error).__name__})"
+
+
+def _load_rgb(image: ImageFile.ImageFile, name: str) -> Image.Image:
+    """Decodes the pixels into a new picture of mode "RGB", not yet upright (except TIFF, see `_Tiff`)."""
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _grey_to_8_bits(image, name).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and max(key) > 255:  # of a 16-bit PNG, of which Pillow keeps the high bytes
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    rgb = Image.new("RGB", image.size, "white")
+    rgb.paste(rgba, mask=rgba)
+    return rgb
+
+
+def _grey_to_8_bits(image: ImageFile.ImageFile, name: str) -> Image.Image:
+    """Scales grey of uint16, int32 or float32 to uint8; Pillow's `convert` would clip it at 255 instead."""
+    values = np.asarray(image)
+    tags = image.tag_v2 if isinstance(image, _Tiff) else {}
+    whites: tuple[int, ...] = (65535,)
+    if image.mode == "F":
+        whites = (1, 255)
+    elif image.mode == "I" and tags:
+        whites = (255, 65535)  # of 32 bits, nobody uses all
+    elif tags.get(Tag.BitsPerSample) == (12,):
+        whites = (4095,)
+    low, high = float(values.min()), float(values.max())
+    white = next((white for white in whites if low >= 0 and high <= white), None)
+    if white is None:
+        ranges = " or ".join(f"0 to {white}" for white in whites)
+        raise BadImageError(name, f"its grey values go from {low:g} to {high:g}; only {ranges} can be shown")
+    grey = np.rint(values.astype(np.float32) * (255 / white)).astype(np.uint8)
+    if tags.get(Tag.PhotometricInterpretation) == 0:  # white is zero
+        grey = 255 - grey
+    if "transparency" in image.info:  # the one value that stands for a transparent pixel
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, 1 to 8, of a loaded picture; 1 where there is none, or none that can be read.
+
+    Read by hand, as Pillow's reader warns about, or stumbles over, damage in parts that do not matter here.
+    """
+    exif = image.info.get("exif")
+    if not isinstance(exif, bytes):
+        return 1
+    tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some writers put it twice
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return 1
+    try:
+        (start,) = struct.unpack_from(order + "L", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+            if tag == Tag.Orientation:
+                (value,) = struct.unpack_from(order + ("L" if kind == 4 else "H"), tiff, entry + 8)
+                return value if value in _TURNS else 1
+    except struct.error:  # the block ends too early
+        pass
+    return 1

@@ -1,0 +1,325 @@
+"""An image folder, a zip of one, or a dataset of the hub → rows, labels and class names, the same on every process.
+
+`datasets` loads the rows; this module looks at the folder first, because the imagefolder loader answers a stray
+picture by silently dropping every label and takes some class names for splits. Pictures are not opened here.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from accel_flowers.data.decode import IMAGE_EXTENSIONS
+from accel_flowers.errors import UserError
+
+HUB_PREFIX = "hub:"
+SPLIT_FOLDERS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+_LAYOUT = (
+    "Pictures belong in one sub-folder per class (DIR/rose/1.jpg), or in DIR/train/rose, DIR/val/rose, DIR/test/rose."
+)
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """The pictures of a data set, sorted by name.
+
+    Attributes:
+        source: what the user gave.
+        dataset: one row a picture: `image` (a dict of `bytes` and `path`, not decoded) and `label`.
+        files: name of each row, relative to the folder, with forward slashes.
+        labels: class of each row, int64 [N].
+        class_names: sorted; a label is the index into them.
+        given_parts: part of each row where the data set comes with train, val and test; else None.
+        unreadable: files that look like pictures but are not files (broken links, folders), with the cause.
+        ignored: files that are no pictures by their name.
+    """
+
+    source: str
+    dataset: datasets.Dataset
+    files: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    class_names: tuple[str, ...]
+    given_parts: tuple[str, ...] | None
+    unreadable: dict[str, str]
+    ignored: tuple[str, ...]
+
+
+def read_bytes(image: dict[str, Any]) -> bytes:
+    """The encoded picture of a row: its bytes where the row holds them, else the file it names."""
+    data: bytes | None = image["bytes"]
+    return data if data is not None else Path(image["path"]).read_bytes()
+
+
+def load_images(source: str) -> ImageTable:
+    """Load a folder, a .zip or `hub:OWNER/NAME`.
+
+    Raises:
+        UserError: nothing there, or a layout whose labels would be wrong; the message says what to change.
+    """
+    if source.startswith(HUB_PREFIX):
+        return _load_hub(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(source, path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _load_folder(source, _inner_folder(_unzip(path)))
+    if path.exists():
+        raise UserError(f"'{source}' is a file that is no .zip. {_LAYOUT}")
+    hub = f" For a dataset of the Hugging Face hub type {HUB_PREFIX}{source}." if source.count("/") == 1 else ""
+    raise UserError(f"There is no folder '{source}'.{hub} {_LAYOUT}")
+
+
+@dataclass
+class _Scan:
+    """What a walk over the folder found."""
+
+    files: list[str]
+    unreadable: dict[str, str]
+    ignored: list[str]
+    empty_folders: list[str]
+
+
+def _load_folder(source: str, root: Path) -> ImageTable:
+    scan = _scan(root)
+    depth, given = _check_layout(source, scan)
+    if not scan.files:
+        raise UserError(f"'{source}' holds no readable picture. {_LAYOUT}")
+    try:
+        datasets.disable_progress_bars()
+        rows = datasets.load_dataset(
+            "imagefolder",
+            # One pattern for the whole folder: left to itself, the loader takes a class called "test" for a split.
+            data_files={"train": [f"{glob.escape(str(root.absolute()))}/**"]},
+            split="train",
+            drop_labels=False,
+            drop_metadata=True,
+        )
+    finally:
+        datasets.enable_progress_bars()
+    rows = rows.cast_column("image", datasets.Image(decode=False))
+    paths = rows.with_format("arrow")["image"].to_pylist() if len(rows) else []
+    names = [Path(os.path.relpath(image["path"], root.absolute())).as_posix() for image in paths]
+    if set(names) != set(scan.files):
+        lost = sorted(set(scan.files) ^ set(names))
+        raise UserError(
+            f"The image folder loader of `datasets` disagrees about {len(lost)} files of '{source}', for example "
+            f"'{lost[0]}'. Rename them with plain letters, or set DIR to a folder with a plainer path."
+        )
+    order = sorted(range(len(names)), key=names.__getitem__)
+    files = tuple(names[row] for row in order)
+    classes = [PurePosixPath(name).parts[depth - 1] for name in files]
+    class_names = tuple(sorted(set(classes)))
+    label_of = {name: label for label, name in enumerate(class_names)}
+    return ImageTable(
+        source=source,
+        dataset=rows if order == list(range(len(names))) else rows.select(order),
+        files=files,
+        labels=np.array([label_of[name] for name in classes], dtype=np.int64),
+        class_names=class_names,
+        given_parts=tuple(given[name.split("/")[0]] for name in files) if given else None,
+        unreadable=scan.unreadable,
+        ignored=tuple(scan.ignored),
+    )
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__"))
+
+
+def _scan(root: Path) -> _Scan:
+    """Walk the folder: pictures by their ending, in sorted order; hidden files are passed over."""
+    scan = _Scan([], {}, [], [])
+
+    def visit(folder: str, prefix: str) -> bool:
+        """Returns whether anything that looks like a picture lies below."""
+        found = False
+        with os.scandir(folder) as entries:
+            ordered = sorted((entry for entry in entries if not _hidden(entry.name)), key=lambda entry: entry.name)
+        for entry in ordered:
+            name = prefix + entry.name
+            looks_like_picture = PurePosixPath(entry.name).suffix.lower() in IMAGE_EXTENSIONS
+            if entry.is_dir():
+                below = visit(entry.path, name + "/")
+                if looks_like_picture and not below:
+                    scan.unreadable[name] = "a folder, not a picture"
+                elif not below:
+                    scan.empty_folders.append(name)
+                found |= below or looks_like_picture
+            elif not looks_like_picture:
+                scan.ignored.append(name)
+            elif entry.is_file():
+                scan.files.append(name)
+                found = True
+            else:
+                cause = "a link to a file that is not there" if entry.is_symlink() else "not a regular file"
+                scan.unreadable[name] = cause
+                found = True
+        return found
+
+    visit(str(root), "")
+    return scan
+
+
+def _check_layout(source: str, scan: _Scan) -> tuple[int, dict[str, str] | None]:
+    """See that every picture lies at class depth.
+
+    Returns:
+        The depth of the class folder (1, or 2 under split folders) and the part that each split folder stands for.
+    """
+    if not scan.files and not scan.unreadable:
+        raise UserError(f"'{source}' holds no pictures. {_LAYOUT}")
+    names = [*scan.files, *scan.unreadable]
+    tops = sorted({name.split("/")[0] for name in names if "/" in name} | {f.split("/")[0] for f in scan.empty_folders})
+    split_like = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
+    all_split_like = bool(split_like) and len(split_like) == len(tops)
+    depth = 2 if all_split_like and any(name.count("/") >= 2 for name in names) else 1
+    if split_like and depth == 1:
+        raise UserError(
+            f"'{source}' holds folders that look like parts of a split ({_quoted(split_like)}) "
+            f"{'with pictures of no class' if all_split_like else 'beside classes (' + _quoted(set(tops) - set(split_like)) + ')'}. "
+            f"{_LAYOUT} If these really are classes, rename them."
+        )
+    stray = [name for name in names if name.count("/") != depth]
+    if stray:
+        inner = tops[0] if len(tops) == 1 and all(name.count("/") == 2 for name in stray) else None
+        hint = f" Did you mean {Path(source) / inner}?" if inner else ""
+        raise UserError(
+            f"{len(stray)} pictures of '{source}' do not lie in a class folder, for example '{stray[0]}'.{hint} {_LAYOUT} "
+            "Move or remove them: with one of them the labels of all pictures would be lost."
+        )
+    empty = [folder for folder in scan.empty_folders if folder.count("/") < depth]
+    if empty:
+        raise UserError(f"'{source}' has folders without a picture: {_quoted(empty)}. Fill or remove them.")
+    classes = sorted({name.split("/")[depth - 1] for name in names})
+    if len(classes) < 2:
+        raise UserError(
+            f"'{source}' has one class only ({_quoted(classes)}); a classifier needs two or more. {_LAYOUT}"
+        )
+    if depth == 1:
+        return depth, None
+    return depth, _check_split_folders(source, names, split_like, classes)
+
+
+def _check_split_folders(
+    source: str, names: Sequence[str], split_like: dict[str, str], classes: Sequence[str]
+) -> dict[str, str]:
+    parts = sorted(split_like.values())
+    if len(set(parts)) < len(parts):
+        raise UserError(f"'{source}' has two folders for one part of the split: {_quoted(split_like)}. Join them.")
+    if "train" not in parts or len(parts) < 2:
+        raise UserError(f"'{source}' has {_quoted(split_like)}: it needs train, and val or test beside it.")
+    for folder, part in sorted(split_like.items()):
+        here = {name.split("/")[1] for name in names if name.startswith(folder + "/")}
+        lacking = sorted(set(classes) - here)
+        if lacking and part == "train":
+            raise UserError(f"'{source}/{folder}' lacks the classes {_quoted(lacking)}, so they could not be learned.")
+    return split_like
+
+
+def _quoted(names: Iterable[str]) -> str:
+    shown = sorted(names)
+    return ", ".join(f"'{name}'" for name in shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+
+
+def _unzip(path: Path) -> Path:
+    """Unpack next to the caches of `datasets`, once for each state of the file."""
+    state = path.stat()
+    key = hashlib.blake2b(f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+    target = Path(datasets.config.HF_DATASETS_CACHE) / "accel_flowers_zip" / f"{path.stem}-{key}"
+    if target.is_dir():
+        return target
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in _safe_members(path, archive):
+                archive.extract(member, partial)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"The zip '{path}' cannot be unpacked: {error}.") from None
+    if not partial.exists():
+        raise UserError(f"The zip '{path}' holds no pictures. {_LAYOUT}")
+    partial.rename(target)
+    return target
+
+
+def _safe_members(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+    """Pictures only: `extract` keeps names inside the target, this keeps out what nobody asked for."""
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"The zip '{path}' holds '{member.filename}', which leads out of its folder. Make it anew.")
+        if not member.is_dir() and not any(_hidden(part) for part in name.parts):
+            yield member
+
+
+def _inner_folder(folder: Path) -> Path:
+    """People zip the folder itself: step into it where it is the only thing inside."""
+    entries = list(folder.iterdir())
+    while len(entries) == 1 and entries[0].is_dir():
+        below = list(entries[0].iterdir())
+        if any(entry.is_file() for entry in below):
+            break
+        folder, entries = entries[0], below
+    return folder
+
+
+def _load_hub(source: str) -> ImageTable:
+    name = source.removeprefix(HUB_PREFIX)
+    try:
+        loaded = datasets.load_dataset(name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"The dataset '{name}' of the Hugging Face hub cannot be loaded: {error}. Check the name and the network, "
+            "or give a folder of your own: --data.path DIR."
+        ) from None
+    features = next(iter(loaded.values())).features
+    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if len(images) != 1 or len(labels) != 1:
+        raise UserError(
+            f"The dataset '{name}' needs one column of pictures and one of class labels, it has "
+            f"{len(images)} and {len(labels)}: {', '.join(features)}."
+        )
+    parts = {split: SPLIT_FOLDERS.get(split.lower()) for split in loaded}
+    known = {split: part for split, part in parts.items() if part is not None}
+    if len(set(known.values())) < len(known) or "train" not in known.values():
+        raise UserError(
+            f"The dataset '{name}' has the parts {_quoted(parts)}; train is needed, val and test are known."
+        )
+    columns = {images[0]: "image", labels[0]: "label"}
+    tables = [
+        loaded[split]
+        .select_columns(list(columns))
+        .rename_columns(columns)
+        .cast_column("image", datasets.Image(decode=False))
+        for split in known
+    ]
+    rows = datasets.concatenate_datasets(tables)
+    given = tuple(part for (_, part), table in zip(known.items(), tables, strict=True) for _ in range(len(table)))
+    return ImageTable(
+        source=source,
+        dataset=rows,
+        files=tuple(
+            f"{split}/{row:08d}" for split, table in zip(known, tables, strict=True) for row in range(len(table))
+        ),
+        labels=np.asarray(rows.with_format("numpy")["label"], dtype=np.int64),
+        class_names=tuple(features[labels[0]].names),
+        given_parts=given if len(known) > 1 else None,
+        unreadable={},
+        ignored=(),
+    )

@@ -1,0 +1,202 @@
+"""Look at every picture once before training: which cannot be read, which are the same, who goes into which part.
+
+Runs on the main process alone; its result is a `Split` that all processes obey.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from accel_flowers.data.decode import BadImageError, verify_image
+from accel_flowers.data.folder import ImageTable, read_bytes
+from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
+from accel_flowers.errors import UserError
+
+_SHOWN = 20
+"""Names that an error lists before it says how many more there are."""
+_PRECEDENCE = ("test", "val", "train")
+"""Of equal pictures in several given parts the first of these keeps its copy: what is measured stays as it was given."""
+
+
+def examine(image: dict[str, object], name: str) -> tuple[str, str | None]:
+    """Digest of the encoded picture, and the cause where it cannot be read."""
+    try:
+        data = read_bytes(image)
+        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        verify_image(data, name)
+    except BadImageError as error:
+        return "", error.cause
+    except OSError as error:
+        return "", error.strerror or str(error)
+    return digest, None
+
+
+def _examine_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str | None]]:
+    """`examine` of the rows, on all cores: reading and decoding leave Python's lock."""
+    images = table.dataset.with_format("arrow")["image"].to_pylist()
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(examine, [images[row] for row in rows], [table.files[row] for row in rows]))
+
+
+def check_readable(table: ImageTable, files: Sequence[str]) -> None:
+    """See that these pictures can be read before a model is asked about them.
+
+    Raises:
+        UserError: naming those that cannot.
+    """
+    row_of = {name: row for row, name in enumerate(table.files)}
+    found = _examine_all(table, [row_of[name] for name in files])
+    _stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
+
+
+def decide_split(table: ImageTable, split: str, *, seed: int, on_bad_image: str) -> Split:
+    """Read every picture and give each its part.
+
+    Args:
+        table: the pictures.
+        split: percentages such as "80/20", or the path of a split.json to obey.
+        seed: what a drawn split follows from.
+        on_bad_image: "stop" or "skip" for pictures that cannot be read.
+
+    Raises:
+        UserError: unreadable pictures (where they stop the run), classes too small to split, a split file that
+            does not fit the folder.
+    """
+    given = load_split(Path(split)) if split.endswith(".json") or Path(split).is_file() else None
+    fractions = parse_fractions(split) if given is None else {}
+    found = _examine_all(table, range(len(table.files)))
+    bad = table.unreadable | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
+    left_out_before = given.left_out if given else {}
+    new = {name: cause for name, cause in bad.items() if name not in left_out_before}
+    _stop_or_skip(table.source, new, on_bad_image)
+
+    rows = [row for row, (_, cause) in enumerate(found) if cause is None and table.files[row] not in left_out_before]
+    files = [table.files[row] for row in rows]
+    labels = [int(table.labels[row]) for row in rows]
+    groups = group_by_content([found[row][0] for row in rows])
+    _check_classes_left(table, labels)
+
+    if given is not None:
+        parts = _obey(given, Path(split), table, files)
+    elif table.given_parts is not None:
+        parts = _parts_as_given([table.given_parts[row] for row in rows], labels, groups, fractions, seed)
+    else:
+        parts = _draw(table, labels, groups, fractions, seed)
+    doubles = _doubles_across_parts(files, groups, parts)
+    return Split(
+        class_names=table.class_names,
+        parts={name: part for name, part in zip(files, parts, strict=True) if name not in doubles},
+        left_out=dict(sorted({**left_out_before, **bad, **doubles}.items())),
+        duplicates=_duplicates(files, groups),
+    )
+
+
+def _stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:
+    if not bad or on_bad_image == "skip":
+        return
+    lines = [f"  {name}: {cause}" for name, cause in sorted(bad.items())[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"  and {len(bad) - _SHOWN} more")
+    raise UserError(
+        f"{len(bad)} pictures of '{source}' cannot be read:\n"
+        + "\n".join(lines)
+        + "\nMend or remove them. A training run can leave them out: --data.on-bad-image skip lists them in its split.json."
+    )
+
+
+def _check_classes_left(table: ImageTable, labels: Sequence[int]) -> None:
+    lost = [name for label, name in enumerate(table.class_names) if label not in set(labels)]
+    if lost:
+        raise UserError(f"No picture is left of {', '.join(map(repr, lost))} in '{table.source}': none can be read.")
+
+
+def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str]) -> list[str]:
+    if given.class_names != table.class_names:
+        raise UserError(
+            f"{path} is a split of the classes {', '.join(given.class_names)}; "
+            f"'{table.source}' has {', '.join(table.class_names)}."
+        )
+    present = set(files) | set(given.left_out)
+    missing, extra = sorted(set(given.parts) - present), sorted(set(files) - set(given.parts))
+    if missing or extra:
+        told = [f"{len(missing)} of its files are not there, for example '{missing[0]}'"] if missing else []
+        told += [f"it does not name {len(extra)} of the pictures, for example '{extra[0]}'"] if extra else []
+        raise UserError(
+            f"{path} does not fit '{table.source}': {'; '.join(told)}. Give the folder it was made from, edit it, "
+            "or draw a new split with --data.split 80/10/10."
+        )
+    return [given.parts[name] for name in files]
+
+
+def _parts_as_given(
+    parts: list[str], labels: Sequence[int], groups: Sequence[int], fractions: dict[str, float], seed: int
+) -> list[str]:
+    """Split folders are taken as they stand; where there is no val, it is drawn from train."""
+    if "val" in parts:
+        return parts
+    rows = [row for row, part in enumerate(parts) if part == "train"]
+    share = {"train": 1 - fractions["val"], "val": fractions["val"]}
+    drawn = make_split([labels[row] for row in rows], [groups[row] for row in rows], share, seed=seed)
+    for row, part in zip(rows, drawn, strict=True):
+        parts[row] = part
+    return parts
+
+
+def _draw(
+    table: ImageTable, labels: Sequence[int], groups: Sequence[int], fractions: dict[str, float], seed: int
+) -> list[str]:
+    try:
+        return make_split(labels, groups, fractions, seed=seed)
+    except ValueError as error:
+        label, number = error.args
+        raise UserError(
+            f"The class '{table.class_names[label]}' has {number} different pictures, too few for the "
+            f"{len(fractions)} parts {', '.join(fractions)}: add pictures, remove the class, or ask for fewer parts "
+            "with --data.split 80/20."
+        ) from None
+
+
+def _doubles_across_parts(files: Sequence[str], groups: Sequence[int], parts: Sequence[str]) -> dict[str, str]:
+    """Copies that would stand on two sides of a split that was given: all but those of the part that measures."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    doubles = {}
+    for rows in members.values():
+        keeper = min(rows, key=lambda row: _PRECEDENCE.index(parts[row]))
+        for row in rows:
+            if parts[row] != parts[keeper]:
+                doubles[files[row]] = f"the same bytes as {files[keeper]} of {parts[keeper]}"
+    return doubles
+
+
+def _duplicates(files: Sequence[str], groups: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    members: dict[int, list[str]] = defaultdict(list)
+    for name, group in zip(files, groups, strict=True):
+        members[group].append(name)
+    return tuple(sorted(tuple(sorted(names)) for names in members.values() if len(names) > 1))
+
+
+def describe_split(table: ImageTable, split: Split) -> list[str]:
+    """What a person should know before training, a line each."""
+    counts = {part: len(split.files_of(part)) for part in PARTS}
+    lines = [
+        f"{len(split.parts)} pictures of {len(split.class_names)} classes: "
+        + ", ".join(f"{number} {part}" for part, number in counts.items() if number)
+    ]
+    if split.duplicates:
+        classes = {name: table.class_names[label] for name, label in zip(table.files, table.labels, strict=True)}
+        torn = [group for group in split.duplicates if len({classes[name] for name in group}) > 1]
+        across = f", {len(torn)} of them under two classes (first: {' = '.join(torn[0])})" if torn else ""
+        lines.append(f"{len(split.duplicates)} groups of identical files, each on one side of the split{across}")
+    if split.left_out:
+        first, cause = next(iter(split.left_out.items()))
+        lines.append(f"{len(split.left_out)} pictures left out, listed in split.json; first: {first}: {cause}")
+    if table.ignored:
+        lines.append(f"{len(table.ignored)} files that are no pictures by name, for example {table.ignored[0]}")
+    return lines

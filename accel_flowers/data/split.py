@@ -1,0 +1,149 @@
+"""Which picture is trained on, which validates, which tests: a pure, seeded, stratified split, and its file.
+
+Byte-identical pictures form a group that is never torn apart; everything follows from labels, groups, fractions and
+seed. Reading the pictures is not done here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accel_flowers.data.order import permutation, random_key
+from accel_flowers.errors import UserError
+
+PARTS = ("train", "val", "test")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Split:
+    """Every picture of a folder with its part, or with the reason why it is left out.
+
+    Attributes:
+        class_names: sorted; a label is the index into them.
+        parts: file (relative to the folder, with forward slashes) → "train", "val" or "test".
+        left_out: file → cause, for pictures that cannot be read or would stand on both sides.
+        duplicates: groups of files with the same bytes.
+    """
+
+    class_names: tuple[str, ...]
+    parts: Mapping[str, str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    duplicates: tuple[tuple[str, ...], ...] = ()
+
+    def files_of(self, part: str) -> list[str]:
+        """The files of one part, sorted."""
+        return sorted(name for name, its_part in self.parts.items() if its_part == part)
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """`"80/20"` or `"80/10/10"` → the share of each part.
+
+    Raises:
+        UserError: for anything else.
+    """
+    numbers = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)\s*(?:/\s*(\d+(?:\.\d+)?)\s*)?", text)
+    shares = [float(number) for number in numbers.groups() if number is not None] if numbers else []
+    if not shares or abs(sum(shares) - 100) > 1e-6 or min(shares[:2]) <= 0:
+        raise UserError(
+            f"data.split '{text}' is neither percentages nor a file: type train/val or train/val/test that add up to 100, "
+            "such as 80/20 or 80/10/10, or the path of a split.json."
+        )
+    return {part: share / 100 for part, share in zip(PARTS, shares, strict=False) if share > 0}
+
+
+def make_split(labels: Sequence[int], groups: Sequence[int], fractions: Mapping[str, float], *, seed: int) -> list[str]:
+    """Assign each sample a part.
+
+    Args:
+        labels: class of each sample.
+        groups: samples of equal number stay together; a group that spans classes counts for its lowest label.
+        fractions: share of each part; each part gets at least one group of every class.
+        seed: what the choice follows from.
+
+    Returns:
+        The part of each sample.
+
+    Raises:
+        ValueError: a class has fewer groups than there are parts; its args are the label and the number of groups.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for sample, group in enumerate(groups):
+        members[group].append(sample)
+    groups_of_class: dict[int, list[list[int]]] = defaultdict(list)
+    for samples in members.values():
+        groups_of_class[min(labels[sample] for sample in samples)].append(samples)
+
+    part_of: dict[int, str] = {}
+    for label, its_groups in sorted(groups_of_class.items()):
+        if len(its_groups) < len(fractions):
+            raise ValueError(label, len(its_groups))
+        size = sum(len(samples) for samples in its_groups)
+        shuffled = [its_groups[place] for place in permutation(random_key(seed, "split", label), len(its_groups))]
+        parts = {part: list(shuffled[place]) for place, part in enumerate(fractions)}  # nobody goes empty-handed
+        rest = shuffled[len(fractions) :]
+        for part, share in fractions.items():
+            while rest and part != "train" and len(parts[part]) < round(share * size):
+                parts[part] += rest.pop(0)
+        for left in rest:
+            parts["train"] += left
+        part_of |= {sample: part for part, samples in parts.items() for sample in samples}
+    return [part_of[sample] for sample in range(len(labels))]
+
+
+def group_by_content(digests: Sequence[str]) -> list[int]:
+    """Number samples so that equal digests get equal numbers."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(digest, len(numbers)) for digest in digests]
+
+
+def save_split(split: Split, path: Path) -> None:
+    """Write `split.json`: sorted, one file a line, so that two splits can be compared by eye and by diff."""
+    document: dict[str, Any] = {"format": _FORMAT, **asdict(split)}
+    document["parts"] = dict(sorted(split.parts.items()))
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_split(path: Path) -> Split:
+    """Read a `split.json`.
+
+    Raises:
+        UserError: the file is missing, no JSON, or not of the form that `save_split` writes.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The split file {path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise UserError(f"The split file {path} is not valid JSON: {error}.") from None
+    mistake = _mistake_in(document)
+    if mistake:
+        raise UserError(f"The split file {path} is not a split.json of a run: {mistake}.")
+    return Split(
+        class_names=tuple(document["class_names"]),
+        parts=document["parts"],
+        left_out=document.get("left_out", {}),
+        duplicates=tuple(tuple(group) for group in document.get("duplicates", [])),
+    )
+
+
+def _mistake_in(document: Any) -> str | None:
+    if not isinstance(document, dict) or not isinstance(document.get("parts"), dict):
+        return "it needs an object 'parts' that gives each file its part"
+    if document.get("format") != _FORMAT:
+        return f"its format is {document.get('format')!r}, this version reads {_FORMAT}"
+    names = document.get("class_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "it needs a list 'class_names'"
+    wrong = next((name for name, part in document["parts"].items() if part not in PARTS), None)
+    if wrong is not None:
+        return f"'{wrong}' has the part {document['parts'][wrong]!r}; allowed are {', '.join(PARTS)}"
+    if not isinstance(document.get("left_out", {}), dict):
+        return "'left_out' must be an object that gives each file its cause"
+    return None

@@ -1,0 +1,201 @@
+"""A recipe's list of transform names → a function from upright RGB pictures to uint8 tensors; and the normalisation.
+
+The names and arguments are torchvision's own (transforms v2), checked when the recipe is loaded: unknown names, wrong
+arguments, pictures of different sizes and chance in the evaluation end in a message, not in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from accel_flowers.config import TransformSpec
+from accel_flowers.errors import UserError, did_you_mean
+
+PictureTransform = Callable[[Image.Image], Tensor]
+"""Upright RGB picture → uint8 tensor [3, H, W]."""
+
+_NOT_IN_LISTS = {
+    "Normalize": "it follows by itself; its numbers are data.mean and data.std",
+    "ToTensor": "tensors are made by themselves at the end",
+    "ToDtype": "pictures stay uint8 until they are normalised",
+    "ConvertImageDtype": "pictures stay uint8 until they are normalised",
+    "CutMix": "it mixes a batch, this list is for one picture",
+    "MixUp": "it mixes a batch, this list is for one picture",
+    "Lambda": "code does not belong in a recipe",
+}
+_TENSOR_ONLY = (v2.RandomErasing, v2.JPEG)
+"""Transforms that pass pictures by unless these are tensors."""
+
+
+def transform_names() -> list[str]:
+    """The transforms that a recipe may name."""
+    return sorted(
+        name
+        for name, kind in vars(v2).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, v2.Transform)
+        and kind is not v2.Transform
+        and name not in _NOT_IN_LISTS
+    )
+
+
+class _ToUint8(v2.Transform):
+    """Picture → uint8 tensor; tensors pass."""
+
+    def forward(self, picture: Any) -> Tensor:
+        return picture if isinstance(picture, Tensor) else v2.functional.pil_to_tensor(picture)
+
+
+def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[PictureTransform, tuple[int, int]]:
+    """Make the transform that a recipe's list describes.
+
+    Args:
+        specs: names, or single-key mappings of a name to its arguments, in the order they act.
+        field: where the list stands, for messages ("data.train_transforms").
+
+    Returns:
+        The transform and the size (height, width) of the pictures it makes.
+
+    Raises:
+        UserError: an unknown name, arguments that do not fit, or pictures of different sizes come out.
+    """
+    steps: list[Any] = []
+    for spec in specs:
+        step = _build_step(spec, field)
+        if isinstance(step, _TENSOR_ONLY) and not any(isinstance(earlier, _ToUint8) for earlier in steps):
+            steps.append(_ToUint8())
+        steps.append(step)
+    transform = v2.Compose([*steps, _ToUint8()])
+    return transform, _output_size(transform, field)
+
+
+def check_repeatable(transform: PictureTransform, *, field: str) -> None:
+    """Evaluation must give the same picture each time.
+
+    Raises:
+        UserError: when two passes over one picture differ.
+    """
+    picture = _noise_picture(320, 240)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        passes = [transform(picture) for _ in range(8)]
+    if any(not torch.equal(passes[0], later) for later in passes[1:]):
+        raise UserError(
+            f"{field} holds a random transform, so validation would not measure the same thing twice: "
+            "keep chance in data.train_transforms, and Resize and CenterCrop here."
+        )
+
+
+def _build_step(spec: TransformSpec, field: str) -> Any:
+    name: str
+    arguments: Any
+    if isinstance(spec, str):
+        name, arguments = spec, {}
+    elif isinstance(spec, dict) and len(spec) == 1:
+        name, arguments = next(iter(spec.items()))
+        arguments = {} if arguments is None else arguments
+    else:
+        raise UserError(f"{field}: write 'Name' or 'Name: {{argument: value}}' for a transform, not {spec!r}.")
+    if name in _NOT_IN_LISTS:
+        raise UserError(f"{field}: {name} does not belong in the list: {_NOT_IN_LISTS[name]}.")
+    names = transform_names()
+    if name not in names:
+        raise UserError(
+            f"{field}: torchvision has no transform '{name}'.{did_you_mean(str(name), names)} "
+            "Names are those of torchvision.transforms.v2, such as Resize, CenterCrop, RandomResizedCrop, ColorJitter."
+        )
+    kind = getattr(v2, name)
+    signature = inspect.signature(kind)
+    if not isinstance(arguments, dict):
+        raise UserError(f"{field}: {name} takes arguments by name: {{{_shown(signature)}}}, not {arguments!r}.")
+    unknown = [argument for argument in arguments if argument not in signature.parameters]
+    lacking = [
+        parameter.name
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind is not parameter.VAR_KEYWORD
+        and parameter.name not in arguments
+    ]
+    if unknown or lacking:
+        told = [f"has no argument {', '.join(map(repr, unknown))}"] if unknown else []
+        told += [f"needs {', '.join(lacking)}"] if lacking else []
+        raise UserError(f"{field}: {name} {' and '.join(told)}; it takes {_shown(signature)}.")
+    values = {key: _argument(key, value, signature.parameters[key].default, field) for key, value in arguments.items()}
+    try:
+        return kind(**values)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{field}: {name} does not take {arguments!r}: {error}") from None
+
+
+def _argument(key: str, value: Any, default: Any, field: str) -> Any:
+    """YAML's values as torchvision wants them: names of enumerations, and transforms inside transforms."""
+    if isinstance(default, Enum) and isinstance(value, str):
+        members = {member.value: member for member in type(default)}
+        if value not in members:
+            raise UserError(f"{field}: {key} '{value}' is not allowed; take one of {', '.join(map(str, members))}.")
+        return members[value]
+    if key == "transforms" and isinstance(value, list):
+        return [_build_step(inner, field) for inner in value]
+    return value
+
+
+def _shown(signature: inspect.Signature) -> str:
+    return ", ".join(name for name in signature.parameters if name != "kwargs") or "no arguments"
+
+
+def _noise_picture(width: int, height: int) -> Image.Image:
+    pixels = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def _output_size(transform: PictureTransform, field: str) -> tuple[int, int]:
+    sizes = set()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for width, height in ((320, 240), (200, 450), (97, 61)):
+            try:
+                pixels = transform(_noise_picture(width, height))
+            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+                raise UserError(
+                    f"{field} cannot be applied to a picture of {width} x {height} pixels: {error}"
+                ) from None
+            if pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
+                raise UserError(
+                    f"{field} makes {pixels.dtype} of shape {list(pixels.shape)}; what is needed is uint8 [3, H, W]."
+                )
+            sizes.add((pixels.shape[1], pixels.shape[2]))
+    if len(sizes) > 1:
+        raise UserError(
+            f"{field} makes pictures of different sizes ({', '.join(f'{w} x {h}' for h, w in sorted(sizes))}), which fit "
+            "into no batch: end the list with RandomResizedCrop, CenterCrop or 'Resize: {size: [224, 224]}'."
+        )
+    return sizes.pop()
+
+
+class Normalizer:
+    """uint8 pictures → what the network takes, on the device where they are.
+
+    Args:
+        mean, std: of each channel, pixels scaled to 0..1.
+        channels_last: memory layout of the result.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, channels_last: bool) -> None:
+        # (x / 255 - mean) / std as one multiplication and one addition
+        self._scale = torch.tensor([1 / (255 * s) for s in std]).view(1, 3, 1, 1)
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] → float32 [B, 3, H, W]."""
+        self._scale, self._shift = self._scale.to(pixels.device), self._shift.to(pixels.device)
+        return pixels.to(torch.float32, memory_format=self._layout).mul_(self._scale).add_(self._shift)

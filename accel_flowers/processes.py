@@ -1,0 +1,123 @@
+"""The processes of a run: starting Accelerate, agreeing on what the main process found, sharing what is exact.
+
+Only this module, train, evaluate, checkpoint and tracking know that there may be several processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from torch import nn
+
+from accel_flowers.errors import UserError
+
+T = TypeVar("T")
+
+
+def check_launch(environment: dict[str, str] | None = None) -> None:
+    """Notice a launcher that was asked for several processes and started one.
+
+    `accelerate launch --cpu --num_processes 2` and `distributed_type: MULTI_CPU` do that without a word
+    (Accelerate 1.15 starts several CPU processes only through mpirun): the rendezvous address is set, the rank is not.
+
+    Raises:
+        UserError: saying which configuration starts two CPU processes.
+    """
+    given = os.environ if environment is None else environment
+    launched_by_accelerate = "ACCELERATE_MIXED_PRECISION" in given and "ACCELERATE_DYNAMO_BACKEND" in given
+    ranks = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+    if launched_by_accelerate and "MASTER_PORT" in given and not any(rank in given for rank in ranks):
+        raise UserError(
+            "The launcher was asked for several processes but started only this one: accelerate launch starts several "
+            "CPU processes only with mpirun. Use `accelerate launch --config_file accelerate_configs/cpu_2_processes.yaml`, "
+            "or ask for one process. (If you set MASTER_PORT yourself, unset it.)"
+        )
+
+
+def build_accelerator(
+    *, mixed_precision: str | None = None, trackers: Sequence[str | GeneralTracker] = (), run_dir: Path | None = None
+) -> Accelerator:
+    """Start Accelerate on what the launcher gave, or on the CPU where there is no other device.
+
+    Args:
+        mixed_precision: "no", "fp16" or "bf16"; None = what the launch configuration says.
+        trackers: names or objects that Accelerate logs to.
+        run_dir: where TensorBoard's files go.
+
+    Raises:
+        UserError: a precision that the device does not have.
+    """
+    check_launch()
+    try:
+        return Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=mixed_precision,
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir) if run_dir else None,
+            # Micro-batches are dealt out as they are: nothing is padded, so nothing is counted twice.
+            dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+            # DDP would overwrite every process's batch-norm statistics with the first one's before each forward;
+            # `average_buffers` keeps what all of them saw.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+    except ValueError as error:
+        if "mixed precision" not in str(error):
+            raise
+        raise UserError(
+            f"{error}. Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
+        ) from None
+
+
+def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """`do` on the main process, then on the others: for what fills a cache.
+
+    Raises:
+        UserError: the main process's mistake, on every process, so that all end and none waits.
+    """
+    done: list[T] = []
+
+    def on_main() -> None:
+        done.append(do())
+
+    decided_by_main(accelerator, on_main)
+    return done[0] if done else do()
+
+
+def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """`decide` on the main process alone; every process gets its result, or its error.
+
+    Raises:
+        UserError: the main process's mistake, on every process.
+    """
+    outcome: list[object] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(str(outcome[1]))
+    return outcome[0]  # type: ignore[return-value]  # what `decide` returned, on one process or sent to all
+
+
+def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the mean of their batch-norm running statistics: collective, before evaluation and saving.
+
+    Each process has seen other micro-batches; the mean is what one process with as many would have kept, but for
+    the order. Frozen layers are left alone.
+    """
+    if accelerator.num_processes == 1:
+        return
+    for module in network.modules():
+        for buffer in module.buffers(recurse=False):
+            if module.training and buffer.is_floating_point():
+                buffer.copy_(accelerator.reduce(buffer, reduction="mean"))

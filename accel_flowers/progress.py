@@ -1,0 +1,60 @@
+"""What a person sees while a run goes on; the main process alone speaks, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+def tell(*lines: str) -> None:
+    """Print lines without tearing a progress bar."""
+    for line in lines:
+        tqdm.write(line, file=sys.stderr)
+
+
+class Progress:
+    """A bar where there is a terminal, a line every few seconds where there is a log file.
+
+    Args:
+        num_steps: optimizer steps of the whole run.
+        first_step: those done before.
+        enabled: False on all processes but the main one.
+    """
+
+    SECONDS_BETWEEN_LINES = 10.0
+
+    def __init__(self, num_steps: int, first_step: int, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._num_steps, self._first_step = num_steps, first_step
+        self._begun = self._spoke = time.monotonic()
+        on_terminal = enabled and sys.stderr.isatty()
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
+
+    def step(self, step: int, *, loss: float, lr: float, images_per_second: float) -> None:
+        """Say where the run stands; called when a loss is known anyway."""
+        words = f"loss {loss:.4f}  lr {lr:.2e}  {images_per_second:.0f} images/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(words, refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif self._enabled and time.monotonic() - self._spoke > self.SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            seconds = (self._spoke - self._begun) / (step - self._first_step) * (self._num_steps - step)
+            tell(f"step {step}/{self._num_steps}  {words}  {_clock(seconds)} left")
+
+    def line(self, text: str) -> None:
+        """A line of its own, for example after an epoch."""
+        if self._enabled:
+            tell(text)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

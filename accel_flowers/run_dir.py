@@ -1,0 +1,125 @@
+"""The run directory: the interface between training and everything that looks at it later.
+
+config.yaml          the resolved configuration, and the versions and hardware that it ran on
+split.json           every picture with its part
+metrics.jsonl        losses, rates and scores, one object a line
+checkpoints/         last and best, to go on from
+model/               best weights, class names, preprocessing: all that evaluate and predict need
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel_flowers import __version__
+from accel_flowers.config import ENVIRONMENT_KEY, Config, config_from_yaml, config_to_dict, dump_yaml, parse_yaml
+from accel_flowers.errors import UserError
+from accel_flowers.saved_model import write_text_durably
+
+CONFIG_FILE, SPLIT_FILE, MODEL_DIR = "config.yaml", "split.json", "model"
+_MAY_CHANGE = ("run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "train.log_every_steps")
+"""Fields that do not change what is learned, so that a resumed run may set them anew."""
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run was begun here."""
+    return (run_dir / CONFIG_FILE).exists()
+
+
+def check_run_dir(run_dir: Path, config: Config) -> None:
+    """See that nothing would be overwritten, and that a resumed run is the same run.
+
+    Raises:
+        UserError: the directory holds a run and resuming was not asked for, or another configuration is given.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise UserError(f"The run directory '{run_dir}' is a file. Give another one with --run-dir DIR.")
+    if not holds_run(run_dir):
+        return
+    if config.resume == "never":
+        raise UserError(
+            f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
+            "or give another directory with --run-dir DIR."
+        )
+    before = config_from_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), source=str(run_dir / CONFIG_FILE))
+    old, new = _fixed_fields(before), _fixed_fields(config)
+    changed = [
+        f"  {name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in sorted(old) if old[name] != new[name]
+    ]
+    if changed:
+        raise UserError(
+            f"The run in '{run_dir}' was begun with another configuration:\n"
+            + "\n".join(changed)
+            + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR."
+        )
+
+
+def _fixed_fields(config: Config) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+
+    def visit(values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            name = prefix + key
+            if name in _MAY_CHANGE:
+                continue
+            if isinstance(value, dict):
+                visit(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    visit(config_to_dict(config), "")
+    return flat
+
+
+def begin_run(run_dir: Path, config: Config, *, num_processes: int, precision: str, device: str) -> None:
+    """Make the directory and write config.yaml: from here on it holds a run."""
+    environment = {
+        "run_id": secrets.token_hex(4),
+        "num_processes": num_processes,
+        "precision": precision,
+        "device": device,
+        **_versions_and_hardware(),
+    }
+    values = {**config_to_dict(config), ENVIRONMENT_KEY: environment}
+    try:
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write_text_durably(run_dir / CONFIG_FILE, dump_yaml(values))
+    except OSError as error:
+        raise UserError(f"The run directory '{run_dir}' cannot be written: {error.strerror}.") from None
+
+
+def read_run_id(run_dir: Path) -> str:
+    """Identity of the run, the same after a resume."""
+    values = parse_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), str(run_dir / CONFIG_FILE))
+    return str(values[ENVIRONMENT_KEY]["run_id"])
+
+
+def _versions_and_hardware() -> dict[str, Any]:
+    packages = ("torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "pillow")
+    return {
+        "accel_flowers": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "threads_per_process": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

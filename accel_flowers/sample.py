@@ -1,0 +1,402 @@
+"""Drawn flower pictures, so that a newcomer can train a first model without downloading anything.
+
+`draw_sample` writes five kinds of flowers as JPEG files, one folder per kind. The kinds differ in shape, not in
+colour: a model has to look at petals to tell them apart, as it would have to with photographs. The pictures are for
+trying the product and for tests; a model trained on them knows nothing about photographs of real flowers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+
+from accel_flowers.errors import UserError
+
+Colour: TypeAlias = tuple[int, int, int]
+Points: TypeAlias = npt.NDArray[np.complex128]  # x + iy, because turning a shape is then one multiplication
+
+_SMALLEST_IMAGE = 32  # below this the petals are no longer visible
+_OVERSAMPLING = 3  # drawn this much larger and then reduced: Pillow's shapes have hard edges
+_ALONG = np.linspace(0, 1, 16)  # the way from one end of a petal or a stem to the other
+_BLUNT = np.sqrt(_ALONG) * np.sqrt(1 - _ALONG**4)  # half the width of a petal on that way
+_POINTED = 1.6 * np.sqrt(_ALONG) * (1 - _ALONG)
+_CIRCLE: Points = np.exp(1j * np.linspace(0, 2 * np.pi, 33))
+_GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
+_JPEG_QUALITY = 90
+
+_WHITE, _CREAM, _YELLOW, _ORANGE = (246, 243, 236), (250, 232, 176), (250, 207, 44), (243, 137, 34)
+_RED, _PINK, _MAGENTA, _LILAC = (203, 32, 44), (241, 148, 182), (196, 44, 122), (168, 124, 206)
+_BROWN, _GREEN = (74, 45, 26), (92, 138, 58)
+
+
+def draw_sample(directory: Path, *, images_per_class: int = 160, image_size: int = 96, seed: int = 0) -> Path:
+    """Draw `images_per_class` square pictures of every kind of flower into `directory` and return it.
+
+    The files are `directory/<class>/<class>_0001.jpg` and so on. A picture depends on the seed, its class and its
+    number only: asking for more pictures later gives the same first ones. The directory must be new or empty; it is
+    filled at the very end, so that an interrupted run leaves nothing behind that looks like a data set.
+    """
+    if images_per_class < 1:
+        raise UserError(f"Cannot draw {images_per_class} images per class; ask for 1 or more.")
+    if image_size < _SMALLEST_IMAGE:
+        raise UserError(f"Cannot draw pictures of {image_size} pixels; ask for {_SMALLEST_IMAGE} or more.")
+    target = directory.resolve()
+    try:
+        if target.exists() and any(target.iterdir()):
+            raise UserError(
+                f"'{directory}' is not empty, and sample pictures never overwrite anything. "
+                "Name a new folder, or empty this one first."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
+    except OSError as error:
+        raise UserError(
+            f"Cannot write sample pictures to '{directory}': {error.strerror}. Name another folder."
+        ) from error
+    with scratch:
+        # One level down, because the temporary directory itself is closed to other users.
+        staged = Path(scratch.name) / "pictures"
+        for class_name in _FLOWERS:
+            folder = staged / class_name
+            folder.mkdir(parents=True)
+            for number in range(1, images_per_class + 1):
+                picture = _draw_picture(class_name, image_size, _generator(seed, class_name, number))
+                picture.save(folder / f"{class_name}_{number:04d}.jpg", quality=_JPEG_QUALITY)
+        if target.exists():
+            # The folder may be the one the user stands in, so it is filled rather than replaced.
+            for folder in staged.iterdir():
+                folder.rename(target / folder.name)
+        else:
+            staged.rename(target)
+    return directory
+
+
+def _generator(seed: int, class_name: str, number: int) -> np.random.Generator:
+    """The source of chance of one picture, independent of every other picture's."""
+    key = (seed % 2**64) << 64 | list(_FLOWERS).index(class_name) << 32 | number
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _draw_picture(class_name: str, image_size: int, rng: np.random.Generator) -> Image.Image:
+    """One flower in front of a backdrop with some clutter, as if taken with a simple camera."""
+    # What lies behind is out of focus, so it needs no oversampling.
+    behind = _draw_backdrop(image_size, rng)
+    _draw_leaves(behind, rng)
+    if rng.random() < 0.4:
+        _draw_distant_flower(behind, rng)
+    behind = behind.filter(ImageFilter.GaussianBlur(image_size * rng.uniform(0.004, 0.016)))
+    size = image_size * _OVERSAMPLING
+    canvas = behind.resize((size, size), Image.Resampling.BICUBIC)
+    centre = complex(0.5 + rng.uniform(-0.1, 0.1), 0.5 + rng.uniform(-0.1, 0.1))
+    _draw_flower(class_name, canvas, centre, rng.uniform(0.28, 0.42), rng)
+    if rng.random() < 0.5:
+        _draw_grass(canvas, rng)
+    return _develop(canvas.resize((image_size, image_size), Image.Resampling.BOX), rng)
+
+
+def _develop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Vary exposure, warmth of the light, focus and sensor noise, none of which tell one flower from another."""
+    if rng.random() < 0.3:
+        picture = picture.filter(ImageFilter.GaussianBlur(picture.width * rng.uniform(0.003, 0.008)))
+    warmth = rng.uniform(-0.12, 0.12)
+    gains = rng.uniform(0.65, 1.2) * np.array([1 + warmth, 1.0, 1 - warmth])
+    pixels = np.asarray(picture, dtype=np.float64) * gains
+    pixels += rng.normal(0, rng.uniform(0, 7), pixels.shape)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+# ---------------------------------------------------------------------------------------------- drawing tools
+
+
+@dataclass(frozen=True)
+class _Pen:
+    """Draws shapes given in a flower's own coordinates, where the flower fills the unit circle."""
+
+    draw: ImageDraw.ImageDraw
+    centre: complex  # in pixels, as is the scale
+    scale: float
+    turn: complex = 1
+    squash: float = 1.0  # less than 1 for a flower that is seen from the side
+
+    def fill(self, shape: Points, colour: Colour, opacity: float = 1.0) -> None:
+        self.draw.polygon(self._pixels(shape), fill=(*colour, round(255 * opacity)))
+
+    def stroke(self, shape: Points, colour: Colour, width: float, opacity: float = 1.0) -> None:
+        pixels = max(1, round(width * self.scale))
+        self.draw.line(self._pixels(shape), fill=(*colour, round(255 * opacity)), width=pixels, joint="curve")
+
+    def _pixels(self, shape: Points) -> list[float]:
+        placed = self.centre + self.scale * self.turn * (shape.real + 1j * self.squash * shape.imag)
+        return list(placed.view(np.float64).tolist())
+
+
+def _pen(canvas: Image.Image, centre: complex = 0, scale: float = 1.0, turn: float = 0.0, squash: float = 1.0) -> _Pen:
+    """A pen for a place on the canvas that is given in fractions of the canvas, and a turn in radians."""
+    draw = ImageDraw.Draw(canvas, "RGBA")
+    return _Pen(draw, centre * canvas.width, scale * canvas.width, _direction(turn), squash)
+
+
+def _direction(angle: float) -> complex:
+    return complex(np.cos(angle), np.sin(angle))
+
+
+def _shade(colour: Colour, amount: float) -> Colour:
+    """The colour mixed with white (amount up to 1) or with black (amount down to -1)."""
+    goal = 255 if amount > 0 else 0
+    red, green, blue = (round(part + (goal - part) * min(abs(amount), 1)) for part in colour)
+    return red, green, blue
+
+
+def _vary(colour: Colour, spread: float, rng: np.random.Generator) -> Colour:
+    brightness = rng.normal(0, spread)
+    red, green, blue = (int(part) for part in np.clip(rng.normal(colour, spread / 2) + brightness, 0, 255))
+    return red, green, blue
+
+
+def _choose(colours: tuple[Colour, ...], rng: np.random.Generator) -> Colour:
+    return _vary(colours[rng.integers(len(colours))], 12, rng)
+
+
+def _disc(radius: float, centre: complex = 0) -> Points:
+    return centre + radius * _CIRCLE
+
+
+def _petal(length: float, width: float, pointedness: float) -> Points:
+    """The outline of a petal along the x axis: 0 gives a blunt tip, 1 a long pointed one."""
+    half = (1 - pointedness) * _BLUNT + pointedness * _POINTED
+    side: Points = length * _ALONG + 0.5j * width * half
+    return np.concatenate([side, side[::-1].conj()])
+
+
+def _curve(start: complex, bend: complex, end: complex) -> Points:
+    curve: Points = start * (1 - _ALONG) ** 2 + 2 * bend * _ALONG * (1 - _ALONG) + end * _ALONG**2
+    return curve
+
+
+# ---------------------------------------------------------------------------------------------- surroundings
+
+
+@dataclass(frozen=True)
+class _Backdrop:
+    """A texture between two colours; the grains are its patches, counted down and across the picture."""
+
+    dark: Colour
+    light: Colour
+    grains: tuple[tuple[int, int], ...]
+
+
+_BACKDROPS = (
+    _Backdrop((38, 66, 24), (142, 176, 84), ((3, 3), (40, 10))),  # meadow
+    _Backdrop((18, 38, 22), (112, 150, 74), ((6, 6), (12, 12))),  # foliage
+    _Backdrop((96, 150, 214), (236, 242, 250), ((3, 2), (7, 5))),  # sky
+    _Backdrop((48, 32, 22), (146, 108, 78), ((8, 8), (60, 60))),  # soil
+    _Backdrop((92, 60, 36), (198, 158, 112), ((8, 1), (80, 4))),  # wood
+    _Backdrop((54, 34, 62), (246, 170, 128), ((3, 1), (5, 5))),  # dusk
+    _Backdrop((84, 86, 90), (190, 188, 182), ((5, 6), (50, 50))),  # stone
+)
+
+
+def _draw_backdrop(size: int, rng: np.random.Generator) -> Image.Image:
+    backdrop = _BACKDROPS[rng.integers(len(_BACKDROPS))]
+    coarse, fine = (
+        Image.fromarray(rng.integers(0, 256, grain, dtype=np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+        for grain in backdrop.grains
+    )
+    texture = ImageChops.blend(coarse, fine, rng.uniform(0.2, 0.5))
+    return ImageOps.colorize(texture, _vary(backdrop.dark, 12, rng), _vary(backdrop.light, 12, rng))
+
+
+def _draw_leaves(canvas: Image.Image, rng: np.random.Generator) -> None:
+    for _ in range(rng.integers(0, 7)):
+        place = complex(rng.uniform(0, 1), rng.uniform(0, 1))
+        pen = _pen(canvas, place, rng.uniform(0.15, 0.4), rng.uniform(0, 2 * np.pi))
+        colour = _vary(_GREEN, 22, rng)
+        pen.fill(_petal(1, rng.uniform(0.25, 0.6), 0.7), colour)
+        pen.stroke(np.array([0, 0.9 + 0j]), _shade(colour, 0.25), 0.03)
+
+
+def _draw_grass(canvas: Image.Image, rng: np.random.Generator) -> None:
+    """A few blades in front of everything."""
+    pen = _pen(canvas)
+    for _ in range(rng.integers(2, 7)):
+        root = complex(rng.uniform(0, 1), 1.02)
+        tip = root + complex(rng.uniform(-0.2, 0.2), -rng.uniform(0.15, 0.5))
+        bend = complex(root.real, tip.imag)
+        blade = np.concatenate([_curve(root - 0.008, bend, tip), _curve(tip, bend, root + 0.008)])
+        pen.fill(blade, _vary(_GREEN, 25, rng))
+
+
+def _draw_distant_flower(canvas: Image.Image, rng: np.random.Generator) -> None:
+    """A spot of petals far out of focus: colour without a shape that could be recognised."""
+    colour = _choose((_WHITE, _YELLOW, _ORANGE, _RED, _PINK, _LILAC), rng)
+    mask = Image.new("L", canvas.size)
+    across, down, radius = (
+        size * canvas.width for size in (rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.06, 0.14))
+    )
+    ImageDraw.Draw(mask).ellipse((across - radius, down - radius, across + radius, down + radius), fill=230)
+    canvas.paste(colour, mask=mask.filter(ImageFilter.GaussianBlur(canvas.width * 0.025)))
+
+
+def _draw_flower(
+    class_name: str, canvas: Image.Image, centre: complex, radius: float, rng: np.random.Generator
+) -> None:
+    """The stem and the head of a flower; heads look at the viewer, except for the tulip's, which stands upright."""
+    lean = rng.uniform(-0.45, 0.45)
+    foot = centre + 1.2j * _direction(lean)
+    stem = _curve(centre, centre + 0.4j, foot)
+    stem_colour = _vary(_GREEN, 18, rng)
+    _pen(canvas).stroke(stem, _shade(stem_colour, -0.25), 0.05 * radius / 0.35)
+    _pen(canvas).stroke(stem - 0.004, stem_colour, 0.028 * radius / 0.35)
+    if class_name == "tulip":
+        pen = _pen(canvas, centre - 0.05j, radius * 0.85, -lean * 0.6)
+    else:
+        pen = _pen(canvas, centre, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1))
+    _FLOWERS[class_name](pen, rng)
+
+
+# ---------------------------------------------------------------------------------------------- flower heads
+
+
+def _draw_petal(pen: _Pen, angle: float, outline: Points, colour: Colour) -> None:
+    """One petal with a darker edge and a lighter fold along its middle."""
+    turn = _direction(angle)
+    pen.fill(outline * turn, _shade(colour, -0.3))
+    inner = outline.real * 0.97 + 0.78j * outline.imag
+    pen.fill(inner * turn, colour)
+    pen.fill((outline.real * 0.9 + 0.25j * outline.imag) * turn, _shade(colour, 0.3), 0.6)
+
+
+def _draw_daisy(pen: _Pen, rng: np.random.Generator) -> None:
+    """Many thin blunt petals around a small disc."""
+    colour = _choose((_WHITE, _WHITE, _CREAM, _YELLOW, _ORANGE, _PINK, _MAGENTA, _LILAC), rng)
+    petals = int(rng.integers(15, 27))
+    for layer in (0.0, 0.5):
+        for petal in range(petals):
+            angle = 2 * np.pi * (petal + layer + rng.normal(0, 0.1)) / petals
+            outline = _petal(rng.uniform(0.86, 1) - 0.1 * layer, rng.uniform(3.4, 4.4) / petals, 0.1)
+            _draw_petal(pen, angle, outline, _shade(colour, rng.normal(0.1 * layer - 0.08, 0.05)))
+    radius = rng.uniform(0.2, 0.28)
+    heart = _choose((_YELLOW, _ORANGE, _GREEN, _BROWN), rng)
+    pen.fill(_disc(radius), _shade(heart, -0.3))
+    pen.fill(_disc(radius * 0.85, -0.02), heart)
+    _draw_seeds(pen, radius * 0.8, 40, _shade(heart, 0.35))
+
+
+def _draw_seeds(pen: _Pen, radius: float, count: int, colour: Colour) -> None:
+    """Dots in the spirals in which composite flowers set their seeds."""
+    for seed in range(count):
+        distance = radius * np.sqrt((seed + 0.5) / count)
+        place = distance * _direction(seed * _GOLDEN_ANGLE)
+        pen.fill(_disc(0.6 * radius / np.sqrt(count), place), colour)
+
+
+def _draw_sunflower(pen: _Pen, rng: np.random.Generator) -> None:
+    """Pointed petals around a large dark disc full of seeds."""
+    colour = _choose((_YELLOW, _YELLOW, _YELLOW, _ORANGE, _CREAM, _RED, _PINK), rng)
+    petals = int(rng.integers(13, 20))
+    for layer in (0.0, 0.5):
+        for petal in range(petals):
+            angle = 2 * np.pi * (petal + layer + rng.normal(0, 0.1)) / petals
+            outline = _petal(rng.uniform(0.9, 1.06), rng.uniform(4.6, 5.8) / petals, 0.85)
+            _draw_petal(pen, angle, outline, _shade(colour, rng.normal(0.2 * layer - 0.15, 0.05)))
+    radius = rng.uniform(0.46, 0.6)
+    heart = _vary(_BROWN, 9, rng)
+    pen.fill(_disc(radius), _shade(heart, -0.3))
+    _draw_seeds(pen, radius * 0.95, 120, _shade(heart, 0.25))
+    pen.fill(_disc(radius * 0.42), _shade(heart, -0.35), 0.7)
+    _draw_seeds(pen, radius * 0.4, 40, _shade(_vary(_GREEN, 15, rng), -0.2))
+
+
+def _draw_dandelion(pen: _Pen, rng: np.random.Generator) -> None:
+    if rng.random() < 0.35:
+        _draw_dandelion_clock(pen, rng)
+        return
+    colour = _choose((_YELLOW, _YELLOW, _YELLOW, _ORANGE, _ORANGE, _CREAM, _PINK), rng)
+    # From the longest rays at the back to the shortest in front, every ring a little lighter.
+    for reach in (1.0, 0.88, 0.74, 0.58, 0.42, 0.26):
+        rays = int(20 + 50 * reach)
+        for ray in range(rays):
+            outline = _petal(reach * rng.uniform(0.84, 1.04), rng.uniform(0.05, 0.08), 0)
+            turn = _direction(2 * np.pi * (ray + rng.uniform(-0.6, 0.6)) / rays)
+            pen.fill(outline * turn, _shade(colour, rng.normal(0.16 - 0.42 * reach, 0.12)))
+
+
+def _draw_dandelion_clock(pen: _Pen, rng: np.random.Generator) -> None:
+    """The seed head: a see-through ball of parachutes."""
+    colour = _choose((_WHITE, _WHITE, _CREAM, _PINK), rng)
+    pen.fill(_disc(0.92), colour, 0.15)
+    seeds = int(rng.integers(60, 90))
+    for seed in range(seeds):
+        # Even spacing on a ball, seen from the front.
+        end = np.sin(np.pi / 2 * np.sqrt((seed + 0.5) / seeds)) * _direction(seed * _GOLDEN_ANGLE)
+        end *= rng.uniform(0.8, 0.92)
+        pen.stroke(np.array([0.12 * end, end]), _shade(colour, -0.12), 0.012, 0.8)
+        for angle in rng.uniform(0, 2 * np.pi, 8):
+            hair = end + rng.uniform(0.1, 0.17) * _direction(angle)
+            pen.stroke(np.array([end, hair]), colour, 0.012, 0.85)
+    pen.fill(_disc(0.12), _vary((128, 108, 72), 12, rng))
+
+
+def _draw_rose(pen: _Pen, rng: np.random.Generator) -> None:
+    """A spiral of broad petals that overlap, from the open ones outside to the bud inside."""
+    colour = _choose((_RED, _RED, _PINK, _PINK, _WHITE, _CREAM, _YELLOW, _ORANGE, _MAGENTA), rng)
+    petals = int(rng.integers(17, 24))
+    start = rng.uniform(0, 2 * np.pi)
+    for petal in range(petals):
+        closeness = petal / (petals - 1)
+        distance = 0.56 * (1 - closeness) ** 0.9
+        radius = 0.5 - 0.33 * closeness
+        turn = _direction(start + petal * _GOLDEN_ANGLE)
+        across = rng.uniform(1.05, 1.35)
+        lobe = _disc(radius)
+        lobe = distance + lobe.real + 1j * across * lobe.imag
+        tone = rng.normal(0.12 - 0.3 * closeness, 0.04)
+        pen.fill((lobe + 0.02) * turn, _shade(colour, tone - 0.4))
+        pen.fill(lobe * turn, _shade(colour, tone + 0.22))
+        pen.fill((lobe - 0.07) * turn, _shade(colour, tone))
+    coil = np.linspace(0, 4.5 * np.pi, 40)
+    pen.stroke(0.012 * coil * np.exp(1j * (coil + start)), _shade(colour, -0.5), 0.03)
+
+
+def _draw_tulip(pen: _Pen, rng: np.random.Generator) -> None:
+    """A cup of pointed petals seen from the side, on a stem with long leaves."""
+    colour = _choose((_RED, _RED, _YELLOW, _YELLOW, _PINK, _WHITE, _ORANGE, _MAGENTA, _LILAC), rng)
+    leaf_colour = _vary(_GREEN, 18, rng)
+    for side in (-1, 1):
+        if rng.random() < 0.75:
+            leaf = _petal(rng.uniform(1.6, 2.3), rng.uniform(0.3, 0.5), 0.8)
+            outline = 2.6j + leaf * _direction(-np.pi / 2 + side * rng.uniform(0.15, 0.4))
+            pen.fill(outline, leaf_colour)
+    openness = rng.uniform(0.1, 0.4)
+    # Back to front: two petals behind, one at either side, the one that faces the viewer.
+    for lean, width, tone in ((-0.5, 0.8, -0.3), (0.5, 0.8, -0.3), (-1, 0.8, -0.12), (1, 0.8, -0.04), (0, 0.9, 0.06)):
+        length = rng.uniform(1.6, 1.85) - 0.15 * (lean == 0)
+        outline = 0.85j - 1j * _tulip_petal(length, width * rng.uniform(0.92, 1.08), lean * openness)
+        inner = 0.85j - 1j * _tulip_petal(length * 0.97, width * 0.88, lean * openness)
+        fold = 0.85j - 1j * _tulip_petal(length * 0.92, width * 0.35, lean * openness)
+        pen.fill(outline, _shade(colour, tone - 0.3))
+        pen.fill(inner, _shade(colour, tone))
+        pen.fill(fold, _shade(colour, tone + 0.25), 0.5)
+
+
+def _tulip_petal(length: float, width: float, lean: float) -> Points:
+    """The outline of a bellied petal with a pointed tip along the x axis, which leans to one side."""
+    half = 0.5 * width * np.sin(np.pi * _ALONG**0.75) ** 0.65
+    middle: Points = length * _ALONG + 1.8j * lean * np.sqrt(_ALONG)
+    return np.concatenate([middle + 1j * half, (middle - 1j * half)[::-1]])
+
+
+_FLOWERS: dict[str, Callable[[_Pen, np.random.Generator], None]] = {
+    "daisy": _draw_daisy,
+    "dandelion": _draw_dandelion,
+    "rose": _draw_rose,
+    "sunflower": _draw_sunflower,
+    "tulip": _draw_tulip,
+}

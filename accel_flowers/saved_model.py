@@ -1,0 +1,147 @@
+"""The `model/` folder: best weights, class names and preprocessing; all that evaluate, predict and export need.
+
+`model.safetensors` holds the weights, `config.json` the rest. Nothing here runs code from the folder: the architecture
+is a name of torchvision's, the transforms are names checked like a recipe's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from accel_flowers import __version__
+from accel_flowers.config import TransformSpec
+from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform
+from accel_flowers.errors import UserError
+from accel_flowers.models import build_network, clean_state_dict, load_state, wants_channels_last
+
+WEIGHTS = "model.safetensors"
+CARD = "config.json"
+
+
+class ModelCard(BaseModel):
+    """What `config.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    architecture: str
+    """Name of the network in torchvision."""
+    dropout: float | None = None
+    """As in the recipe: it decides how the head is built."""
+    class_names: tuple[str, ...] = Field(min_length=2)
+    """Class of each output."""
+    transforms: tuple[TransformSpec, ...]
+    """Upright RGB picture → network input size, as in a recipe's data.eval_transforms."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision in which the scores were made."""
+    eval_batch_size: int = Field(default=32, ge=1)
+    """Pictures in one forward pass when the scores were made."""
+    scores: dict[str, Any] = Field(default_factory=dict)
+    """Part → its scores, with the epoch and step of the weights; for people, nothing reads them back."""
+    accel_flowers: str = __version__
+    """Version that wrote the folder."""
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model read back: ready to be moved to a device and called."""
+
+    card: ModelCard
+    network: nn.Module
+    transform: PictureTransform
+    normalizer: Normalizer
+
+
+def save_model(directory: Path, network: nn.Module, card: ModelCard) -> None:
+    """Write `model/` whole: under a temporary name first, so that a reader never meets half of it."""
+    partial, old = directory.with_name(f".{directory.name}.part"), directory.with_name(f".{directory.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
+    write_text_durably(partial / CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """Write a file so that after a crash there is the old text or the new one."""
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def update_scores(directory: Path, scores: Mapping[str, Any]) -> None:
+    """Add scores to the card of a saved model."""
+    card = load_card(directory)
+    updated = card.model_copy(update={"scores": {**card.scores, **scores}})
+    write_text_durably(
+        directory / CARD, json.dumps(updated.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+    )
+
+
+def load_card(directory: Path) -> ModelCard:
+    """Read `config.json` of a model folder.
+
+    Raises:
+        UserError: no such folder, not one of ours, or tampered with; the message names what is wrong.
+    """
+    path = directory / CARD
+    if not path.is_file():
+        inner = directory / "model"
+        hint = f" Did you mean {inner}?" if (inner / CARD).is_file() else ""
+        raise UserError(f"'{directory}' is no model folder: it has no {CARD}.{hint} A run writes it to RUN_DIR/model.")
+    try:
+        return ModelCard.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path} is damaged or not of this program: {place}: {first['msg']}.") from None
+
+
+def load_model(directory: Path) -> SavedModel:
+    """Read a model folder.
+
+    Raises:
+        UserError: as `load_card`; weights that cannot be read or do not fit the architecture.
+    """
+    card = load_card(directory)
+    network, _ = build_network(card.architecture, len(card.class_names), weights="none", dropout=card.dropout)
+    load_state(network, read_state(directory / WEIGHTS), source=str(directory / WEIGHTS))
+    transform, _ = build_transform(card.transforms, field=f"{directory / CARD}: transforms")
+    return SavedModel(
+        card=card,
+        network=network.eval(),
+        transform=transform,
+        normalizer=Normalizer(card.mean, card.std, channels_last=wants_channels_last(network)),
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The weights {path} cannot be read: {error}.") from None

@@ -1,0 +1,265 @@
+"""Pictures made in memory: one small scene with four differently coloured corners, saved as every kind of file."""
+
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops
+
+WIDTH, HEIGHT = 48, 32
+ORIENTATION, PHOTOMETRIC, BITS_PER_SAMPLE = 0x0112, 262, 258
+
+COLOURS = ((220, 30, 40), (30, 200, 60), (40, 50, 210), (230, 220, 50))
+"""Upper left, upper right, lower left, lower right."""
+
+GREYS = (20, 90, 160, 240)
+"""The same corners of the grey scene."""
+
+
+def corners(values: Any, dtype: Any = np.uint8) -> NDArray[Any]:
+    """An array of HEIGHT x WIDTH (x channels) whose four quarters hold the four values."""
+    values = np.asarray(values, dtype)
+    array = np.empty((HEIGHT, WIDTH, *values.shape[1:]), dtype)
+    for quarter, value in enumerate(values):
+        rows = slice(0, HEIGHT // 2) if quarter < 2 else slice(HEIGHT // 2, HEIGHT)
+        columns = slice(0, WIDTH // 2) if quarter % 2 == 0 else slice(WIDTH // 2, WIDTH)
+        array[rows, columns] = value
+    return array
+
+
+def scene() -> Image.Image:
+    """The coloured scene."""
+    return Image.fromarray(corners(COLOURS))
+
+
+def grey_scene() -> Image.Image:
+    """The grey scene."""
+    return Image.fromarray(corners(GREYS))
+
+
+def cut_out() -> Image.Image:
+    """The coloured scene, its upper left quarter transparent: what shows there is white, not the colour under it."""
+    picture = scene().convert("RGBA")
+    picture.putalpha(Image.fromarray(corners((0, 255, 255, 255))))
+    return picture
+
+
+def save(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of a picture file of the kind that Pillow knows under this name."""
+    buffer = BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation: int) -> bytes:
+    """An EXIF block that asks for this orientation."""
+    block = Image.Exif()
+    block[ORIENTATION] = orientation
+    block[0x010F] = "A camera maker whose name does not fit into four bytes"
+    return block.tobytes()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """One chunk of a PNG file, with its checksum."""
+    return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
+
+
+def png(array: NDArray[Any], colour_type: int, extra: bytes = b"") -> bytes:
+    """A PNG of the array as it is, 8 or 16 bits a sample; Pillow does not write all kinds itself."""
+    height, width = array.shape[:2]
+    header = struct.pack(">LLBBBBB", width, height, 8 * array.itemsize, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(array.dtype.newbyteorder(">")).tobytes() for row in array)
+    chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def tiff(array: NDArray[Any], photometric: int, order: str = "<", bits: int | None = None, tags: bytes = b"") -> bytes:
+    """An uncompressed TIFF of the array; `tags` are ready entries of 12 bytes each to add to its directory."""
+    height, width = array.shape[:2]
+    channels = array.shape[2] if array.ndim == 3 else 1
+    pixels = array.astype(array.dtype.newbyteorder("<" if order == "<" else ">")).tobytes()
+    if bits == 12:  # two samples in three bytes
+        pairs = array.reshape(-1, 2).astype(np.uint32)
+        packed = (pairs[:, 0] << 12) | pairs[:, 1]
+        pixels = b"".join(int(value).to_bytes(3, "big") for value in packed)
+    depth = bits or 8 * array.itemsize
+    kinds = {"u": 1, "i": 2, "f": 3}
+    shorts = {
+        256: width,
+        257: height,
+        259: 1,
+        262: photometric,
+        277: channels,
+        278: height,
+        339: kinds[array.dtype.kind],
+    }
+    entries = {tag: struct.pack(order + "HHLHH", tag, 3, 1, value, 0) for tag, value in shorts.items()}
+    entries |= {struct.unpack_from(order + "H", tags, at)[0]: tags[at : at + 12] for at in range(0, len(tags), 12)}
+    end = 8 + 2 + 12 * (len(entries) + 3) + 4
+    entries[258] = struct.pack(order + "HHLHH", 258, 3, 1, depth, 0)
+    if channels > 1:
+        entries[258] = struct.pack(order + "HHLL", 258, 3, channels, end)
+    after = struct.pack(order + f"{channels}H", *[depth] * channels) if channels > 1 else b""
+    entries[273] = struct.pack(order + "HHLL", 273, 4, 1, end + len(after))
+    entries[279] = struct.pack(order + "HHLL", 279, 4, 1, len(pixels))
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "LH", 8, len(entries))
+    return head + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4) + after + pixels
+
+
+def bmp_rle8() -> bytes:
+    """A run-length coded BMP of the scene, each row two runs of 24 pixels."""
+    palette = b"".join(bytes((blue, green, red, 0)) for red, green, blue in COLOURS)
+    half = WIDTH // 2
+    rows = [bytes((half, 2 * lower, half, 2 * lower + 1, 0, 0)) for lower in [1] * (HEIGHT // 2) + [0] * (HEIGHT // 2)]
+    pixels = b"".join(rows) + b"\0\1"
+    start = 14 + 40 + len(palette)
+    info = struct.pack("<LllHHLLllLL", 40, WIDTH, HEIGHT, 1, 8, 1, len(pixels), 0, 0, len(COLOURS), 0)
+    return b"BM" + struct.pack("<LLL", start + len(pixels), 0, start) + info + palette + pixels
+
+
+def ycck_jpeg() -> bytes:
+    """A JPEG as Photoshop writes it: inverted CMYK, its first three channels as YCbCr, and an Adobe marker that says so."""
+    cmyk = scene().convert("CMYK")
+    inks = Image.merge("RGB", cmyk.split()[:3])
+    # Stored are Y, Cb and Cr of the inverse of the stored (inverted) inks. Pillow inverts on saving; so do it twice.
+    luma = inks.convert("YCbCr")
+    stored = Image.merge("CMYK", [ImageChops.invert(channel) for channel in luma.split()] + [cmyk.split()[3]])
+    data = save(stored, "JPEG", quality=95)
+    marker = data.index(b"Adobe")
+    return data[: marker + 11] + b"\2" + data[marker + 12 :]
+
+
+def without_segment(data: bytes, marker: bytes) -> bytes:
+    """A JPEG without its first segment of this marker."""
+    start = data.index(marker)
+    (length,) = struct.unpack_from(">H", data, start + 2)
+    return data[:start] + data[start + 2 + length :]
+
+
+def animation() -> dict[str, Any]:
+    """Options for a second, black frame."""
+    return {"save_all": True, "append_images": [Image.new("RGB", (WIDTH, HEIGHT))], "duration": 100}
+
+
+def _palette() -> Image.Image:
+    return scene().quantize(8)
+
+
+def _palette_with_alpha() -> Image.Image:
+    picture = _palette()
+    index = picture.getpixel((2, 2))
+    assert isinstance(index, int)
+    picture.info["transparency"] = bytes(0 if entry == index else 255 if entry < 7 else 128 for entry in range(8))
+    return picture
+
+
+def _index_of_corner() -> int:
+    index = _palette().getpixel((2, 2))
+    assert isinstance(index, int)
+    return index
+
+
+DEEP = tuple(257 * grey for grey in GREYS)
+DEEP_COLOURS = tuple(tuple(257 * channel for channel in colour) for colour in COLOURS)
+WHITE_FIRST = ((255, 255, 255), *COLOURS[1:])
+GREY_COLOURS = tuple((grey,) * 3 for grey in GREYS)
+WHITE_FIRST_GREY = ((255, 255, 255), *GREY_COLOURS[1:])
+BLACK_WHITE = ((0, 0, 0), (255, 255, 255), (255, 255, 255), (0, 0, 0))
+
+Maker = Callable[[], bytes]
+
+KINDS: dict[str, tuple[Maker, Any, int]] = {
+    # name: (maker of the file, colours of the four corners once decoded, tolerance)
+    "jpeg": (lambda: save(scene(), "JPEG", quality=95), COLOURS, 6),
+    "jpeg subsampled": (lambda: save(scene(), "JPEG", quality=75, subsampling=2), COLOURS, 14),
+    "jpeg progressive": (lambda: save(scene(), "JPEG", quality=95, progressive=True), COLOURS, 6),
+    "jpeg grey": (lambda: save(grey_scene(), "JPEG", quality=95), GREY_COLOURS, 4),
+    "jpeg rgb": (lambda: save(scene(), "JPEG", quality=95, keep_rgb=True), COLOURS, 6),
+    "jpeg restart": (lambda: save(scene(), "JPEG", quality=95, restart_marker_blocks=2), COLOURS, 6),
+    "jpeg exif": (lambda: save(scene(), "JPEG", quality=95, exif=exif(1)), COLOURS, 6),
+    "jpeg cmyk": (lambda: save(scene().convert("CMYK"), "JPEG", quality=95), COLOURS, 6),
+    "jpeg ycck": (ycck_jpeg, COLOURS, 8),
+    "jpeg mpo": (lambda: save(scene(), "MPO", quality=95, **animation()), COLOURS, 6),
+    "png": (lambda: save(scene(), "PNG"), COLOURS, 0),
+    "png interlaced": (lambda: save(_palette(), "PNG"), COLOURS, 4),
+    "png 1-bit": (lambda: save(grey_scene().point(lambda v: 255 * (90 <= v < 200), "1"), "PNG"), BLACK_WHITE, 0),
+    "png palette": (lambda: save(_palette(), "PNG"), COLOURS, 4),
+    "png palette one transparent": (lambda: save(_palette(), "PNG", transparency=_index_of_corner()), WHITE_FIRST, 4),
+    "png palette alpha": (lambda: save(_palette_with_alpha(), "PNG"), WHITE_FIRST, 4),
+    "png grey": (lambda: save(grey_scene(), "PNG"), GREY_COLOURS, 0),
+    "png grey transparent": (lambda: save(grey_scene(), "PNG", transparency=GREYS[0]), WHITE_FIRST_GREY, 0),
+    "png grey alpha": (lambda: save(cut_out().convert("LA"), "PNG"), None, 0),
+    "png rgb transparent": (lambda: save(scene(), "PNG", transparency=COLOURS[0]), WHITE_FIRST, 0),
+    "png rgba": (lambda: save(cut_out(), "PNG"), WHITE_FIRST, 0),
+    "png grey16": (lambda: png(corners(DEEP, np.uint16), 0), GREY_COLOURS, 0),
+    "png grey16 transparent": (
+        lambda: png(corners(DEEP, np.uint16), 0, png_chunk(b"tRNS", struct.pack(">H", DEEP[0]))),
+        WHITE_FIRST_GREY,
+        0,
+    ),
+    "png grey16 alpha": (
+        lambda: png(np.dstack([corners(DEEP, np.uint16), corners((0, 65535, 65535, 65535), np.uint16)]), 4),
+        WHITE_FIRST_GREY,
+        0,
+    ),
+    "png rgb16": (lambda: png(corners(DEEP_COLOURS, np.uint16), 2), COLOURS, 0),
+    "png rgb16 transparent": (
+        lambda: png(corners(DEEP_COLOURS, np.uint16), 2, png_chunk(b"tRNS", struct.pack(">3H", *DEEP_COLOURS[0]))),
+        WHITE_FIRST,
+        0,
+    ),
+    "png rgba16": (
+        lambda: png(np.dstack([corners(DEEP_COLOURS, np.uint16), corners((0, 65535, 65535, 65535), np.uint16)]), 6),
+        WHITE_FIRST,
+        0,
+    ),
+    "png animated": (lambda: save(scene(), "PNG", **animation()), COLOURS, 0),
+    "webp": (lambda: save(scene(), "WEBP", quality=95), COLOURS, 16),
+    "webp lossless": (lambda: save(scene(), "WEBP", lossless=True), COLOURS, 0),
+    "webp alpha": (lambda: save(cut_out(), "WEBP", lossless=True), WHITE_FIRST, 0),
+    "webp animated": (lambda: save(scene(), "WEBP", lossless=True, **animation()), COLOURS, 0),
+    "gif": (lambda: save(_palette(), "GIF"), COLOURS, 4),
+    "gif grey": (lambda: save(grey_scene(), "GIF"), GREY_COLOURS, 0),
+    "gif transparent": (lambda: save(_palette(), "GIF", transparency=_index_of_corner()), WHITE_FIRST, 4),
+    "gif animated": (lambda: save(_palette(), "GIF", **animation()), COLOURS, 4),
+    "bmp": (lambda: save(scene(), "BMP"), COLOURS, 0),
+    "bmp palette": (lambda: save(_palette(), "BMP"), COLOURS, 4),
+    "bmp grey": (lambda: save(grey_scene(), "BMP"), GREY_COLOURS, 0),
+    "bmp rle": (bmp_rle8, COLOURS, 0),
+    "ppm": (lambda: save(scene(), "PPM"), COLOURS, 0),
+    "pgm": (lambda: save(grey_scene(), "PPM"), GREY_COLOURS, 0),
+    "pgm16": (lambda: save(Image.fromarray(corners(DEEP, np.uint16)), "PPM"), GREY_COLOURS, 0),
+    "ppm plain": (
+        lambda: b"P3\n%d %d\n255\n" % (WIDTH, HEIGHT) + b" ".join(b"%d" % v for v in corners(COLOURS).flat) + b"\n",
+        COLOURS,
+        0,
+    ),
+    "tiff": (lambda: save(scene(), "TIFF"), COLOURS, 0),
+    "tiff lzw": (lambda: save(scene(), "TIFF", compression="tiff_lzw"), COLOURS, 0),
+    "tiff jpeg": (lambda: save(scene(), "TIFF", compression="jpeg", quality=95), COLOURS, 8),
+    "tiff 1-bit": (
+        lambda: save(grey_scene().point(lambda v: 255 * (90 <= v < 200), "1"), "TIFF", compression="group4"),
+        BLACK_WHITE,
+        0,
+    ),
+    "tiff palette": (lambda: save(_palette(), "TIFF"), COLOURS, 4),
+    "tiff rgba": (lambda: save(cut_out(), "TIFF"), WHITE_FIRST, 0),
+    "tiff grey alpha": (lambda: save(cut_out().convert("LA"), "TIFF"), None, 0),
+    "tiff cmyk": (lambda: save(scene().convert("CMYK"), "TIFF"), COLOURS, 2),
+    "tiff ycbcr": (lambda: save(scene().convert("YCbCr"), "TIFF", compression="raw"), COLOURS, 3),
+    "tiff lab": (lambda: save(scene().convert("LAB"), "TIFF"), COLOURS, 8),
+    "tiff grey16": (lambda: tiff(corners(DEEP, np.uint16), 1), GREY_COLOURS, 0),
+    "tiff grey16 big-endian": (lambda: tiff(corners(DEEP, np.uint16), 1, ">"), GREY_COLOURS, 0),
+    "tiff grey16 white is zero": (lambda: tiff(65535 - corners(DEEP, np.uint16), 0), GREY_COLOURS, 0),
+    "tiff grey12": (lambda: tiff(corners(DEEP, np.uint16) >> 4, 1, bits=12), GREY_COLOURS, 1),
+    "tiff grey32": (lambda: tiff(corners(DEEP, np.uint32), 1), GREY_COLOURS, 0),
+    "tiff grey32 of 8 bits": (lambda: tiff(corners(GREYS, np.int32), 1), GREY_COLOURS, 0),
+    "tiff rgb16": (lambda: tiff(corners(DEEP_COLOURS, np.uint16), 2), COLOURS, 0),
+    "tiff float to 1": (lambda: tiff(corners(GREYS, np.float32) / 255, 1), GREY_COLOURS, 0),
+    "tiff float to 255": (lambda: tiff(corners(GREYS, np.float32), 1), GREY_COLOURS, 0),
+    "tiff pages": (lambda: save(scene(), "TIFF", **animation()), COLOURS, 0),
+}
