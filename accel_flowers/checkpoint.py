@@ -44,6 +44,20 @@ class TrainState:
     epochs_without_gain: int = 0
     """Evaluations since the best value."""
 
+    def take(self, value: float, *, epoch: int, lower_is_better: bool) -> bool:
+        """Take in the value of an evaluation; of equal ones the first stays the best.
+
+        Returns:
+            Whether it is the best so far.
+        """
+        best = self.best_value
+        is_best = best is None or (value < best if lower_is_better else value > best)
+        if is_best:
+            self.best_value, self.best_epoch, self.best_step, self.epochs_without_gain = value, epoch, self.step, 0
+        else:
+            self.epochs_without_gain += 1
+        return is_best
+
 
 class Checkpoints:
     """The `checkpoints/` directory of one run.

@@ -63,9 +63,7 @@ def build_accelerator(
             project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir) if run_dir else None,
             # Micro-batches are dealt out as they are: nothing is padded, so nothing is counted twice.
             dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-            # DDP would overwrite every process's batch-norm statistics with the first one's before each forward;
-            # `average_buffers` keeps what all of them saw.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         )
     except ValueError as error:
         if "mixed precision" not in str(error):
@@ -107,6 +105,16 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise UserError(str(outcome[1]))
     return outcome[0]  # type: ignore[return-value]  # what `decide` returned, on one process or sent to all
+
+
+def keep_own_buffers(model: nn.Module) -> None:
+    """Stop DDP from overwriting every process's batch-norm statistics with the first one's before each forward.
+
+    `average_buffers` then keeps what all of them saw. (Set here because the constructor's argument changed its name
+    between versions of torch.)
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model.broadcast_buffers = False
 
 
 def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:

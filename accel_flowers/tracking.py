@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,6 @@ def write_summary(accelerator: Accelerator, values: dict[str, Any]) -> None:
         accelerator.get_tracker("wandb", unwrap=True).summary.update(values)
 
 
-def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     """`{"loss": 1}` → `{"val/loss": 1}`: trackers group by what stands before the slash."""
     return {f"{prefix}/{name}": value for name, value in values.items()}

@@ -16,7 +16,6 @@ import re
 import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -61,16 +60,25 @@ IMAGE_EXTENSIONS: Final = frozenset(
 """Lower-case file name suffixes, with the dot, that count as pictures."""
 
 MAX_PIXELS: Final = 178_956_970
-"""Largest width x height that is decoded: 512 MiB as RGB, the size above which Pillow suspects an attack."""
+"""Largest width times height that is decoded: where Pillow takes a file for an attack and refuses it by default."""
 
-# What Pillow 13 lets out for damaged files. It is so wide because most of its readers are plain Python without checks
-# of their own: a flipped byte ends in whatever its arithmetic, unpacking or table look-ups raise. OSError includes
-# "image file is truncated", SyntaxError is Pillow's word for a bad header, AttributeError and AssertionError come from
-# TIFF tags of an unexpected type.
+# What Pillow 13 lets out for damaged files, as fuzzing showed. It is so wide because its readers are mostly Python that
+# trusts the file: a flipped byte ends in whatever unpacking, indexing or an `assert` raises then (AttributeError where
+# `python -O` leaves the asserts out). SyntaxError is Pillow's word for a bad header, OSError for bad pixel data.
 _PILLOW_ERRORS: Final = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError,
-    AttributeError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 _TURNS: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -133,7 +141,9 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         turn = _TURNS.get(_orientation(image))
         if turn is not None:
             rgb = rgb.transpose(turn)
-    rgb.info.clear()  # otherwise whoever asks for its EXIF would turn it once more
+        elif rgb is image:
+            rgb = image.copy()  # a plain picture that does not hold on to its file
+    rgb.info.clear()  # whoever finds the EXIF block in there would turn the picture once more
     return rgb
 
 
@@ -248,16 +258,16 @@ def _cause(error: BaseException, kind: str) -> str:
         return f"the {kind} file is cut short (truncated)"
     if "not identified" in text:
         return f"the {kind} file's header gives a width or height of zero, or an unknown kind of pixel"
-    return f"damaged or unsupported {kind} file ({text or type(error).__name__})"
+    return f"the {kind} file is damaged, cut short or of an unsupported variety ({text or type(error).__name__})"
 
 
 def _load_rgb(image: ImageFile.ImageFile, name: str) -> Image.Image:
-    """Decodes the pixels into a new picture of mode "RGB", not yet upright (except TIFF, see `_Tiff`)."""
+    """Decodes the pixels to mode "RGB", not yet upright (but see `_Tiff`): `image` itself where it is just that."""
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         return _grey_to_8_bits(image, name).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     key = image.info.get("transparency")
     if isinstance(key, tuple) and max(key) > 255:  # of a 16-bit PNG, of which Pillow keeps the high bytes
         image.info["transparency"] = tuple(value >> 8 for value in key)

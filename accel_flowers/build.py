@@ -1,0 +1,205 @@
+"""A configuration → everything that the training loop works with, built, prepared by Accelerate and restored.
+
+What can be wrong with a configuration, a folder, weights or a launch is found here, before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from accel_flowers.checkpoint import LAST, Checkpoints, TrainState
+from accel_flowers.config import Config, DataConfig, ModelConfig
+from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
+from accel_flowers.data.folder import ImageTable, load_images
+from accel_flowers.data.inspect import decide_split, describe_split
+from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream, random_key
+from accel_flowers.data.split import PARTS, Split
+from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform, check_repeatable
+from accel_flowers.errors import UserError
+from accel_flowers.freezing import freeze
+from accel_flowers.models import build_network, check_input, wants_channels_last
+from accel_flowers.objectives import Objective, build_objective
+from accel_flowers.optim import LearningRate, build_lr_schedule, build_optimizer
+from accel_flowers.processes import decided_by_main, keep_own_buffers, main_first
+from accel_flowers.progress import tell
+from accel_flowers.run_dir import SPLIT_FILE, holds_run
+from accel_flowers.saved_model import ModelCard
+
+
+@dataclass
+class Run:
+    """Everything that the loop works with."""
+
+    config: Config
+    run_dir: Path
+    accelerator: Accelerator
+    split: Split
+    network: nn.Module
+    """The plain network: its state has plain names, its forward runs in the launcher's precision."""
+    model: nn.Module
+    """The same network as Accelerate wrapped it for the processes."""
+    optimizer: Any
+    """As Accelerate wrapped it."""
+    loaders: dict[str, DataLoader[Batch]]
+    """Part → loader; the one of "train" goes through the whole run, from the step where it stands."""
+    num_images: dict[str, int]
+    """Part → number of its pictures."""
+    plan: StepPlan
+    objective: Objective
+    lr_at: LearningRate
+    normalizer: Normalizer
+    card: ModelCard
+    """What the saved model will say of itself."""
+    checkpoints: Checkpoints
+    state: TrainState
+
+
+def build_run(config: Config, accelerator: Accelerator) -> Run:
+    """Build all parts of a run, and restore them where its directory holds a checkpoint; collective.
+
+    Raises:
+        UserError: a mistake in the recipe, the folder or the weights; the same on every process.
+    """
+    assert config.run_dir is not None
+    run_dir, seed, device = Path(config.run_dir), config.train.seed, accelerator.device
+    transforms, sizes = _build_transforms(config.data)
+    table, split = _load_pictures(config, run_dir, accelerator)
+    parts = {part: Pictures(table, part, split, transforms[part], seed=seed) for part in PARTS if split.files_of(part)}
+    plan = StepPlan(
+        num_samples=len(parts["train"]),
+        epochs=config.train.epochs,
+        global_batch_size=config.train.global_batch_size,
+        num_processes=accelerator.num_processes,
+        micro_batch_size=config.train.micro_batch_size,
+    )
+    network = _build_network(config.model, split.class_names, sizes, accelerator, seed=seed)
+
+    checkpoints = Checkpoints(run_dir, accelerator)
+    state = decided_by_main(accelerator, checkpoints.load_state) or TrainState()
+    if state.step:
+        checkpoints.load_weights(network, LAST)
+    channels_last = wants_channels_last(network)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    if config.train.compile:
+        network.compile()  # in place: the names of the weights stay what they are
+
+    model, optimizer, *loaders = accelerator.prepare(
+        network,
+        build_optimizer(network, config.optim),
+        *_build_loaders(config, parts, plan, state, accelerator),
+    )
+    keep_own_buffers(model)
+    if state.step:
+        checkpoints.load_optimizer(optimizer)
+    # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
+    accelerator.gradient_accumulation_steps = plan.accumulation
+    return Run(
+        config=config,
+        run_dir=run_dir,
+        accelerator=accelerator,
+        split=split,
+        network=network,
+        model=model,
+        optimizer=optimizer,
+        loaders=dict(zip(parts, loaders, strict=True)),
+        num_images={part: len(pictures) for part, pictures in parts.items()},
+        plan=plan,
+        objective=build_objective(config.loss, parts["train"].labels, len(split.class_names), device),
+        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
+        normalizer=Normalizer(config.data.mean, config.data.std, channels_last=channels_last),
+        card=_describe_model(config, split.class_names, accelerator),
+        checkpoints=checkpoints,
+        state=state,
+    )
+
+
+def _build_transforms(data: DataConfig) -> tuple[dict[str, PictureTransform], set[tuple[int, int]]]:
+    """Part → what happens to its pictures, and the sizes (height, width) that come out.
+
+    First of all, because mistakes in a recipe's lists cost nothing to find.
+    """
+    for_training, train_size = build_transform(data.train_transforms, field="data.train_transforms")
+    for_evaluation, eval_size = build_transform(data.eval_transforms, field="data.eval_transforms")
+    check_repeatable(for_evaluation, field="data.eval_transforms")
+    return {"train": for_training, "val": for_evaluation, "test": for_evaluation}, {train_size, eval_size}
+
+
+def _load_pictures(config: Config, run_dir: Path, accelerator: Accelerator) -> tuple[ImageTable, Split]:
+    """The rows, and the split that the main process decided for all."""
+    source = config.data.path
+    if source is None:
+        raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
+    table = main_first(accelerator, lambda: load_images(source))
+    asked = str(run_dir / SPLIT_FILE) if holds_run(run_dir) else config.data.split
+
+    def decide() -> Split:
+        split = decide_split(table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image)
+        tell(*describe_split(table, split))
+        return split
+
+    return table, decided_by_main(accelerator, decide)
+
+
+def _build_network(
+    config: ModelConfig,
+    class_names: Sequence[str],
+    sizes: Iterable[tuple[int, int]],
+    accelerator: Accelerator,
+    *,
+    seed: int,
+) -> nn.Module:
+    """The network with its first weights, frozen as asked, checked against the pictures' sizes."""
+
+    def build() -> nn.Module:
+        # The same seed on every process and whatever was drawn before: the new last layer starts the same anywhere.
+        torch.manual_seed(random_key(seed, "first weights"))
+        network, report = build_network(config.name, len(class_names), weights=config.weights, dropout=config.dropout)
+        frozen = freeze(network, config.freeze)
+        for height, width in sizes:
+            check_input(network, (3, height, width))
+        if accelerator.is_main_process:
+            trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+            tell(f"{config.name}: {report.summary()}")
+            tell(f"{trained:,} parameters train" + (f"; {len(frozen)} tensors are frozen" if frozen else ""))
+        return network
+
+    return main_first(accelerator, build)
+
+
+def _build_loaders(
+    config: Config, parts: dict[str, Pictures], plan: StepPlan, state: TrainState, accelerator: Accelerator
+) -> list[DataLoader[Batch]]:
+    num_workers = choose_num_workers(config.data.num_workers, accelerator.num_processes)
+    return [
+        build_loader(
+            pictures,
+            TrainStream(plan, config.train.seed, start_step=state.step)
+            if part == "train"
+            else EveryOnce(len(pictures), config.train.eval_batch_size),
+            num_workers=num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        for part, pictures in parts.items()
+    ]
+
+
+def _describe_model(config: Config, class_names: tuple[str, ...], accelerator: Accelerator) -> ModelCard:
+    return ModelCard(
+        architecture=config.model.name,
+        dropout=config.model.dropout,
+        class_names=class_names,
+        transforms=config.data.eval_transforms,
+        mean=config.data.mean,
+        std=config.data.std,
+        precision=accelerator.mixed_precision,
+        eval_batch_size=config.train.eval_batch_size,
+    )

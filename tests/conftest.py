@@ -1,0 +1,56 @@
+"""What several tests share: a small folder of pictures with three classes, and the environment of the libraries."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch is imported anywhere: one thread per process, as two processes share two cores in the tests.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test may reach for a hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLASSES = ("daisy", "rose", "tulip")
+COLOURS = {"daisy": (230, 230, 210), "rose": (200, 30, 60), "tulip": (240, 160, 30)}
+
+
+def draw_picture(name: str, number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+    """A noisy patch in the colour of its class: learnable, and never twice the same."""
+    noise = np.random.Generator(np.random.Philox(key=hash_of(name, number))).integers(-25, 26, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8))
+
+
+def hash_of(name: str, number: int) -> int:
+    """A seed that is the same in every process."""
+    return sum(name.encode()) * 100_003 + number
+
+
+def make_folder(root: Path, *, per_class: int = 10, classes: tuple[str, ...] = CLASSES) -> Path:
+    """`root/CLASS/NN.png` for each class."""
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            draw_picture(name, number).save(root / name / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches of `datasets` and W&B go to a temporary folder."""
+    import datasets
+
+    cache = tmp_path_factory.mktemp("cache")
+    os.environ["HF_HOME"] = str(cache)
+    os.environ["HF_DATASETS_CACHE"] = str(cache / "datasets")
+    datasets.config.HF_DATASETS_CACHE = cache / "datasets"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classes with ten pictures each."""
+    return make_folder(tmp_path / "photos")
