@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,7 @@ class Checkpoints:
     def _write(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, *, is_best: bool) -> None:
         target = self._root / f"step-{state.step:08d}"
         partial = target.with_name(f".{target.name}.part")
-        for leftover in (partial, target):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
         scaler = self._accelerator.scaler
@@ -99,6 +98,7 @@ class Checkpoints:
         (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
         for file in partial.iterdir():
             _flush_to_disk(file)
+        shutil.rmtree(target, ignore_errors=True)  # of the same step, if there is one
         partial.rename(target)
         self._point(LAST, target)
         if is_best:
@@ -128,7 +128,9 @@ class Checkpoints:
         if not path.is_file():
             return None
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
+            values: dict[str, Any] = dict(json.loads(path.read_text()))
+            if lacking := sorted(asdict(TrainState()).keys() - values.keys()):
+                raise ValueError(f"it lacks {', '.join(lacking)}")
             return TrainState(**values)
         except (ValueError, TypeError) as error:
             raise UserError(f"The checkpoint {path} is damaged: {error}.") from None
@@ -150,10 +152,15 @@ class Checkpoints:
         """
         path = self._root / LAST / _OPTIMIZER
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"The checkpoint {path} cannot be read: {error}.") from None
-        optimizer.load_state_dict(saved["optimizer"])
+            with warnings.catch_warnings(action="ignore"):  # they announce what ends as an error anyway
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+            optimizer.load_state_dict(saved["optimizer"])
+        except OSError as error:
+            raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
+        except Exception as error:  # noqa: BLE001 - a damaged file makes its reader fail in any way it likes
+            raise UserError(
+                f"The checkpoint {path} is damaged or of another optimizer: {type(error).__name__}."
+            ) from None
         if self._accelerator.scaler is not None and saved["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
 

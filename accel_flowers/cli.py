@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 done, but some pictures could not be read; 2 a mistake of 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -22,12 +23,11 @@ from accel_flowers.errors import UserError, did_you_mean
 
 def _train(words: Sequence[str]) -> int:
     program = "accel-flowers train RECIPE"
-    if not words or words[0] in ("-h", "--help"):
+    if words and words[0] in ("-h", "--help"):
         config_from_flags(Config(), ["--help"], program=program)
-    if words[0].startswith("-"):
-        raise UserError(
-            f"RECIPE comes first: accel-flowers train RECIPE {words[0]} ... Recipes: {', '.join(recipe_names())}."
-        )
+    if not words or words[0].startswith("-"):
+        rest = f" {words[0]} ..." if words else " --data.path DIR"
+        raise UserError(f"RECIPE comes first: accel-flowers train RECIPE{rest} Recipes: {', '.join(recipe_names())}.")
     recipe = words[0]
     config = config_from_flags(load_recipe(recipe), words[1:], program=program)
     if config.run_dir is None:
@@ -195,6 +195,8 @@ def _is_main_process() -> bool:
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
     words = sys.argv[1:] if words is None else words
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no name of a file or class ends a program
     try:
         sys.exit(_dispatch(words))
     except UserError as error:
@@ -204,9 +206,11 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
+    if not words:
+        raise UserError(f"Which command?\n\n{_usage()}")
+    if words[0] in ("-h", "--help"):
         print(_usage())
-        return 0 if words else 2
+        return 0
     if words[0] == "--version":
         print(__version__)
         return 0

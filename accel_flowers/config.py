@@ -13,9 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from accel_flowers.errors import UserError, did_you_mean
 
@@ -30,8 +41,15 @@ def parse_yaml(text: str, source: str) -> Any:
     """
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise UserError(f"{source} is not valid YAML: {error}") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        cause = place + ", ".join(words for words in (error.context, error.problem) if words)
+    except RecursionError:
+        cause = "it is nested too deeply"
+    except (YAMLError, ValueError) as error:  # ValueError: an impossible date, for example
+        cause = str(error)
+    raise UserError(f"{source} is not valid YAML: {cause}")
 
 
 def _transforms_to_text(transforms: Any) -> list[str]:
@@ -43,7 +61,24 @@ def _transforms_to_text(transforms: Any) -> list[str]:
     return [stream.getvalue().strip()]
 
 
-TransformSpec = str | dict[str, Any]
+def _allowed(words: str) -> WrapValidator:
+    """One message for a value of several possible forms, instead of one for each form that it has not."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"must be {words}") from None
+
+    return WrapValidator(check)
+
+
+ThreeNumbers = Annotated[tuple[float, float, float], _allowed("three numbers: for red, green and blue")]
+
+TransformSpec = Annotated[
+    str | dict[str, JsonValue],
+    _allowed("the name of a transform, or its name with arguments: 'Resize: {size: 256}'"),
+]
 """`"RandomHorizontalFlip"` or `{"RandomResizedCrop": {"size": 224}}`: a torchvision v2 transform and its arguments."""
 
 TransformList = Annotated[
@@ -62,20 +97,16 @@ TransformList = Annotated[
 class Section(BaseModel):
     """What all sections share: unknown keys are errors, values cannot change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _none_is_none(cls, values: Any) -> Any:
-        """YAML says `null`; people also write None. Both are right where a field may be None."""
-        if not isinstance(values, dict):
-            return values
-        return {key: None if cls._is_none(key, value) else value for key, value in values.items()}
-
-    @classmethod
-    def _is_none(cls, key: str, value: Any) -> bool:
-        field = cls.model_fields.get(key)
-        return value == "None" and field is not None and field.default is None
+    def _as_people_write(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML says `null`; people also write None, right where a field may be None. But `true` is not the number 1."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("true and false are not allowed here")
+        return None if value == "None" and field.default is None else value
 
 
 class About(Section):
@@ -100,9 +131,9 @@ class DataConfig(Section):
     """torchvision v2 transforms for training, by name with arguments. Pictures arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
     eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
     """The same for validation, test, evaluate and predict."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: ThreeNumbers = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: ThreeNumbers = (0.229, 0.224, 0.225)
     """Standard deviation that is divided by, in the same scale."""
     num_workers: int | None = Field(default=None, ge=0)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
@@ -111,7 +142,7 @@ class DataConfig(Section):
     @classmethod
     def _positive_std(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
         if min(value) <= 0:
-            raise ValueError(f"a standard deviation must be above 0, got {list(value)}")
+            raise ValueError("a standard deviation must be above 0")
         return value
 
 
@@ -122,7 +153,10 @@ class ModelConfig(Section):
     """Starting weights: imagenet (torchvision's download), none (random), or a .safetensors or .pth file, whole or partial."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Probability of dropout in front of the new last layer; None = what the architecture has."""
-    freeze: Literal["none", "backbone"] | Annotated[int, Field(ge=1)] = "none"
+    freeze: Annotated[
+        Literal["none", "backbone"] | Annotated[int, Field(ge=1)],
+        _allowed("none, backbone, or a number of first stages: 1 or more"),
+    ] = "none"
     """What keeps its weights: none, backbone (everything but the new last layer), or a number: so many first stages."""
 
 
@@ -174,7 +208,7 @@ class ScheduleConfig(Section):
     @classmethod
     def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or list(value) != sorted(set(value)) or value[0] <= 0:
-            raise ValueError(f"milestones must be rising epochs above 0, got {list(value)}")
+            raise ValueError("milestones must be rising epochs above 0")
         return value
 
 
@@ -324,20 +358,26 @@ def _unchecked_section(info: tyro.constructors.StructTypeInfo) -> tyro.construct
 
 def describe_mistakes(error: ValidationError) -> str:
     """Every mistake on a line of its own: the field, what was given, what is allowed."""
-    lines = dict.fromkeys(_describe_mistake(mistake) for mistake in error.errors())
-    return "\n".join(lines)
+    return "\n".join(_describe_mistake(mistake) for mistake in error.errors())
 
 
 def _describe_mistake(mistake: Mapping[str, Any]) -> str:
     location = [str(part) for part in mistake["loc"]]
     section, known = _resolve(location)
-    field = ".".join(location[: len(known) + 1]) if mistake["type"] == "extra_forbidden" else ".".join(known)
     if mistake["type"] == "extra_forbidden":
         allowed = sorted(section.model_fields)
-        hint = did_you_mean(location[len(known)], allowed) if len(known) < len(location) else ""
+        hint = did_you_mean(location[len(known)], allowed)
+        field = ".".join(location[: len(known) + 1])
         return f"  {field}: there is no such field.{hint} Allowed here: {', '.join(allowed)}."
-    given = mistake["input"]
+    field = ".".join(known)
+    if known:  # a place in a list
+        field += "".join(f"[{place}]" for place in mistake["loc"][len(known) :] if isinstance(place, int))
     message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "tuple_type":
+        message = "must be a list"
+    if mistake["type"] in ("model_type", "model_attributes_type"):
+        message = f"must be a section with fields of its own: {', '.join(section.model_fields)}"
+    given = mistake["input"]
     shown = "" if isinstance(given, (BaseModel, dict)) else f" (given: {given!r})"
     return f"  {field or 'configuration'}: {message}{shown}"
 

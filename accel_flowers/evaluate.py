@@ -90,11 +90,12 @@ def check_every_image_once(samples: np.ndarray, num_images: int) -> None:
     """
     counts = np.bincount(samples, minlength=num_images)
     missing = np.flatnonzero(counts[:num_images] == 0)
-    doubled = np.flatnonzero(counts > 1)
-    if len(missing) or len(doubled) or len(counts) > num_images:
+    doubled = np.flatnonzero(counts[:num_images] > 1)
+    beyond = np.flatnonzero(counts[num_images:]) + num_images
+    if len(missing) or len(doubled) or len(beyond):
         raise RuntimeError(
             f"Evaluation did not see each of {num_images} pictures once: missing {missing[:20].tolist()}, "
-            f"seen more than once {doubled[:20].tolist()}, beyond the end {np.flatnonzero(counts[num_images:]).tolist()}."
+            f"seen more than once {doubled[:20].tolist()}, beyond the end {beyond[:20].tolist()}."
         )
 
 

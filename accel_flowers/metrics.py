@@ -89,7 +89,7 @@ class Accuracy(_LabelMetric):
 
 
 class MacroF1(_LabelMetric):
-    """Mean of the classes' F1, each class weighing the same; classes without a picture are left out."""
+    """Mean of the classes' F1, each class weighing the same; one that neither occurs nor is predicted is left out."""
 
     description = "Mean F1 over the classes."
 

@@ -15,9 +15,12 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """A weight for each class, float32 [C], with which all classes weigh the same and the mean over `labels` is 1."""
+    """A weight for each class, float32 [C], with which all classes weigh the same and the mean over `labels` is 1.
+
+    A class that does not occur counts for nothing.
+    """
     counts = torch.bincount(labels, minlength=num_classes)
-    return labels.numel() / (num_classes * counts.clamp(min=1)).to(torch.float32)
+    return labels.numel() / (counts.count_nonzero() * counts.clamp(min=1)).to(torch.float32)
 
 
 def build_objective(config: LossConfig, labels: Tensor, num_classes: int, device: torch.device) -> Objective:

@@ -49,7 +49,7 @@ def _parameter_groups(network: nn.Module, config: OptimConfig) -> list[dict[str,
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
                 continue
-            exempt = not config.decay_norms_and_biases and (isinstance(module, _NORMS) or name == "bias")
+            exempt = not config.decay_norms_and_biases and (isinstance(module, _NORMS) or name.endswith("bias"))
             (spared if exempt else decayed).append(parameter)
     groups: list[dict[str, object]] = [
         {"params": decayed, "weight_decay": config.weight_decay},

@@ -31,7 +31,7 @@ class Row:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, and the pictures below folders, sorted.
+    """Files as given, and the pictures below folders, sorted; hidden ones are passed over.
 
     Raises:
         UserError: a path that does not exist, or nothing to predict.
@@ -39,9 +39,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()
-            )
+            found += sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path)) and file.is_file())
         elif path.exists():
             found.append(path)
         else:
@@ -49,6 +47,11 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     if not found:
         raise UserError(f"No pictures in {', '.join(map(repr, map(str, paths)))}.")
     return found
+
+
+def _is_picture(file: Path) -> bool:
+    """By its name, and not hidden, as in a folder for training."""
+    return file.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith((".", "__")) for part in file.parts)
 
 
 def predict_files(model_dir: Path, files: Sequence[Path], *, top_k: int) -> Iterator[Row]:

@@ -78,27 +78,29 @@ def _fixed_fields(config: Config) -> dict[str, Any]:
     return flat
 
 
-def begin_run(run_dir: Path, config: Config, *, num_processes: int, precision: str, device: str) -> None:
-    """Make the directory and write config.yaml: from here on it holds a run."""
-    environment = {
-        "run_id": secrets.token_hex(4),
-        "num_processes": num_processes,
-        "precision": precision,
-        "device": device,
-        **_versions_and_hardware(),
-    }
-    values = {**config_to_dict(config), ENVIRONMENT_KEY: environment}
+def open_run_dir(run_dir: Path) -> dict[str, Any]:
+    """Make the directory where it is not there.
+
+    Returns:
+        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), versions
+        and hardware.
+
+    Raises:
+        UserError: the directory cannot be made.
+    """
+    if holds_run(run_dir):
+        values = parse_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), str(run_dir / CONFIG_FILE))
+        return dict(values[ENVIRONMENT_KEY])
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        write_text_durably(run_dir / CONFIG_FILE, dump_yaml(values))
     except OSError as error:
-        raise UserError(f"The run directory '{run_dir}' cannot be written: {error.strerror}.") from None
+        raise UserError(f"The run directory '{run_dir}' cannot be made: {error.strerror}.") from None
+    return {"run_id": secrets.token_hex(4), **_versions_and_hardware()}
 
 
-def read_run_id(run_dir: Path) -> str:
-    """Identity of the run, the same after a resume."""
-    values = parse_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), str(run_dir / CONFIG_FILE))
-    return str(values[ENVIRONMENT_KEY]["run_id"])
+def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
+    """Write config.yaml: from here on the directory holds a run."""
+    write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**config_to_dict(config), ENVIRONMENT_KEY: environment}))
 
 
 def _versions_and_hardware() -> dict[str, Any]:

@@ -94,8 +94,8 @@ def _draw_picture(class_name: str, image_size: int, rng: np.random.Generator) ->
     behind = behind.filter(ImageFilter.GaussianBlur(image_size * rng.uniform(0.004, 0.016)))
     size = image_size * _OVERSAMPLING
     canvas = behind.resize((size, size), Image.Resampling.BICUBIC)
-    centre = complex(0.5 + rng.uniform(-0.1, 0.1), 0.5 + rng.uniform(-0.1, 0.1))
-    _draw_flower(class_name, canvas, centre, rng.uniform(0.28, 0.42), rng)
+    centre = complex(rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.58))
+    _draw_flower(class_name, canvas, centre, rng.uniform(0.31, 0.43), rng)
     if rng.random() < 0.5:
         _draw_grass(canvas, rng)
     return _develop(canvas.resize((image_size, image_size), Image.Resampling.BOX), rng)
@@ -103,12 +103,12 @@ def _draw_picture(class_name: str, image_size: int, rng: np.random.Generator) ->
 
 def _develop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Vary exposure, warmth of the light, focus and sensor noise, none of which tell one flower from another."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         picture = picture.filter(ImageFilter.GaussianBlur(picture.width * rng.uniform(0.003, 0.008)))
     warmth = rng.uniform(-0.12, 0.12)
-    gains = rng.uniform(0.65, 1.2) * np.array([1 + warmth, 1.0, 1 - warmth])
+    gains = rng.uniform(0.7, 1.2) * np.array([1 + warmth, 1.0, 1 - warmth])
     pixels = np.asarray(picture, dtype=np.float64) * gains
-    pixels += rng.normal(0, rng.uniform(0, 7), pixels.shape)
+    pixels += rng.normal(0, rng.uniform(0, 6), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
@@ -257,7 +257,7 @@ def _draw_flower(
     if class_name == "tulip":
         pen = _pen(canvas, centre - 0.05j, radius * 0.85, -lean * 0.6)
     else:
-        pen = _pen(canvas, centre, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.65, 1))
+        pen = _pen(canvas, centre, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.72, 1))
     _FLOWERS[class_name](pen, rng)
 
 
@@ -315,7 +315,7 @@ def _draw_sunflower(pen: _Pen, rng: np.random.Generator) -> None:
 
 
 def _draw_dandelion(pen: _Pen, rng: np.random.Generator) -> None:
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         _draw_dandelion_clock(pen, rng)
         return
     colour = _choose((_YELLOW, _YELLOW, _YELLOW, _ORANGE, _ORANGE, _CREAM, _PINK), rng)
@@ -330,8 +330,8 @@ def _draw_dandelion(pen: _Pen, rng: np.random.Generator) -> None:
 
 def _draw_dandelion_clock(pen: _Pen, rng: np.random.Generator) -> None:
     """The seed head: a see-through ball of parachutes."""
-    colour = _choose((_WHITE, _WHITE, _CREAM, _PINK), rng)
-    pen.fill(_disc(0.92), colour, 0.15)
+    colour = _choose((_WHITE, _WHITE, _CREAM), rng)
+    pen.fill(_disc(0.92), colour, 0.25)
     seeds = int(rng.integers(60, 90))
     for seed in range(seeds):
         # Even spacing on a ball, seen from the front.

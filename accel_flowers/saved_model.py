@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,12 +32,12 @@ CARD = "config.json"
 class ModelCard(BaseModel):
     """What `config.json` holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: Literal[1] = 1
     architecture: str
     """Name of the network in torchvision."""
-    dropout: float | None = None
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     """As in the recipe: it decides how the head is built."""
     class_names: tuple[str, ...] = Field(min_length=2)
     """Class of each output."""
@@ -53,6 +53,20 @@ class ModelCard(BaseModel):
     """Part → its scores, with the epoch and step of the weights; for people, nothing reads them back."""
     accel_flowers: str = __version__
     """Version that wrote the folder."""
+
+    @field_validator("class_names")
+    @classmethod
+    def _each_name_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("two classes have the same name")
+        return value
+
+    @field_validator("std")
+    @classmethod
+    def _positive_std(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) <= 0:
+            raise ValueError("a standard deviation must be above 0")
+        return value
 
 
 @dataclass(frozen=True)
@@ -114,7 +128,10 @@ def load_card(directory: Path) -> ModelCard:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path} is damaged or not of this program: {place}: {first['msg']}.") from None
+        cause = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path} is damaged or not of this program: {place}: {cause}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def load_model(directory: Path) -> SavedModel:
@@ -124,7 +141,10 @@ def load_model(directory: Path) -> SavedModel:
         UserError: as `load_card`; weights that cannot be read or do not fit the architecture.
     """
     card = load_card(directory)
-    network, _ = build_network(card.architecture, len(card.class_names), weights="none", dropout=card.dropout)
+    try:
+        network, _ = build_network(card.architecture, len(card.class_names), weights="none", dropout=card.dropout)
+    except UserError as error:
+        raise UserError(f"{directory / CARD}: architecture: {error}") from None
     load_state(network, read_state(directory / WEIGHTS), source=str(directory / WEIGHTS))
     transform, _ = build_transform(card.transforms, field=f"{directory / CARD}: transforms")
     return SavedModel(

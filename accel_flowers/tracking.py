@@ -92,13 +92,14 @@ def start_trackers(
     try:
         accelerator.init_trackers(
             config.wandb_project,
-            config=_flat(values) if config.tensorboard and config.wandb == "off" else values,
             init_kwargs={"wandb": {**init, "dir": str(run_dir), "settings": settings}},
         )
     except wandb.errors.Error as error:
         raise UserError(
             f"W&B does not start: {error} Log in with `wandb login`, or use --tracking.wandb offline and `wandb sync` later."
         ) from None
+    for tracker in accelerator.trackers:
+        tracker.store_init_configuration(_flat(values) if tracker.name == "tensorboard" else values)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

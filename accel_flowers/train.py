@@ -21,7 +21,7 @@ from accel_flowers.metrics import headline, summarize
 from accel_flowers.optim import set_lr
 from accel_flowers.processes import average_buffers, build_accelerator, decided_by_main
 from accel_flowers.progress import Progress
-from accel_flowers.run_dir import MODEL_DIR, SPLIT_FILE, begin_run, check_run_dir, holds_run, read_run_id
+from accel_flowers.run_dir import MODEL_DIR, SPLIT_FILE, check_run_dir, holds_run, open_run_dir, write_config
 from accel_flowers.saved_model import save_model, update_scores
 from accel_flowers.tracking import (
     METRICS_FILE,
@@ -65,22 +65,20 @@ def train(config: Config) -> dict[str, Any]:
 def _begin(run: Run) -> None:
     """Write what the run directory holds from the start, and open the trackers."""
     accelerator, run_dir = run.accelerator, run.run_dir
-
-    def write() -> str:
-        if not holds_run(run_dir):
-            begin_run(
-                run_dir,
-                run.config,
-                num_processes=accelerator.num_processes,
-                precision=accelerator.mixed_precision,
-                device=str(accelerator.device),
-            )
-            save_split(run.split, run_dir / SPLIT_FILE)
+    environment = decided_by_main(accelerator, lambda: open_run_dir(run_dir))
+    values = config_to_dict(run.config)
+    start_trackers(accelerator, run.config.tracking, values, run_dir=run_dir, run_id=environment["run_id"])
+    if accelerator.is_main_process and not holds_run(run_dir):
+        # The configuration comes last: from then on the directory holds a run, which nothing overwrites.
+        on = {
+            "num_processes": accelerator.num_processes,
+            "precision": accelerator.mixed_precision,
+            "device": str(accelerator.device),
+        }
+        save_split(run.split, run_dir / SPLIT_FILE)
+        write_config(run_dir, run.config, {**environment, **on})
+    if accelerator.is_main_process:
         forget_after(run_dir / METRICS_FILE, run.state.step)
-        return read_run_id(run_dir)
-
-    run_id = decided_by_main(accelerator, write)
-    start_trackers(accelerator, run.config.tracking, config_to_dict(run.config), run_dir=run_dir, run_id=run_id)
 
 
 def loop(run: Run, progress: Progress) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
 WIDTH, HEIGHT = 48, 32
-ORIENTATION, PHOTOMETRIC, BITS_PER_SAMPLE = 0x0112, 262, 258
+ORIENTATION, MAKE = 0x0112, 0x010F
 
 COLOURS = ((220, 30, 40), (30, 200, 60), (40, 50, 210), (230, 220, 50))
 """Upper left, upper right, lower left, lower right."""
@@ -48,6 +48,13 @@ def cut_out() -> Image.Image:
     return picture
 
 
+def grey_cut_out() -> Image.Image:
+    """The grey scene, its upper left quarter transparent."""
+    picture = grey_scene().convert("LA")
+    picture.putalpha(Image.fromarray(corners((0, 255, 255, 255))))
+    return picture
+
+
 def save(picture: Image.Image, kind: str, **options: Any) -> bytes:
     """The bytes of a picture file of the kind that Pillow knows under this name."""
     buffer = BytesIO()
@@ -59,7 +66,7 @@ def exif(orientation: int) -> bytes:
     """An EXIF block that asks for this orientation."""
     block = Image.Exif()
     block[ORIENTATION] = orientation
-    block[0x010F] = "A camera maker whose name does not fit into four bytes"
+    block[MAKE] = "A camera maker whose name does not fit into four bytes"
     return block.tobytes()
 
 
@@ -68,46 +75,47 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">L", len(content)) + kind + content + struct.pack(">L", zlib.crc32(kind + content))
 
 
-def png(array: NDArray[Any], colour_type: int, extra: bytes = b"") -> bytes:
+def png(array: NDArray[Any], colour_type: int, extra: bytes = b"", interlaced: bool = False) -> bytes:
     """A PNG of the array as it is, 8 or 16 bits a sample; Pillow does not write all kinds itself."""
     height, width = array.shape[:2]
-    header = struct.pack(">LLBBBBB", width, height, 8 * array.itemsize, colour_type, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(array.dtype.newbyteorder(">")).tobytes() for row in array)
+    header = struct.pack(">LLBBBBB", width, height, 8 * array.itemsize, colour_type, 0, 0, interlaced)
+    passes = [array]
+    if interlaced:
+        steps = ((0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1))
+        passes = [array[top::down, left::right] for top, down, left, right in steps]
+    samples = array.dtype.newbyteorder(">")
+    rows = b"".join(b"\0" + row.astype(samples).tobytes() for part in passes for row in part)
     chunks = png_chunk(b"IHDR", header) + extra + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-def tiff(array: NDArray[Any], photometric: int, order: str = "<", bits: int | None = None, tags: bytes = b"") -> bytes:
-    """An uncompressed TIFF of the array; `tags` are ready entries of 12 bytes each to add to its directory."""
+def tiff(
+    array: NDArray[Any], photometric: int, order: str = "<", bits: int | None = None, extra: int | None = None
+) -> bytes:
+    """An uncompressed TIFF of the array as it is; `extra` says what its last channel is: 1 premultiplied, 2 plain alpha."""
     height, width = array.shape[:2]
     channels = array.shape[2] if array.ndim == 3 else 1
     pixels = array.astype(array.dtype.newbyteorder("<" if order == "<" else ">")).tobytes()
     if bits == 12:  # two samples in three bytes
         pairs = array.reshape(-1, 2).astype(np.uint32)
-        packed = (pairs[:, 0] << 12) | pairs[:, 1]
-        pixels = b"".join(int(value).to_bytes(3, "big") for value in packed)
+        pixels = b"".join(int(high << 12 | low).to_bytes(3, "big") for high, low in pairs)
     depth = bits or 8 * array.itemsize
-    kinds = {"u": 1, "i": 2, "f": 3}
-    shorts = {
-        256: width,
-        257: height,
-        259: 1,
-        262: photometric,
-        277: channels,
-        278: height,
-        339: kinds[array.dtype.kind],
-    }
+    sample_format = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
+    shorts = {256: width, 257: height, 258: depth, 259: 1, 262: photometric, 277: channels, 278: height}
+    shorts[339] = sample_format
+    if extra is not None:
+        shorts[338] = extra
     entries = {tag: struct.pack(order + "HHLHH", tag, 3, 1, value, 0) for tag, value in shorts.items()}
-    entries |= {struct.unpack_from(order + "H", tags, at)[0]: tags[at : at + 12] for at in range(0, len(tags), 12)}
-    end = 8 + 2 + 12 * (len(entries) + 3) + 4
-    entries[258] = struct.pack(order + "HHLHH", 258, 3, 1, depth, 0)
-    if channels > 1:
+    depths = struct.pack(order + f"{channels}H", *[depth] * channels) if channels > 2 else b""
+    end = 8 + 2 + 12 * (len(entries) + 2) + 4
+    if channels == 2:  # fits into the entry itself
+        entries[258] = struct.pack(order + "HHLHH", 258, 3, 2, depth, depth)
+    elif channels > 2:
         entries[258] = struct.pack(order + "HHLL", 258, 3, channels, end)
-    after = struct.pack(order + f"{channels}H", *[depth] * channels) if channels > 1 else b""
-    entries[273] = struct.pack(order + "HHLL", 273, 4, 1, end + len(after))
+    entries[273] = struct.pack(order + "HHLL", 273, 4, 1, end + len(depths))
     entries[279] = struct.pack(order + "HHLL", 279, 4, 1, len(pixels))
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "LH", 8, len(entries))
-    return head + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4) + after + pixels
+    return head + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4) + depths + pixels
 
 
 def bmp_rle8() -> bytes:
@@ -149,18 +157,14 @@ def _palette() -> Image.Image:
     return scene().quantize(8)
 
 
+def _index_of_corner() -> int:
+    return int(np.asarray(_palette())[2, 2])
+
+
 def _palette_with_alpha() -> Image.Image:
     picture = _palette()
-    index = picture.getpixel((2, 2))
-    assert isinstance(index, int)
-    picture.info["transparency"] = bytes(0 if entry == index else 255 if entry < 7 else 128 for entry in range(8))
+    picture.info["transparency"] = bytes(0 if entry == _index_of_corner() else 255 - (entry > 6) for entry in range(8))
     return picture
-
-
-def _index_of_corner() -> int:
-    index = _palette().getpixel((2, 2))
-    assert isinstance(index, int)
-    return index
 
 
 DEEP = tuple(257 * grey for grey in GREYS)
@@ -183,16 +187,21 @@ KINDS: dict[str, tuple[Maker, Any, int]] = {
     "jpeg exif": (lambda: save(scene(), "JPEG", quality=95, exif=exif(1)), COLOURS, 6),
     "jpeg cmyk": (lambda: save(scene().convert("CMYK"), "JPEG", quality=95), COLOURS, 6),
     "jpeg ycck": (ycck_jpeg, COLOURS, 8),
+    "jpeg cmyk without marker": (
+        lambda: without_segment(save(scene().convert("CMYK"), "JPEG", quality=95), b"\xff\xee"),
+        COLOURS,  # inverted like Adobe's, as browsers take it
+        6,
+    ),
     "jpeg mpo": (lambda: save(scene(), "MPO", quality=95, **animation()), COLOURS, 6),
     "png": (lambda: save(scene(), "PNG"), COLOURS, 0),
-    "png interlaced": (lambda: save(_palette(), "PNG"), COLOURS, 4),
+    "png interlaced": (lambda: png(corners(COLOURS), 2, interlaced=True), COLOURS, 0),
     "png 1-bit": (lambda: save(grey_scene().point(lambda v: 255 * (90 <= v < 200), "1"), "PNG"), BLACK_WHITE, 0),
     "png palette": (lambda: save(_palette(), "PNG"), COLOURS, 4),
     "png palette one transparent": (lambda: save(_palette(), "PNG", transparency=_index_of_corner()), WHITE_FIRST, 4),
     "png palette alpha": (lambda: save(_palette_with_alpha(), "PNG"), WHITE_FIRST, 4),
     "png grey": (lambda: save(grey_scene(), "PNG"), GREY_COLOURS, 0),
     "png grey transparent": (lambda: save(grey_scene(), "PNG", transparency=GREYS[0]), WHITE_FIRST_GREY, 0),
-    "png grey alpha": (lambda: save(cut_out().convert("LA"), "PNG"), None, 0),
+    "png grey alpha": (lambda: save(grey_cut_out(), "PNG"), WHITE_FIRST_GREY, 0),
     "png rgb transparent": (lambda: save(scene(), "PNG", transparency=COLOURS[0]), WHITE_FIRST, 0),
     "png rgba": (lambda: save(cut_out(), "PNG"), WHITE_FIRST, 0),
     "png grey16": (lambda: png(corners(DEEP, np.uint16), 0), GREY_COLOURS, 0),
@@ -248,11 +257,22 @@ KINDS: dict[str, tuple[Maker, Any, int]] = {
     ),
     "tiff palette": (lambda: save(_palette(), "TIFF"), COLOURS, 4),
     "tiff rgba": (lambda: save(cut_out(), "TIFF"), WHITE_FIRST, 0),
-    "tiff grey alpha": (lambda: save(cut_out().convert("LA"), "TIFF"), None, 0),
+    "tiff grey alpha": (lambda: save(grey_cut_out(), "TIFF"), WHITE_FIRST_GREY, 0),
+    "tiff grey premultiplied": (
+        lambda: tiff(np.asarray(grey_cut_out().convert("La")), 1, extra=1),
+        WHITE_FIRST_GREY,
+        0,
+    ),
+    "tiff rgb premultiplied": (lambda: tiff(np.asarray(cut_out().convert("RGBa")), 2, extra=1), WHITE_FIRST, 0),
     "tiff cmyk": (lambda: save(scene().convert("CMYK"), "TIFF"), COLOURS, 2),
     "tiff ycbcr": (lambda: save(scene().convert("YCbCr"), "TIFF", compression="raw"), COLOURS, 3),
-    "tiff lab": (lambda: save(scene().convert("LAB"), "TIFF"), COLOURS, 8),
+    "tiff lab": (lambda: save(scene().convert("LAB"), "TIFF"), COLOURS, 10),
     "tiff grey16": (lambda: tiff(corners(DEEP, np.uint16), 1), GREY_COLOURS, 0),
+    "tiff grey16 packed": (
+        lambda: save(Image.fromarray(corners(DEEP, np.uint16)), "TIFF", compression="tiff_adobe_deflate"),
+        GREY_COLOURS,
+        0,
+    ),
     "tiff grey16 big-endian": (lambda: tiff(corners(DEEP, np.uint16), 1, ">"), GREY_COLOURS, 0),
     "tiff grey16 white is zero": (lambda: tiff(65535 - corners(DEEP, np.uint16), 0), GREY_COLOURS, 0),
     "tiff grey12": (lambda: tiff(corners(DEEP, np.uint16) >> 4, 1, bits=12), GREY_COLOURS, 1),

@@ -38,25 +38,10 @@ from PIL.Image import Transpose
 
 from accel_flowers.errors import UserError
 
-IMAGE_EXTENSIONS: Final = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    ]
-)
+IMAGE_EXTENSIONS: Final[frozenset[str]] = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
+    ".ppm", ".pgm", ".pbm", ".pnm",
+})  # fmt: skip
 """Lower-case file name suffixes, with the dot, that count as pictures."""
 
 MAX_PIXELS: Final = 178_956_970
@@ -66,19 +51,9 @@ MAX_PIXELS: Final = 178_956_970
 # trusts the file: a flipped byte ends in whatever unpacking, indexing or an `assert` raises then (AttributeError where
 # `python -O` leaves the asserts out). SyntaxError is Pillow's word for a bad header, OSError for bad pixel data.
 _PILLOW_ERRORS: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+    OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError,
+    EOFError, MemoryError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 _TURNS: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -189,8 +164,8 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
 
 
 # The plugins are called directly, not through `Image.open`: that warns about large pictures before their size can be
-# asked, takes a JPEG with a broken list of further frames for a reason to warn too, and knows formats that nobody
-# wants opened by mistake (EPS runs Ghostscript).
+# asked, and about JPEGs whose list of further frames is broken, and opens what nobody wants opened by mistake (EPS
+# runs Ghostscript).
 _PLUGINS: Final[tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...]] = (
     (re.compile(rb"\xff\xd8\xff"), _Jpeg),
     (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
@@ -238,7 +213,7 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
             pixels = image.width * image.height
             if pixels > MAX_PIXELS:
                 raise BadImageError(
-                    name, f"{image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS:,}"
+                    name, f"{image.width} x {image.height} is more than the {MAX_PIXELS:,} pixels allowed"
                 )
             if animated_png or (may_warn and pixels > (Image.MAX_IMAGE_PIXELS or pixels)):
                 image.load()  # may warn as well: of chunks after the pixels, or once more of the size
@@ -252,6 +227,8 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
 def _cause(error: BaseException, kind: str) -> str:
     """Pillow's error in words for somebody who never heard of Pillow; its own words in brackets where they may help."""
     text = str(error)
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than the {MAX_PIXELS:,} pixels allowed"
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if "truncated" in text.lower():

@@ -1,7 +1,8 @@
 """An image folder, a zip of one, or a dataset of the hub → rows, labels and class names, the same on every process.
 
 `datasets` loads the rows; this module looks at the folder first, because the imagefolder loader answers a stray
-picture by silently dropping every label and takes some class names for splits. Pictures are not opened here.
+picture by silently dropping every label, takes some class names for splits, follows no linked folders and unpacks
+whatever zip lies about. Pictures are not opened here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import hashlib
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,7 +45,7 @@ class ImageTable:
         dataset: one row a picture: `image` (a dict of `bytes` and `path`, not decoded) and `label`.
         files: name of each row, relative to the folder, with forward slashes.
         labels: class of each row, int64 [N].
-        class_names: sorted; a label is the index into them.
+        class_names: sorted, or in the order of the hub's dataset; a label is the index into them.
         given_parts: part of each row where the data set comes with train, val and test; else None.
         unreadable: files that look like pictures but are not files (broken links, folders), with the cause.
         ignored: files that are no pictures by their name.
@@ -73,7 +75,7 @@ def load_images(source: str) -> ImageTable:
     """
     if source.startswith(HUB_PREFIX):
         return _load_hub(source)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return _load_folder(source, path)
     if path.is_file() and path.suffix.lower() == ".zip":
@@ -95,16 +97,20 @@ class _Scan:
 
 
 def _load_folder(source: str, root: Path) -> ImageTable:
-    scan = _scan(root)
+    root = root.absolute()
+    try:
+        scan = _scan(root)
+    except OSError as error:
+        raise UserError(f"The folder '{error.filename}' cannot be read: {error.strerror}.") from None
     depth, given = _check_layout(source, scan)
     if not scan.files:
         raise UserError(f"'{source}' holds no readable picture. {_LAYOUT}")
+    _check_names([str(root), *scan.files, *scan.unreadable])
     try:
         datasets.disable_progress_bars()
         rows = datasets.load_dataset(
             "imagefolder",
-            # One pattern for the whole folder: left to itself, the loader takes a class called "test" for a split.
-            data_files={"train": [f"{glob.escape(str(root.absolute()))}/**"]},
+            data_files={"train": [glob.escape(str(root / name)) for name in scan.files]},
             split="train",
             drop_labels=False,
             drop_metadata=True,
@@ -113,7 +119,7 @@ def _load_folder(source: str, root: Path) -> ImageTable:
         datasets.enable_progress_bars()
     rows = rows.cast_column("image", datasets.Image(decode=False))
     paths = rows.with_format("arrow")["image"].to_pylist() if len(rows) else []
-    names = [Path(os.path.relpath(image["path"], root.absolute())).as_posix() for image in paths]
+    names = [Path(os.path.relpath(image["path"], root)).as_posix() for image in paths]
     if set(names) != set(scan.files):
         lost = sorted(set(scan.files) ^ set(names))
         raise UserError(
@@ -122,8 +128,8 @@ def _load_folder(source: str, root: Path) -> ImageTable:
         )
     order = sorted(range(len(names)), key=names.__getitem__)
     files = tuple(names[row] for row in order)
-    classes = [PurePosixPath(name).parts[depth - 1] for name in files]
-    class_names = tuple(sorted(set(classes)))
+    classes = [name.split("/")[depth - 1] for name in files]
+    class_names = tuple(sorted({name.split("/")[depth - 1] for name in [*files, *scan.unreadable]}))
     label_of = {name: label for label, name in enumerate(class_names)}
     return ImageTable(
         source=source,
@@ -138,11 +144,19 @@ def _load_folder(source: str, root: Path) -> ImageTable:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith((".", "__"))
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _looks_like_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 
 def _scan(root: Path) -> _Scan:
-    """Walk the folder: pictures by their ending, in sorted order; hidden files are passed over."""
+    """Walk the folder and what is linked into it: pictures by their ending, in sorted order; hidden files are passed over.
+
+    Raises:
+        OSError: a folder that cannot be listed.
+    """
     scan = _Scan([], {}, [], [])
 
     def visit(folder: str, prefix: str) -> bool:
@@ -152,8 +166,13 @@ def _scan(root: Path) -> _Scan:
             ordered = sorted((entry for entry in entries if not _hidden(entry.name)), key=lambda entry: entry.name)
         for entry in ordered:
             name = prefix + entry.name
-            looks_like_picture = PurePosixPath(entry.name).suffix.lower() in IMAGE_EXTENSIONS
-            if entry.is_dir():
+            looks_like_picture = _looks_like_picture(entry.name)
+            linked = entry.is_symlink()
+            # `entry` knows without asking the disk, but raises for a link that leads to itself.
+            is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
+            if is_folder and linked and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry.path)):
+                scan.ignored.append(name)  # a link back up: nothing lies below it that is not here already
+            elif is_folder:
                 below = visit(entry.path, name + "/")
                 if looks_like_picture and not below:
                     scan.unreadable[name] = "a folder, not a picture"
@@ -162,17 +181,28 @@ def _scan(root: Path) -> _Scan:
                 found |= below or looks_like_picture
             elif not looks_like_picture:
                 scan.ignored.append(name)
-            elif entry.is_file():
+            elif os.path.isfile(entry.path) if linked else entry.is_file():
                 scan.files.append(name)
                 found = True
             else:
-                cause = "a link to a file that is not there" if entry.is_symlink() else "not a regular file"
+                cause = "a link to a file that is not there" if linked else "not a regular file"
                 scan.unreadable[name] = cause
                 found = True
         return found
 
     visit(str(root), "")
     return scan
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """`datasets` keeps paths as UTF-8 text, in which "::" stands between an archive's name and its member's."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"The name {name!r} is not UTF-8. Rename it.") from None
+        if "::" in name:
+            raise UserError(f"The name '{name}' holds '::', which the image folder loader cannot take. Rename it.")
 
 
 def _check_layout(source: str, scan: _Scan) -> tuple[int, dict[str, str] | None]:
@@ -196,7 +226,7 @@ def _check_layout(source: str, scan: _Scan) -> tuple[int, dict[str, str] | None]
         )
     stray = [name for name in names if name.count("/") != depth]
     if stray:
-        inner = tops[0] if len(tops) == 1 and all(name.count("/") == 2 for name in stray) else None
+        inner = tops[0] if len(tops) == 1 and all(name.count("/") >= 2 for name in names) else None
         hint = f" Did you mean {Path(source) / inner}?" if inner else ""
         raise UserError(
             f"{len(stray)} pictures of '{source}' do not lie in a class folder, for example '{stray[0]}'.{hint} {_LAYOUT} "
@@ -246,36 +276,46 @@ def _unzip(path: Path) -> Path:
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in _safe_members(path, archive):
+            for member in _visible_members(path, archive):
                 archive.extract(member, partial)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"The zip '{path}' cannot be unpacked: {error}.") from None
+        raise UserError(f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}.") from None
     if not partial.exists():
         raise UserError(f"The zip '{path}' holds no pictures. {_LAYOUT}")
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial)  # another run was quicker
     return target
 
 
-def _safe_members(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
-    """Pictures only: `extract` keeps names inside the target, this keeps out what nobody asked for."""
+def _visible_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files inside, without hidden ones.
+
+    Raises:
+        UserError: a name that leads out of the folder; nothing is unpacked then.
+    """
+    members = []
     for member in archive.infolist():
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"The zip '{path}' holds '{member.filename}', which leads out of its folder. Make it anew.")
         if not member.is_dir() and not any(_hidden(part) for part in name.parts):
-            yield member
+            members.append(member)
+    return members
 
 
 def _inner_folder(folder: Path) -> Path:
-    """People zip the folder itself: step into it where it is the only thing inside."""
-    entries = list(folder.iterdir())
-    while len(entries) == 1 and entries[0].is_dir():
-        below = list(entries[0].iterdir())
-        if any(entry.is_file() for entry in below):
-            break
-        folder, entries = entries[0], below
-    return folder
+    """People zip the folder itself: step into it where nothing else holds pictures."""
+    while True:
+        entries = list(folder.iterdir())
+        inner = [entry for entry in entries if entry.is_dir()]
+        if len(inner) != 1 or any(_looks_like_picture(entry.name) for entry in [*entries, *inner[0].iterdir()]):
+            return folder
+        folder = inner[0]
 
 
 def _load_hub(source: str) -> ImageTable:

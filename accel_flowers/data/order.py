@@ -82,17 +82,18 @@ class StepPlan:
 
     def __post_init__(self) -> None:
         size, processes = self.global_batch_size, self.num_processes
-        if size % (self.micro_batch * processes) or self.micro_batch * processes > size:
+        if size % (self.micro_batch * processes):
             given = f"train.micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else "1 or more pictures"
             fitting = [m for m in range(1, size + 1) if size % (m * processes) == 0]
+            unit = processes * (self.micro_batch_size or 1)
             advice = (
-                f"micro_batch_size can be {', '.join(map(str, fitting))}"
+                f"train.micro_batch_size can be {', '.join(map(str, fitting))}"
                 if fitting
-                else f"take a global batch that {processes} divides, for example {-(-size // processes) * processes}"
+                else f"take a train.global_batch_size that {unit} divides, for example {-(-size // unit) * unit}"
             )
             raise UserError(
-                f"train.global_batch_size {size} cannot be shared by {processes} processes with {given} "
-                f"in a forward pass: {advice}."
+                f"train.global_batch_size {size} cannot be shared by {processes} process{'es' if processes > 1 else ''} "
+                f"with {given} in a forward pass: {advice}."
             )
 
     @property
@@ -120,8 +121,11 @@ class StepPlan:
         return step * self.global_batch_size / self.num_samples
 
     def epochs_completed_at(self, step: int) -> int:
-        """Whole epochs that lie behind once `step` optimizer steps are done."""
-        return step * self.global_batch_size // self.num_samples
+        """Whole epochs that lie behind once `step` optimizer steps are done; never more than were asked for.
+
+        (The last step may show pictures once more than that, to be full.)
+        """
+        return min(step * self.global_batch_size // self.num_samples, self.epochs)
 
 
 @dataclass(frozen=True)

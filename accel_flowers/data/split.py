@@ -26,7 +26,7 @@ class Split:
     """Every picture of a folder with its part, or with the reason why it is left out.
 
     Attributes:
-        class_names: sorted; a label is the index into them.
+        class_names: a label is the index into them.
         parts: file (relative to the folder, with forward slashes) → "train", "val" or "test".
         left_out: file → cause, for pictures that cannot be read or would stand on both sides.
         duplicates: groups of files with the same bytes.
@@ -81,7 +81,8 @@ def make_split(labels: Sequence[int], groups: Sequence[int], fractions: Mapping[
         groups_of_class[min(labels[sample] for sample in samples)].append(samples)
 
     part_of: dict[int, str] = {}
-    for label, its_groups in sorted(groups_of_class.items()):
+    for label in sorted(set(labels)):
+        its_groups = groups_of_class[label]
         if len(its_groups) < len(fractions):
             raise ValueError(label, len(its_groups))
         size = sum(len(samples) for samples in its_groups)
@@ -138,12 +139,19 @@ def _mistake_in(document: Any) -> str | None:
         return "it needs an object 'parts' that gives each file its part"
     if document.get("format") != _FORMAT:
         return f"its format is {document.get('format')!r}, this version reads {_FORMAT}"
-    names = document.get("class_names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not _is_list_of_names(document.get("class_names")):
         return "it needs a list 'class_names'"
     wrong = next((name for name, part in document["parts"].items() if part not in PARTS), None)
     if wrong is not None:
         return f"'{wrong}' has the part {document['parts'][wrong]!r}; allowed are {', '.join(PARTS)}"
-    if not isinstance(document.get("left_out", {}), dict):
+    left_out = document.get("left_out", {})
+    if not isinstance(left_out, dict) or not all(isinstance(cause, str) for cause in left_out.values()):
         return "'left_out' must be an object that gives each file its cause"
+    duplicates = document.get("duplicates", [])
+    if not isinstance(duplicates, list) or not all(_is_list_of_names(group) for group in duplicates):
+        return "'duplicates' must be a list of lists of files"
     return None
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -32,8 +32,6 @@ _NOT_IN_LISTS = {
     "MixUp": "it mixes a batch, this list is for one picture",
     "Lambda": "code does not belong in a recipe",
 }
-_TENSOR_ONLY = (v2.RandomErasing, v2.JPEG)
-"""Transforms that pass pictures by unless these are tensors."""
 
 
 def transform_names() -> list[str]:
@@ -68,13 +66,7 @@ def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[Pict
     Raises:
         UserError: an unknown name, arguments that do not fit, or pictures of different sizes come out.
     """
-    steps: list[Any] = []
-    for spec in specs:
-        step = _build_step(spec, field)
-        if isinstance(step, _TENSOR_ONLY) and not any(isinstance(earlier, _ToUint8) for earlier in steps):
-            steps.append(_ToUint8())
-        steps.append(step)
-    transform = v2.Compose([*steps, _ToUint8()])
+    transform = v2.Compose([*(_build_step(spec, field) for spec in specs), _ToUint8()])
     return transform, _output_size(transform, field)
 
 
@@ -132,7 +124,7 @@ def _build_step(spec: TransformSpec, field: str) -> Any:
     values = {key: _argument(key, value, signature.parameters[key].default, field) for key, value in arguments.items()}
     try:
         return kind(**values)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{field}: {name} does not take {arguments!r}: {error}") from None
 
 
@@ -164,7 +156,7 @@ def _output_size(transform: PictureTransform, field: str) -> tuple[int, int]:
         for width, height in ((320, 240), (200, 450), (97, 61)):
             try:
                 pixels = transform(_noise_picture(width, height))
-            except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
                 raise UserError(
                     f"{field} cannot be applied to a picture of {width} x {height} pixels: {error}"
                 ) from None
