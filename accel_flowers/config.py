@@ -14,10 +14,12 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -75,8 +77,11 @@ def _allowed(words: str) -> WrapValidator:
 
 ThreeNumbers = Annotated[tuple[float, float, float], _allowed("three numbers: for red, green and blue")]
 
+_PLAIN_VALUE = TypeAdapter[JsonValue](JsonValue, config=ConfigDict(allow_inf_nan=False))
+
 TransformSpec = Annotated[
-    str | dict[str, JsonValue],
+    str | dict[str, Any],
+    AfterValidator(_PLAIN_VALUE.validate_python),  # no dates, sets or circles of YAML's, which no file would hold again
     _allowed("the name of a transform, or its name with arguments: 'Resize: {size: 256}'"),
 ]
 """`"RandomHorizontalFlip"` or `{"RandomResizedCrop": {"size": 224}}`: a torchvision v2 transform and its arguments."""
@@ -370,7 +375,7 @@ def _describe_mistake(mistake: Mapping[str, Any]) -> str:
         field = ".".join(location[: len(known) + 1])
         return f"  {field}: there is no such field.{hint} Allowed here: {', '.join(allowed)}."
     field = ".".join(known)
-    if known:  # a place in a list
+    if mistake["type"] != "invalid_key":  # then a number is a place in a list
         field += "".join(f"[{place}]" for place in mistake["loc"][len(known) :] if isinstance(place, int))
     message = mistake["msg"].removeprefix("Value error, ")
     if mistake["type"] == "tuple_type":

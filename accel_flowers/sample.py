@@ -25,8 +25,10 @@ Points: TypeAlias = npt.NDArray[np.complex128]  # x + iy, because turning a shap
 _SMALLEST_IMAGE = 32  # below this the petals are no longer visible
 _OVERSAMPLING = 3  # drawn this much larger and then reduced: Pillow's shapes have hard edges
 _ALONG = np.linspace(0, 1, 16)  # the way from one end of a petal or a stem to the other
-_BLUNT = np.sqrt(_ALONG) * np.sqrt(1 - _ALONG**4)  # half the width of a petal on that way
-_POINTED = 1.6 * np.sqrt(_ALONG) * (1 - _ALONG)
+# Half the width of a petal on that way.
+_BLUNT = np.sqrt(_ALONG * (1 - _ALONG**4))
+_POINTED = 1.4 * np.sqrt(_ALONG) * (1 - _ALONG) + 0.15 * _BLUNT
+_BELLIED = np.sin(np.pi * _ALONG**0.75) ** 0.65
 _CIRCLE: Points = np.exp(1j * np.linspace(0, 2 * np.pi, 33))
 _GOLDEN_ANGLE = np.pi * (3 - 5**0.5)
 _JPEG_QUALITY = 90
@@ -36,7 +38,7 @@ _RED, _PINK, _MAGENTA, _LILAC = (203, 32, 44), (241, 148, 182), (196, 44, 122), 
 _BROWN, _GREEN = (74, 45, 26), (92, 138, 58)
 
 
-def draw_sample(directory: Path, *, images_per_class: int = 160, image_size: int = 96, seed: int = 0) -> Path:
+def draw_sample(directory: Path, *, images_per_class: int = 200, image_size: int = 96, seed: int = 0) -> Path:
     """Draw `images_per_class` square pictures of every kind of flower into `directory` and return it.
 
     The files are `directory/<class>/<class>_0001.jpg` and so on. A picture depends on the seed, its class and its
@@ -94,8 +96,7 @@ def _draw_picture(class_name: str, image_size: int, rng: np.random.Generator) ->
     behind = behind.filter(ImageFilter.GaussianBlur(image_size * rng.uniform(0.004, 0.016)))
     size = image_size * _OVERSAMPLING
     canvas = behind.resize((size, size), Image.Resampling.BICUBIC)
-    centre = complex(rng.uniform(0.42, 0.58), rng.uniform(0.42, 0.58))
-    _draw_flower(class_name, canvas, centre, rng.uniform(0.31, 0.43), rng)
+    _draw_flower(class_name, canvas, rng)
     if rng.random() < 0.5:
         _draw_grass(canvas, rng)
     return _develop(canvas.resize((image_size, image_size), Image.Resampling.BOX), rng)
@@ -119,32 +120,37 @@ def _develop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 class _Pen:
     """Draws shapes given in a flower's own coordinates, where the flower fills the unit circle."""
 
-    draw: ImageDraw.ImageDraw
-    centre: complex  # in pixels, as is the scale
-    scale: float
+    canvas: Image.Image
+    centre: complex = 0  # as a fraction of the canvas, as is the scale
+    scale: float = 1.0
     turn: complex = 1
     squash: float = 1.0  # less than 1 for a flower that is seen from the side
 
     def fill(self, shape: Points, colour: Colour, opacity: float = 1.0) -> None:
-        self.draw.polygon(self._pixels(shape), fill=(*colour, round(255 * opacity)))
+        self._draw().polygon(self._pixels(shape), fill=(*colour, round(255 * opacity)))
 
     def stroke(self, shape: Points, colour: Colour, width: float, opacity: float = 1.0) -> None:
-        pixels = max(1, round(width * self.scale))
-        self.draw.line(self._pixels(shape), fill=(*colour, round(255 * opacity)), width=pixels, joint="curve")
+        pixels = max(1, round(width * self.scale * self.canvas.width))
+        self._draw().line(self._pixels(shape), fill=(*colour, round(255 * opacity)), width=pixels, joint="curve")
+
+    def _draw(self) -> ImageDraw.ImageDraw:
+        return ImageDraw.Draw(self.canvas, "RGBA")  # this mode mixes colours by their opacity
 
     def _pixels(self, shape: Points) -> list[float]:
         placed = self.centre + self.scale * self.turn * (shape.real + 1j * self.squash * shape.imag)
-        return list(placed.view(np.float64).tolist())
-
-
-def _pen(canvas: Image.Image, centre: complex = 0, scale: float = 1.0, turn: float = 0.0, squash: float = 1.0) -> _Pen:
-    """A pen for a place on the canvas that is given in fractions of the canvas, and a turn in radians."""
-    draw = ImageDraw.Draw(canvas, "RGBA")
-    return _Pen(draw, centre * canvas.width, scale * canvas.width, _direction(turn), squash)
+        return list((self.canvas.width * placed).view(np.float64).tolist())
 
 
 def _direction(angle: float) -> complex:
     return complex(np.cos(angle), np.sin(angle))
+
+
+def _turn(rng: np.random.Generator) -> complex:
+    return _direction(rng.uniform(0, 2 * np.pi))
+
+
+def _place(rng: np.random.Generator, margin: float = 0.0) -> complex:
+    return complex(*rng.uniform(margin, 1 - margin, 2))
 
 
 def _shade(colour: Colour, amount: float) -> Colour:
@@ -168,10 +174,9 @@ def _disc(radius: float, centre: complex = 0) -> Points:
     return centre + radius * _CIRCLE
 
 
-def _petal(length: float, width: float, pointedness: float) -> Points:
-    """The outline of a petal along the x axis: 0 gives a blunt tip, 1 a long pointed one."""
-    half = (1 - pointedness) * _BLUNT + pointedness * _POINTED
-    side: Points = length * _ALONG + 0.5j * width * half
+def _petal(length: float, width: float, profile: npt.NDArray[np.float64]) -> Points:
+    """The outline of a petal or a leaf along the x axis."""
+    side: Points = length * _ALONG + 0.5j * width * profile
     return np.concatenate([side, side[::-1].conj()])
 
 
@@ -215,16 +220,15 @@ def _draw_backdrop(size: int, rng: np.random.Generator) -> Image.Image:
 
 def _draw_leaves(canvas: Image.Image, rng: np.random.Generator) -> None:
     for _ in range(rng.integers(0, 7)):
-        place = complex(rng.uniform(0, 1), rng.uniform(0, 1))
-        pen = _pen(canvas, place, rng.uniform(0.15, 0.4), rng.uniform(0, 2 * np.pi))
+        pen = _Pen(canvas, _place(rng), rng.uniform(0.15, 0.4), _turn(rng))
         colour = _vary(_GREEN, 22, rng)
-        pen.fill(_petal(1, rng.uniform(0.25, 0.6), 0.7), colour)
+        pen.fill(_petal(1, rng.uniform(0.25, 0.6), _POINTED), colour)
         pen.stroke(np.array([0, 0.9 + 0j]), _shade(colour, 0.25), 0.03)
 
 
 def _draw_grass(canvas: Image.Image, rng: np.random.Generator) -> None:
     """A few blades in front of everything."""
-    pen = _pen(canvas)
+    pen = _Pen(canvas)
     for _ in range(rng.integers(2, 7)):
         root = complex(rng.uniform(0, 1), 1.02)
         tip = root + complex(rng.uniform(-0.2, 0.2), -rng.uniform(0.15, 0.5))
@@ -236,41 +240,36 @@ def _draw_grass(canvas: Image.Image, rng: np.random.Generator) -> None:
 def _draw_distant_flower(canvas: Image.Image, rng: np.random.Generator) -> None:
     """A spot of petals far out of focus: colour without a shape that could be recognised."""
     colour = _choose((_WHITE, _YELLOW, _ORANGE, _RED, _PINK, _LILAC), rng)
-    mask = Image.new("L", canvas.size)
-    across, down, radius = (
-        size * canvas.width for size in (rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.06, 0.14))
-    )
-    ImageDraw.Draw(mask).ellipse((across - radius, down - radius, across + radius, down + radius), fill=230)
-    canvas.paste(colour, mask=mask.filter(ImageFilter.GaussianBlur(canvas.width * 0.025)))
+    pen = _Pen(canvas, _place(rng), rng.uniform(0.06, 0.14))
+    for radius in (1.0, 0.9, 0.8, 0.7, 0.6):
+        pen.fill(_disc(radius), colour, 0.3)
 
 
-def _draw_flower(
-    class_name: str, canvas: Image.Image, centre: complex, radius: float, rng: np.random.Generator
-) -> None:
+def _draw_flower(class_name: str, canvas: Image.Image, rng: np.random.Generator) -> None:
     """The stem and the head of a flower; heads look at the viewer, except for the tulip's, which stands upright."""
-    lean = rng.uniform(-0.45, 0.45)
-    foot = centre + 1.2j * _direction(lean)
-    stem = _curve(centre, centre + 0.4j, foot)
+    centre, radius, lean = _place(rng, margin=0.42), rng.uniform(0.31, 0.43), rng.uniform(-0.45, 0.45)
+    stem = _curve(centre, centre + 0.4j, centre + 1.2j * _direction(lean))
     stem_colour = _vary(_GREEN, 18, rng)
-    _pen(canvas).stroke(stem, _shade(stem_colour, -0.25), 0.05 * radius / 0.35)
-    _pen(canvas).stroke(stem - 0.004, stem_colour, 0.028 * radius / 0.35)
+    pen = _Pen(canvas)
+    pen.stroke(stem, _shade(stem_colour, -0.25), 0.14 * radius)
+    pen.stroke(stem - 0.004, stem_colour, 0.08 * radius)
     if class_name == "tulip":
-        pen = _pen(canvas, centre - 0.05j, radius * 0.85, -lean * 0.6)
+        pen = _Pen(canvas, centre - 0.05j, 0.85 * radius, _direction(-0.6 * lean))
     else:
-        pen = _pen(canvas, centre, radius, rng.uniform(0, 2 * np.pi), rng.uniform(0.72, 1))
+        pen = _Pen(canvas, centre, radius, _turn(rng), rng.uniform(0.72, 1))
     _FLOWERS[class_name](pen, rng)
 
 
 # ---------------------------------------------------------------------------------------------- flower heads
 
 
-def _draw_petal(pen: _Pen, angle: float, outline: Points, colour: Colour) -> None:
+def _draw_petal(
+    pen: _Pen, turn: complex, outline: Points, colour: Colour, *, base: complex = 0, lean: float = 0.0
+) -> None:
     """One petal with a darker edge and a lighter fold along its middle."""
-    turn = _direction(angle)
-    pen.fill(outline * turn, _shade(colour, -0.3))
-    inner = outline.real * 0.97 + 0.78j * outline.imag
-    pen.fill(inner * turn, colour)
-    pen.fill((outline.real * 0.9 + 0.25j * outline.imag) * turn, _shade(colour, 0.3), 0.6)
+    for length, width, tone, opacity in ((1, 1, -0.3, 1), (0.97, 0.8, 0, 1), (0.9, 0.28, 0.3, 0.55)):
+        part = length * outline.real + 1j * (width * outline.imag + lean * np.sqrt(outline.real))
+        pen.fill(base + turn * part, _shade(colour, tone), opacity)
 
 
 def _draw_daisy(pen: _Pen, rng: np.random.Generator) -> None:
@@ -279,9 +278,9 @@ def _draw_daisy(pen: _Pen, rng: np.random.Generator) -> None:
     petals = int(rng.integers(15, 27))
     for layer in (0.0, 0.5):
         for petal in range(petals):
-            angle = 2 * np.pi * (petal + layer + rng.normal(0, 0.1)) / petals
-            outline = _petal(rng.uniform(0.86, 1) - 0.1 * layer, rng.uniform(3.4, 4.4) / petals, 0.1)
-            _draw_petal(pen, angle, outline, _shade(colour, rng.normal(0.1 * layer - 0.08, 0.05)))
+            turn = _direction(2 * np.pi * (petal + layer + rng.normal(0, 0.1)) / petals)
+            outline = _petal(rng.uniform(0.86, 1) - 0.1 * layer, rng.uniform(3.4, 4.4) / petals, _BLUNT)
+            _draw_petal(pen, turn, outline, _shade(colour, rng.normal(0.1 * layer - 0.08, 0.05)))
     radius = rng.uniform(0.2, 0.28)
     heart = _choose((_YELLOW, _ORANGE, _GREEN, _BROWN), rng)
     pen.fill(_disc(radius), _shade(heart, -0.3))
@@ -303,9 +302,9 @@ def _draw_sunflower(pen: _Pen, rng: np.random.Generator) -> None:
     petals = int(rng.integers(13, 20))
     for layer in (0.0, 0.5):
         for petal in range(petals):
-            angle = 2 * np.pi * (petal + layer + rng.normal(0, 0.1)) / petals
-            outline = _petal(rng.uniform(0.9, 1.06), rng.uniform(4.6, 5.8) / petals, 0.85)
-            _draw_petal(pen, angle, outline, _shade(colour, rng.normal(0.2 * layer - 0.15, 0.05)))
+            turn = _direction(2 * np.pi * (petal + layer + rng.normal(0, 0.1)) / petals)
+            outline = _petal(rng.uniform(0.9, 1.06), rng.uniform(4.6, 5.8) / petals, _POINTED)
+            _draw_petal(pen, turn, outline, _shade(colour, rng.normal(0.2 * layer - 0.15, 0.05)))
     radius = rng.uniform(0.46, 0.6)
     heart = _vary(_BROWN, 9, rng)
     pen.fill(_disc(radius), _shade(heart, -0.3))
@@ -323,7 +322,7 @@ def _draw_dandelion(pen: _Pen, rng: np.random.Generator) -> None:
     for reach in (1.0, 0.88, 0.74, 0.58, 0.42, 0.26):
         rays = int(20 + 50 * reach)
         for ray in range(rays):
-            outline = _petal(reach * rng.uniform(0.84, 1.04), rng.uniform(0.05, 0.08), 0)
+            outline = _petal(reach * rng.uniform(0.84, 1.04), rng.uniform(0.05, 0.08), _BLUNT)
             turn = _direction(2 * np.pi * (ray + rng.uniform(-0.6, 0.6)) / rays)
             pen.fill(outline * turn, _shade(colour, rng.normal(0.16 - 0.42 * reach, 0.12)))
 
@@ -354,9 +353,8 @@ def _draw_rose(pen: _Pen, rng: np.random.Generator) -> None:
         distance = 0.56 * (1 - closeness) ** 0.9
         radius = 0.5 - 0.33 * closeness
         turn = _direction(start + petal * _GOLDEN_ANGLE)
-        across = rng.uniform(1.05, 1.35)
-        lobe = _disc(radius)
-        lobe = distance + lobe.real + 1j * across * lobe.imag
+        across = rng.uniform(1.05, 1.35)  # broader than long
+        lobe = distance + radius * (_CIRCLE.real + 1j * across * _CIRCLE.imag)
         tone = rng.normal(0.12 - 0.3 * closeness, 0.04)
         pen.fill((lobe + 0.02) * turn, _shade(colour, tone - 0.4))
         pen.fill(lobe * turn, _shade(colour, tone + 0.22))
@@ -369,28 +367,17 @@ def _draw_tulip(pen: _Pen, rng: np.random.Generator) -> None:
     """A cup of pointed petals seen from the side, on a stem with long leaves."""
     colour = _choose((_RED, _RED, _YELLOW, _YELLOW, _PINK, _WHITE, _ORANGE, _MAGENTA, _LILAC), rng)
     leaf_colour = _vary(_GREEN, 18, rng)
-    for side in (-1, 1):
+    for side in (-1.0, 1.0):
         if rng.random() < 0.75:
-            leaf = _petal(rng.uniform(1.6, 2.3), rng.uniform(0.3, 0.5), 0.8)
+            leaf = _petal(rng.uniform(1.6, 2.3), rng.uniform(0.3, 0.5), _POINTED)
             outline = 2.6j + leaf * _direction(-np.pi / 2 + side * rng.uniform(0.15, 0.4))
             pen.fill(outline, leaf_colour)
-    openness = rng.uniform(0.1, 0.4)
+    openness = rng.uniform(0.15, 0.55)
     # Back to front: two petals behind, one at either side, the one that faces the viewer.
-    for lean, width, tone in ((-0.5, 0.8, -0.3), (0.5, 0.8, -0.3), (-1, 0.8, -0.12), (1, 0.8, -0.04), (0, 0.9, 0.06)):
-        length = rng.uniform(1.6, 1.85) - 0.15 * (lean == 0)
-        outline = 0.85j - 1j * _tulip_petal(length, width * rng.uniform(0.92, 1.08), lean * openness)
-        inner = 0.85j - 1j * _tulip_petal(length * 0.97, width * 0.88, lean * openness)
-        fold = 0.85j - 1j * _tulip_petal(length * 0.92, width * 0.35, lean * openness)
-        pen.fill(outline, _shade(colour, tone - 0.3))
-        pen.fill(inner, _shade(colour, tone))
-        pen.fill(fold, _shade(colour, tone + 0.25), 0.5)
-
-
-def _tulip_petal(length: float, width: float, lean: float) -> Points:
-    """The outline of a bellied petal with a pointed tip along the x axis, which leans to one side."""
-    half = 0.5 * width * np.sin(np.pi * _ALONG**0.75) ** 0.65
-    middle: Points = length * _ALONG + 1.8j * lean * np.sqrt(_ALONG)
-    return np.concatenate([middle + 1j * half, (middle - 1j * half)[::-1]])
+    for side, width, tone in ((-0.5, 0.8, -0.3), (0.5, 0.8, -0.3), (-1, 0.8, -0.12), (1, 0.8, -0.04), (0, 0.9, 0.06)):
+        length = rng.uniform(1.6, 1.85) - 0.15 * (side == 0)
+        outline = _petal(length, width * rng.uniform(0.92, 1.08), _BELLIED)
+        _draw_petal(pen, -1j, outline, _shade(colour, tone), base=0.85j, lean=side * openness)
 
 
 _FLOWERS: dict[str, Callable[[_Pen, np.random.Generator], None]] = {

@@ -103,15 +103,6 @@ def write_text_durably(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def update_scores(directory: Path, scores: Mapping[str, Any]) -> None:
-    """Add scores to the card of a saved model."""
-    card = load_card(directory)
-    updated = card.model_copy(update={"scores": {**card.scores, **scores}})
-    write_text_durably(
-        directory / CARD, json.dumps(updated.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-    )
-
-
 def load_card(directory: Path) -> ModelCard:
     """Read `config.json` of a model folder.
 

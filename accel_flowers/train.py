@@ -22,7 +22,7 @@ from accel_flowers.optim import set_lr
 from accel_flowers.processes import average_buffers, build_accelerator, decided_by_main
 from accel_flowers.progress import Progress
 from accel_flowers.run_dir import MODEL_DIR, SPLIT_FILE, check_run_dir, holds_run, open_run_dir, write_config
-from accel_flowers.saved_model import save_model, update_scores
+from accel_flowers.saved_model import save_model
 from accel_flowers.tracking import (
     METRICS_FILE,
     JsonlTracker,
@@ -186,8 +186,7 @@ def _end_epoch(run: Run) -> str:
     run.accelerator.log(values, step=state.step)
     run.checkpoints.save(run.network, run.optimizer, state, is_best=is_best)
     if is_best and run.accelerator.is_main_process:
-        described = {"val": {**scores, "epoch": epoch, "step": state.step}}
-        save_model(run.run_dir / MODEL_DIR, run.network, run.card.model_copy(update={"scores": described}))
+        _save_model(run, {"val": scores})
     return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(scores)}" + ("  best so far" if is_best else "")
 
 
@@ -200,6 +199,12 @@ def _score(run: Run, part: str) -> dict[str, Any]:
 
 def _in_words(scores: dict[str, Any]) -> str:
     return f"accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  macro F1 {scores['macro_f1']:.4f}"
+
+
+def _save_model(run: Run, results: dict[str, Any]) -> None:
+    where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
+    described = {part: {**scores, **where} for part, scores in results.items()}
+    save_model(run.run_dir / MODEL_DIR, run.network, run.card.model_copy(update={"scores": described}))
 
 
 def _out_of_patience(run: Run) -> bool:
@@ -219,7 +224,7 @@ def _finish(run: Run, progress: Progress) -> dict[str, Any]:
         run.accelerator.log(prefixed("test", headline(results["test"])), step=state.step)
     write_summary(run.accelerator, summary)
     if run.accelerator.is_main_process:
-        update_scores(run.run_dir / MODEL_DIR, {part: {**scores, **where} for part, scores in results.items()})
+        _save_model(run, results)  # anew: a run killed after its best checkpoint may not have come to it
 
     looks = run.plan.epochs_completed_at(state.step)
     progress.line(

@@ -6,7 +6,7 @@
 # Everything it makes lies in runs/ of this project.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment tensorboard
+prepare_environment
 
 if [ $# -eq 0 ]; then
     photos="$project/runs/sample-photos" recipe=quickstart

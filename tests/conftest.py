@@ -11,9 +11,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
+
+# A busy machine is no failure; and what failed once is written into a test, not into a folder of examples.
+hypothesis.settings.register_profile("accel_flowers", deadline=None, database=None)
+hypothesis.settings.load_profile("accel_flowers")
 
 CLASSES = ("daisy", "rose", "tulip")
 COLOURS = {"daisy": (230, 230, 210), "rose": (200, 30, 60), "tulip": (240, 160, 30)}
@@ -54,3 +59,13 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def folder(tmp_path: Path) -> Path:
     """Three classes with ten pictures each."""
     return make_folder(tmp_path / "photos")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    """Accelerate keeps its state in the class: a run must not see the one before."""
+    yield
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()

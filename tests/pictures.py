@@ -168,7 +168,7 @@ def _palette_with_alpha() -> Image.Image:
 
 
 DEEP = tuple(257 * grey for grey in GREYS)
-DEEP_COLOURS = tuple(tuple(257 * channel for channel in colour) for colour in COLOURS)
+DEEP_COLOURS = tuple(tuple(256 * channel + 7 for channel in colour) for colour in COLOURS)
 WHITE_FIRST = ((255, 255, 255), *COLOURS[1:])
 GREY_COLOURS = tuple((grey,) * 3 for grey in GREYS)
 WHITE_FIRST_GREY = ((255, 255, 255), *GREY_COLOURS[1:])

@@ -1,8 +1,11 @@
 """Every kind of picture comes out upright, RGB and with the right colours; everything else is refused by name."""
 
+import os
 import pickle
 import random
 import struct
+import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -243,6 +246,20 @@ def test_damaged_header(corpus: dict[str, bytes]) -> None:
     assert "PNG file is damaged" in cause_of(bytes(png))
 
 
+def test_damage_that_pillow_answers_with_odd_errors(corpus: dict[str, bytes]) -> None:
+    """Each stands for a kind of error of Pillow that a list of only the likely ones would let through."""
+    whole = corpus["png palette"]
+    palette = whole.index(b"PLTE") - 4
+    (length,) = struct.unpack_from(">L", whole, palette)
+    no_palette = whole[:palette] + whole[palette + 12 + length :]  # AssertionError
+    empty_profile = corpus["png"][:-12] + pictures.png_chunk(b"iCCP", b"") + corpus["png"][-12:]  # IndexError
+    tiff = corpus["tiff palette"]
+    wide_palette = tiff.replace(struct.pack("<HHL", 320, 3, 768), struct.pack("<HHL", 320, 4, 768))  # OverflowError
+    wordy_offset = tiff.replace(struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 2))  # TypeError
+    for data in (no_palette, empty_profile, wide_palette, wordy_offset):
+        assert "is damaged" in cause_of(data)
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds next to nothing."""
     header = pictures.png_chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 2, 0, 0, 0))
@@ -302,12 +319,39 @@ def test_extensions_are_known_to_the_libraries() -> None:
 
 
 def test_threads_do_not_disturb_each_other(corpus: dict[str, bytes]) -> None:
-    files = [(tiff_with_odd_tag(), 0), (corpus["gif"], 4), (corpus["jpeg"], 6), (corpus["png animated"], 0)] * 50
-    with ThreadPoolExecutor(8) as threads:
-        for decoded, (_, tolerance) in zip(
-            threads.map(lambda file: decode_image(file[0], "rose"), files), files, strict=True
-        ):
-            assert_shows(decoded, COLOURS, tolerance)
+    odd = tiff_with_odd_tag()
+    files = [(odd, 0), (corpus["gif"], 4), (odd, 0), (corpus["jpeg"], 6), (odd, 0), (corpus["png animated"], 0)] * 50
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns often enough to meet in the middle of everything
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            decoded = list(threads.map(lambda file: decode_image(file[0], "rose"), files))
+    finally:
+        sys.setswitchinterval(interval)
+    for picture, (_, tolerance) in zip(decoded, files, strict=True):
+        assert_shows(picture, COLOURS, tolerance)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_fork_while_another_thread_decodes(corpus: dict[str, bytes]) -> None:
+    """A data loader's worker must not wait for a thread that only its parent has."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def decode_slowly() -> None:
+        with decode._quiet():
+            inside.set()
+            leave.wait(timeout=10)
+
+    thread = threading.Thread(target=decode_slowly)
+    thread.start()
+    inside.wait(timeout=10)
+    threading.Timer(0.1, leave.set).start()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if decode._quiet_lock.acquire(timeout=2) else 1)
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def outcome(data: bytes) -> tuple[object, object]:

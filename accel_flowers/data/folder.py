@@ -280,7 +280,9 @@ def _unzip(path: Path) -> Path:
                 archive.extract(member, partial)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}.") from None
+        raise UserError(
+            f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}."
+        ) from None
     if not partial.exists():
         raise UserError(f"The zip '{path}' holds no pictures. {_LAYOUT}")
     try:
@@ -351,13 +353,17 @@ def _load_hub(source: str) -> ImageTable:
     ]
     rows = datasets.concatenate_datasets(tables)
     given = tuple(part for (_, part), table in zip(known.items(), tables, strict=True) for _ in range(len(table)))
+    label_column = rows.with_format("arrow")["label"].to_pylist()
+    unknown = sum(label is None or label < 0 for label in label_column)
+    if unknown:
+        raise UserError(f"{unknown} pictures of the dataset '{name}' have no label.")
     return ImageTable(
         source=source,
         dataset=rows,
         files=tuple(
             f"{split}/{row:08d}" for split, table in zip(known, tables, strict=True) for row in range(len(table))
         ),
-        labels=np.asarray(rows.with_format("numpy")["label"], dtype=np.int64),
+        labels=np.array(label_column, dtype=np.int64),
         class_names=tuple(features[labels[0]].names),
         given_parts=given if len(known) > 1 else None,
         unreadable={},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def decide_split(table: ImageTable, split: str, *, seed: int, on_bad_image: str)
 
     Raises:
         UserError: unreadable pictures (where they stop the run), classes too small to split, a split file that
-            does not fit the folder.
+            does not fit the folder, a part that lacks what training needs of it.
     """
     given = load_split(Path(split)) if split.endswith(".json") or Path(split).is_file() else None
     fractions = parse_fractions(split) if given is None else {}
@@ -82,15 +82,25 @@ def decide_split(table: ImageTable, split: str, *, seed: int, on_bad_image: str)
     _check_classes_left(table, labels)
 
     if given is not None:
-        parts = _obey(given, Path(split), table, files)
+        parts = _obey(given, Path(split), table, files, bad)
     elif table.given_parts is not None:
-        parts = _parts_as_given([table.given_parts[row] for row in rows], labels, groups, fractions, seed)
+        parts = [table.given_parts[row] for row in rows]
     else:
         parts = _draw(table, labels, groups, fractions, seed)
     doubles = _doubles_across_parts(files, groups, parts)
+    if given is None and "val" not in parts:
+        # Split folders are taken as they stand; where there is no val, it is drawn from train.
+        share = {"train": 1 - fractions["val"], "val": fractions["val"]}
+        places = [place for place, part in enumerate(parts) if part == "train" and files[place] not in doubles]
+        drawn = _draw(table, [labels[place] for place in places], [groups[place] for place in places], share, seed)
+        for place, part in zip(places, drawn, strict=True):
+            parts[place] = part
+    parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
+    learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
+    _check_parts(table, split, parts_of, learned)
     return Split(
         class_names=table.class_names,
-        parts={name: part for name, part in zip(files, parts, strict=True) if name not in doubles},
+        parts=parts_of,
         left_out=dict(sorted({**left_out_before, **bad, **doubles}.items())),
         duplicates=_duplicates(files, groups),
     )
@@ -110,41 +120,45 @@ def _stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:
 
 
 def _check_classes_left(table: ImageTable, labels: Sequence[int]) -> None:
-    lost = [name for label, name in enumerate(table.class_names) if label not in set(labels)]
+    lost = _lacking(table, labels)
     if lost:
-        raise UserError(f"No picture is left of {', '.join(map(repr, lost))} in '{table.source}': none can be read.")
+        raise UserError(f"'{table.source}' holds no picture of {lost} that can be read. Mend or remove the class.")
 
 
-def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str]) -> list[str]:
+def _check_parts(table: ImageTable, split: str, parts_of: Mapping[str, str], learned: Iterable[int]) -> None:
+    """Training needs each class in train, and something to choose the best epoch by."""
+    lost = _lacking(table, learned)
+    if lost:
+        raise UserError(f"No picture of {lost} is left in train of '{table.source}', split by {split}.")
+    if "val" not in parts_of.values():
+        raise UserError(
+            f"No picture is left in val of '{table.source}', split by {split}: the best epoch is chosen by it."
+        )
+
+
+def _lacking(table: ImageTable, labels: Iterable[int]) -> str:
+    there = set(labels)
+    return ", ".join(repr(name) for label, name in enumerate(table.class_names) if label not in there)
+
+
+def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str], bad: Mapping[str, str]) -> list[str]:
     if given.class_names != table.class_names:
         raise UserError(
             f"{path} is a split of the classes {', '.join(given.class_names)}; "
             f"'{table.source}' has {', '.join(table.class_names)}."
         )
-    present = set(files) | set(given.left_out)
-    missing, extra = sorted(set(given.parts) - present), sorted(set(files) - set(given.parts))
-    if missing or extra:
+    absent = set(given.parts) - set(files) - set(given.left_out)
+    broken, missing = sorted(absent & set(bad)), sorted(absent - set(bad))
+    extra = sorted(set(files) - set(given.parts))
+    if absent or extra:
         told = [f"{len(missing)} of its files are not there, for example '{missing[0]}'"] if missing else []
+        told += [f"{len(broken)} cannot be read, for example '{broken[0]}': {bad[broken[0]]}"] if broken else []
         told += [f"it does not name {len(extra)} of the pictures, for example '{extra[0]}'"] if extra else []
         raise UserError(
             f"{path} does not fit '{table.source}': {'; '.join(told)}. Give the folder it was made from, edit it, "
             "or draw a new split with --data.split 80/10/10."
         )
     return [given.parts[name] for name in files]
-
-
-def _parts_as_given(
-    parts: list[str], labels: Sequence[int], groups: Sequence[int], fractions: dict[str, float], seed: int
-) -> list[str]:
-    """Split folders are taken as they stand; where there is no val, it is drawn from train."""
-    if "val" in parts:
-        return parts
-    rows = [row for row, part in enumerate(parts) if part == "train"]
-    share = {"train": 1 - fractions["val"], "val": fractions["val"]}
-    drawn = make_split([labels[row] for row in rows], [groups[row] for row in rows], share, seed=seed)
-    for row, part in zip(rows, drawn, strict=True):
-        parts[row] = part
-    return parts
 
 
 def _draw(
@@ -154,10 +168,10 @@ def _draw(
         return make_split(labels, groups, fractions, seed=seed)
     except ValueError as error:
         label, number = error.args
+        fewer = ", or ask for two parts with --data.split 80/20" if len(fractions) > 2 else ""
         raise UserError(
-            f"The class '{table.class_names[label]}' has {number} different pictures, too few for the "
-            f"{len(fractions)} parts {', '.join(fractions)}: add pictures, remove the class, or ask for fewer parts "
-            "with --data.split 80/20."
+            f"The class '{table.class_names[label]}' has {number} different pictures of its own, too few for one each in "
+            f"{', '.join(fractions)}: add pictures or remove the class{fewer}."
         ) from None
 
 

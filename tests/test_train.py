@@ -1,0 +1,189 @@
+"""Training in one process: what a run leaves behind, and that it is the same run however it is cut up."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from accel_flowers.config import load_recipe
+from accel_flowers.data.split import PARTS, load_split
+from accel_flowers.errors import UserError
+from accel_flowers.evaluate import evaluate_folder
+from accel_flowers.models import build_network
+from accel_flowers.saved_model import load_card
+from accel_flowers.tracking import read_metrics
+from accel_flowers.train import train
+from tests.conftest import make_folder
+from tests.runs import PROGRAM, metrics, run_program, tiny_config, write_recipe
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "photos", per_class=12)
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    train(tiny_config(photos, run_dir))
+    return run_dir
+
+
+def test_run_directory_is_complete(finished: Path, photos: Path) -> None:
+    split = load_split(finished / "split.json")
+    assert set(split.parts) == {file.relative_to(photos).as_posix() for file in photos.rglob("*.png")}
+    assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 30, "val": 3, "test": 3}
+
+    lines = read_metrics(finished / "metrics.jsonl")
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))  # 60 pictures, 8 a step
+    assert [line["step"] for line in lines if "val/accuracy" in line] == [4, 8]
+    assert [line["step"] for line in lines if "test/accuracy" in line] == [8]
+    assert all(line["speed/images_per_second"] > 0 and line["lr"] > 0 for line in lines if "train/loss" in line)
+
+    state = json.loads((finished / "checkpoints/last/state.json").read_text())
+    best = json.loads((finished / "checkpoints/best/state.json").read_text())
+    values = {line["step"]: line["val/accuracy"] for line in lines if "val/accuracy" in line}
+    assert state["step"] == 8
+    assert best["best_value"] == state["best_value"] == max(values.values())
+    assert values[state["best_step"]] == state["best_value"]
+
+    card = load_card(finished / "model")
+    assert card.class_names == ("daisy", "rose", "tulip")
+    assert card.scores["val"]["accuracy"] == state["best_value"]
+    assert card.scores["test"]["num_images"] == 3
+
+
+def test_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
+    config = load_recipe(str(finished / "config.yaml"))
+    text = (finished / "config.yaml").read_text()
+    assert all(f"{package}:" in text for package in ("torch", "torchvision", "accelerate", "datasets", "cpu", "python"))
+    train(config.model_copy(update={"run_dir": str(tmp_path / "again")}))
+    assert metrics(tmp_path / "again", "train/loss") == metrics(finished, "train/loss")
+    again = load_file(tmp_path / "again/checkpoints/last/model.safetensors")
+    before = load_file(finished / "checkpoints/last/model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
+
+
+def test_saved_model_scores_as_in_training(finished: Path, photos: Path) -> None:
+    for part in ("val", "test"):
+        scores = evaluate_folder(finished / "model", str(photos), split_file=finished / "split.json", part=part)
+        recorded = load_card(finished / "model").scores[part]
+        assert {name: recorded[name] for name in scores} == scores
+
+
+def test_accumulation_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    """Without batch norm and dropout a step of 8 pictures is the same in 1, 2 and 8 forward passes."""
+    losses = {}
+    for micro_batch in (8, 4, 1):
+        sections = {
+            "train": {"global_batch_size": 8, "micro_batch_size": micro_batch},
+            "model": {"dropout": 0},
+            "loss": {"class_weights": "balanced"},
+        }
+        train(tiny_config(photos, tmp_path / str(micro_batch), **sections))
+        losses[micro_batch] = metrics(tmp_path / str(micro_batch), "train/loss")
+    assert len(losses[8]) == 8
+    assert losses[4] == pytest.approx(losses[8], abs=1e-5)
+    assert losses[1] == pytest.approx(losses[8], abs=1e-5)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """Three colours are told apart after a few epochs: the labels and the pictures belong together."""
+    photos = make_folder(tmp_path / "photos", per_class=20)
+    config = tiny_config(
+        photos,
+        tmp_path / "run",
+        model={"name": "shufflenet_v2_x0_5"},
+        optim={"name": "adamw", "lr": 5e-3},
+        train={"epochs": 12},
+    )
+    assert train(config)["val"]["accuracy"] >= 5 / 6
+
+
+def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
+    """A rate of (almost) nothing brings no gain, so the run ends after the patience and the first epoch stays best."""
+    config = tiny_config(
+        photos,
+        tmp_path / "run",
+        optim={"lr": 1e-12},
+        train={"epochs": 10, "early_stopping_epochs": 2, "best_metric": "accuracy"},
+    )
+    train(config)
+    assert len(metrics(tmp_path / "run", "val/accuracy")) == 3
+    assert json.loads((tmp_path / "run/checkpoints/best/state.json").read_text())["best_epoch"] == 1
+
+
+def test_frozen_backbone_keeps_every_value(photos: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, _ = build_network("shufflenet_v2_x0_5", 3)
+    torch.save(network.state_dict(), tmp_path / "start.pth")
+    model = {"name": "shufflenet_v2_x0_5", "weights": str(tmp_path / "start.pth"), "freeze": "backbone"}
+    train(tiny_config(photos, tmp_path / "run", model=model, train={"epochs": 1}))
+    trained = load_file(tmp_path / "run/checkpoints/last/model.safetensors")
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(trained[name], tensor) == (not name.startswith("fc.")), name
+
+
+def test_nothing_is_overwritten(finished: Path, photos: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="holds a run already.*--resume auto.*--run-dir"):
+        train(tiny_config(photos, finished))
+    with pytest.raises(UserError, match=r"(?s)another configuration.*optim\.lr: 0\.01 then, 0\.5 now"):
+        train(tiny_config(photos, finished, optim={"lr": 0.5}).model_copy(update={"resume": "auto"}))
+    assert {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()} == before
+
+
+def test_a_mistake_leaves_no_run_behind(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="resnet8"):
+        train(tiny_config(photos, tmp_path / "run", model={"name": "resnet8"}))
+    train(tiny_config(photos, tmp_path / "run", train={"epochs": 1}))
+
+
+def test_transforms_and_network_must_fit(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="32 x 32"):
+        train(tiny_config(photos, tmp_path / "run", model={"name": "vit_b_16"}))
+
+
+@pytest.mark.multiprocess
+def test_killed_and_resumed_is_the_same_run(photos: Path, tmp_path: Path) -> None:
+    """Killed after the first checkpoint, resumed: weights, lines and best value of a run that was never stopped."""
+    sections = {"model": {"name": "shufflenet_v2_x0_5", "dropout": 0.3}, "train": {"epochs": 4}}
+    recipe = write_recipe(tmp_path / "recipe.yaml", **sections)
+    words = ["train", str(recipe), "--data.path", str(photos), "--run-dir"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with subprocess.Popen([sys.executable, *PROGRAM, *words, str(killed)], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not (killed / "checkpoints/last").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    done = len(metrics(killed, "val/loss"))
+    resumed = run_program(*words, killed, "--resume", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on after step" in resumed.stderr
+    undisturbed = run_program(*words, whole)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    assert done < 4, "killed too late to prove anything"
+    for name in ("train/loss", "val/loss", "lr", "epoch"):
+        assert metrics(killed, name) == metrics(whole, name)
+    for which in ("last", "best"):
+        for file in ("model.safetensors", "state.json"):
+            path = Path("checkpoints", which, file)
+            assert (killed / path).read_bytes() == (whole / path).read_bytes()
+
+
+@pytest.mark.slow
+def test_compiled_weights_have_plain_names(photos: Path, tmp_path: Path) -> None:
+    train(tiny_config(photos, tmp_path / "run", train={"epochs": 1, "compile": True}))
+    names = set(load_file(tmp_path / "run/model/model.safetensors"))
+    assert names == set(build_network("squeezenet1_1", 3)[0].state_dict())
+    assert metrics(tmp_path / "run", "train/loss")[0] == pytest.approx(1.1, abs=0.5)
