@@ -49,8 +49,10 @@ def parse_yaml(text: str, source: str) -> Any:
         cause = place + ", ".join(words for words in (error.context, error.problem) if words)
     except RecursionError:
         cause = "it is nested too deeply"
-    except (YAMLError, ValueError) as error:  # ValueError: an impossible date, for example
+    except YAMLError as error:
         cause = str(error)
+    except Exception as error:  # noqa: BLE001 - an impossible date or a tag on nonsense make its reader fail in any way
+        cause = f"a value in it cannot be read ({str(error) or type(error).__name__})"
     raise UserError(f"{source} is not valid YAML: {cause}")
 
 
@@ -410,7 +412,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def dump_yaml(values: Mapping[str, Any]) -> str:
     """Block-style YAML with the keys in their given order."""
     yaml = YAML()
-    yaml.width = 120
+    yaml.width = 2**31  # no line is broken: ruamel.yaml loses tabs where it breaks one
     yaml.indent(mapping=2, sequence=4, offset=2)
     stream = io.StringIO()
     yaml.dump(dict(values), stream)

@@ -36,7 +36,13 @@ def tiny_recipe(**sections: dict[str, Any]) -> dict[str, Any]:
         },
         "model": {"name": "squeezenet1_1", "weights": "none"},
         "optim": {"lr": 1e-2},
-        "train": {"epochs": 2, "global_batch_size": 8, "micro_batch_size": 4, "eval_batch_size": 4, "log_every_steps": 1},
+        "train": {
+            "epochs": 2,
+            "global_batch_size": 8,
+            "micro_batch_size": 4,
+            "eval_batch_size": 4,
+            "log_every_steps": 1,
+        },
     }
     return {name: {**recipe.get(name, {}), **sections.get(name, {})} for name in {**recipe, **sections}}
 
@@ -54,7 +60,9 @@ def write_recipe(path: Path, **sections: dict[str, Any]) -> Path:
     return path
 
 
-def run_program(*words: str | Path, launcher: list[str] | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run_program(
+    *words: str | Path, launcher: list[str] | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """`accel-flowers WORDS` in a process of its own, or in those of a launcher."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pictures
 import pytest
 from numpy.typing import NDArray
-from pictures import COLOURS, HEIGHT, KINDS, WIDTH
 from PIL import Image, ImageFile
 
 from accel_flowers.data import decode
@@ -31,6 +29,8 @@ from accel_flowers.data.decode import (
     verify_image,
 )
 from accel_flowers.errors import UserError
+from tests import pictures
+from tests.pictures import COLOURS, HEIGHT, KINDS, WIDTH
 
 # Where the four corners of the upright scene lie in the file, by EXIF orientation: what a camera stores.
 STORED = {
