@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +25,8 @@ from accel_flowers.data.transforms import build_transform
 from accel_flowers.errors import UserError
 
 SOURCE = "my.yaml"
+# The machine may be busy: no time is measured.
+OFTEN = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read(text: str) -> Config:
@@ -199,9 +201,9 @@ def test_a_recipe_that_holds_no_sections(text: str) -> None:
     assert re.fullmatch(f"{SOURCE} must hold sections such as 'data:' and 'train:', not (list|str|int|set)\\.", mistakes_in(text))  # fmt: skip
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates() | st.binary()
 # Any text, any values
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates() | st.binary()
 SECTION_TYPES = [type(section) for _, section in Config() if isinstance(section, BaseModel)]
 KEYS = st.sampled_from([name for section in (Config, *SECTION_TYPES) for name in section.model_fields])
 TREES = st.recursive(
@@ -218,7 +220,7 @@ YAML_PIECES = [
 YAMLISH = st.lists(st.sampled_from(YAML_PIECES), max_size=25).map("".join)
 
 
-@settings(max_examples=100)
+@settings(OFTEN)
 @given(text=st.text(max_size=40) | YAMLISH)
 @example(text="data: &a {train_transforms: [*a]}")
 @example(text="data: {train_transforms: &a [RandomApply: {transforms: *a}]}")
@@ -229,7 +231,7 @@ def test_any_text_ends_in_a_config_or_a_user_error(text: str) -> None:
     assert isinstance(outcome, Config) or SOURCE in outcome
 
 
-@settings(max_examples=100)
+@settings(OFTEN)
 @given(values=SECTIONS)
 def test_any_values_end_in_a_config_or_a_user_error(values: dict[Any, Any]) -> None:
     try:
@@ -297,13 +299,13 @@ CONFIGS = st.builds(
 )
 
 
-@settings(max_examples=100)
+@settings(OFTEN)
 @given(config=CONFIGS)
 def test_what_is_written_is_read_back(config: Config) -> None:
     assert read(dump_yaml(config_to_dict(config))) == config
 
 
-@settings(max_examples=20, deadline=None)
+@settings(OFTEN, max_examples=20)
 @given(config=CONFIGS)
 def test_no_flags_leave_a_recipe_as_it_is(config: Config) -> None:
     assert flags(recipe=config) == config

@@ -135,7 +135,7 @@ def test_frozen_backbone_keeps_every_value(photos: Path, tmp_path: Path) -> None
 
 def test_nothing_is_overwritten(finished: Path, photos: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()}
-    with pytest.raises(UserError, match="holds a run already.*--resume auto.*--run-dir"):
+    with pytest.raises(UserError, match=r"holds a run already.*--resume auto.*--run-dir"):
         train(tiny_config(photos, finished))
     with pytest.raises(UserError, match=r"(?s)another configuration.*optim\.lr: 0\.01 then, 0\.5 now"):
         train(tiny_config(photos, finished, optim={"lr": 0.5}).model_copy(update={"resume": "auto"}))
