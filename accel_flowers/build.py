@@ -28,7 +28,7 @@ from accel_flowers.freezing import freeze
 from accel_flowers.models import build_network, check_input, wants_channels_last
 from accel_flowers.objectives import Objective, build_objective
 from accel_flowers.optim import LearningRate, build_lr_schedule, build_optimizer
-from accel_flowers.processes import decided_by_main, keep_own_buffers, main_first
+from accel_flowers.processes import decided_by_main, keep_own_buffers, main_first, num_local_processes
 from accel_flowers.progress import tell
 from accel_flowers.run_dir import SPLIT_FILE, holds_run
 from accel_flowers.saved_model import ModelCard
@@ -178,7 +178,7 @@ def _build_network(
 def _build_loaders(
     config: Config, parts: dict[str, Pictures], plan: StepPlan, state: TrainState, accelerator: Accelerator
 ) -> list[DataLoader[Batch]]:
-    num_workers = choose_num_workers(config.data.num_workers, accelerator.num_processes)
+    num_workers = choose_num_workers(config.data.num_workers, num_local_processes(accelerator))
     return [
         build_loader(
             pictures,

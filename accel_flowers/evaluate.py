@@ -23,7 +23,7 @@ from accel_flowers.data.transforms import Normalizer
 from accel_flowers.errors import UserError
 from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.models import wants_channels_last
-from accel_flowers.processes import build_accelerator, decided_by_main, main_first
+from accel_flowers.processes import build_accelerator, decided_by_main, main_first, num_local_processes
 from accel_flowers.saved_model import load_card, load_model
 
 _PADDING = -1
@@ -136,7 +136,7 @@ def evaluate_folder(
     loader = build_loader(
         pictures,
         EveryOnce(len(pictures), card.eval_batch_size),
-        num_workers=choose_num_workers(num_workers, accelerator.num_processes),
+        num_workers=choose_num_workers(num_workers, num_local_processes(accelerator)),
         pin_memory=accelerator.device.type == "cuda",
     )
     accelerator.prepare_model(network, evaluation_mode=True)

@@ -6,8 +6,6 @@ are computed once from the gathered pictures, so they are exact on any number of
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +62,10 @@ class _LabelMetric(evaluate.Metric):
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
-        super().__init__(keep_in_memory=True, experiment_id=uuid.uuid4().hex, cache_dir=tempfile.gettempdir(), seed=0)
+        super().__init__(keep_in_memory=True, seed=0)
+
+    def _build_data_dir(self) -> str:
+        return self._data_dir_root  # only named: in memory nothing is written, so no folder is made either
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

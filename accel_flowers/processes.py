@@ -20,6 +20,8 @@ from accel_flowers.errors import UserError
 
 T = TypeVar("T")
 
+_OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
+
 
 def check_launch(environment: dict[str, str] | None = None) -> None:
     """Notice a launcher that was asked for several processes and started one.
@@ -56,11 +58,13 @@ def build_accelerator(
     """
     check_launch()
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision=mixed_precision,
             log_with=list(trackers) or None,
-            project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir) if run_dir else None,
+            project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir / "tensorboard")
+            if run_dir
+            else None,
             # Micro-batches are dealt out as they are: nothing is padded, so nothing is counted twice.
             dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
@@ -68,9 +72,19 @@ def build_accelerator(
     except ValueError as error:
         if "mixed precision" not in str(error):
             raise
+        raise UserError(f"{error} {_OTHER_PRECISION}") from None
+    # On a CPU Accelerate takes fp16 without a word and computes in float32; fp8 is another kind of training.
+    on_cpu = accelerator.device.type == "cpu"
+    if accelerator.mixed_precision not in (("no", "bf16") if on_cpu else ("no", "fp16", "bf16")):
         raise UserError(
-            f"{error}. Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
-        ) from None
+            f"There is no {accelerator.mixed_precision} here on {accelerator.device.type}. {_OTHER_PRECISION}"
+        )
+    return accelerator
+
+
+def num_local_processes(accelerator: Accelerator) -> int:
+    """Processes that share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
 
 
 def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,8 +35,9 @@ def put(root: Path, *names: str) -> Path:
 
 def zip_of(folder: Path, path: Path, *, inside: str = "", extra: dict[str, bytes] | None = None) -> Path:
     """A zip of what lies in `folder`, below the folder `inside`."""
+    files = sorted(folder.rglob("*"))
     with zipfile.ZipFile(path, "w") as archive:
-        for file in sorted(folder.rglob("*")):
+        for file in files:
             archive.write(file, inside + file.relative_to(folder).as_posix())
         for name, data in (extra or {}).items():
             archive.writestr(name, data)
@@ -80,8 +83,8 @@ def test_endings_of_pictures(ending: str, tmp_path: Path) -> None:
     assert table.files == (f"a/1.{ending}", f"b/2.{ending}")
 
 
-NAMES = ["a b", " lead", "it's", 'say "x"', "[1]", "[!a]*", "?", "{a,b}", "new\nline", "tab\t", "玫瑰", "ру́жа", "é",
-         "e\u0301", "#1", "50%", "%20", "a:b", "zip:--x", "http:x", "~", "-x", "_x", "__x", "a..b", "back\\slash", "$HOME",
+NAMES = ["a b", " lead", "it's", 'say "x"', "[1]", "[!a]*", "?", "{a,b}", "new\nline", "tab\t", "玫瑰", "цветок", "é",
+         "e\u0301", "#1", "50%", "%20", "a:b", "zip:--x", "http:x", "~", "-x", "_x", "__x", "a..b", "back\\slash", "$5", "$",
          "metadata", "data"]  # fmt: skip
 
 
@@ -94,21 +97,15 @@ def test_odd_names_of_files_classes_and_folders(odd: str, tmp_path: Path) -> Non
     check_rows(table, root)
 
 
+@hypothesis.settings(max_examples=30)
 @given(
     st.sets(
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0:"), min_size=1, max_size=8)
-        .filter(lambda name: not name.startswith(".") and name != "__MACOSX")
-        .filter(
-            lambda name: name.lower() not in ("train", "training", "val", "valid", "dev", "test", "testing", "eval")
-        )
-        .map(lambda name: name + "_"),
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0:$"), max_size=8).map("x{}x".format),
         min_size=2,
         max_size=4,
     )
 )
 def test_any_name_of_a_class_is_taken_as_it_is(names: set[str]) -> None:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as root:
         put(Path(root), *(f"{name}/{name}.jpg" for name in names))
         assert load_images(root).class_names == tuple(sorted(names))
@@ -179,7 +176,7 @@ def test_other_files_are_ignored_and_told(folder: Path) -> None:
     for name in ("LICENSE.txt", "metadata.csv", "rose/metadata.jsonl", "rose/IMG.heic", "tulip/noending", "icon.ico"):
         (folder / name).write_text("x")
     zip_of(folder / "rose", folder / "backup.zip")
-    zip_of(folder / "rose", folder / "rose/backup.zip")
+    shutil.copy(folder / "backup.zip", folder / "rose/backup.zip")
     table = load_images(str(folder))
     assert len(table.files) == 30
     assert set(table.ignored) == {"LICENSE.txt", "metadata.csv", "rose/metadata.jsonl", "rose/IMG.heic",
@@ -387,6 +384,11 @@ LAYOUT = r"Pictures belong in one sub-folder per class \(DIR/rose/1\.jpg\), or i
         ),
         pytest.param(
             tree(*GOOD, "a::b/1.jpg"), r"The name 'a::b/1\.jpg' holds '::', .* Rename it\.", id="name with two colons"
+        ),
+        pytest.param(
+            tree(*GOOD, "rose/$HOME.jpg"),
+            r"The name 'rose/\$HOME\.jpg' holds '\$' and the name of an environment variable, .* Rename it\.",
+            id="name of an environment variable",
         ),
         pytest.param(
             tree(*GOOD, os.fsdecode(b"rose/caf\xe9.jpg")),
@@ -651,10 +653,14 @@ def test_hub_datasets_that_are_refused(
     assert re.search(message, refusal(f"hub:{save_hub(tmp_path / 'ds', columns, splits=splits)}"))
 
 
-@pytest.mark.parametrize("name", ["someone/flowers", "beans", "", "a/b/c"])
+@pytest.mark.parametrize("name", ["someone/flowers", "beans", "a/b/c"])
 def test_hub_without_network_says_so_at_once(name: str) -> None:
     begun = time.monotonic()
     told = refusal(f"hub:{name}")
     assert time.monotonic() - begun < 2
     assert told.startswith(f"The dataset '{name}' of the Hugging Face hub cannot be loaded: ")
     assert told.endswith("Check the name and the network, or give a folder of your own: --data.path DIR.")
+
+
+def test_hub_without_a_name() -> None:
+    assert refusal("hub:") == "'hub:' names no dataset: type hub:OWNER/NAME."

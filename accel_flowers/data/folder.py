@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import lzma
 import os
 import shutil
 import zipfile
@@ -195,14 +196,15 @@ def _scan(root: Path) -> _Scan:
 
 
 def _check_names(names: Iterable[str]) -> None:
-    """`datasets` keeps paths as UTF-8 text, in which "::" stands between an archive's name and its member's."""
+    """`datasets` keeps paths as UTF-8 text, takes "::" for a member of an archive and "$HOME" for what it stands for."""
     for name in names:
         try:
             name.encode()
         except UnicodeEncodeError:
             raise UserError(f"The name {name!r} is not UTF-8. Rename it.") from None
-        if "::" in name:
-            raise UserError(f"The name '{name}' holds '::', which the image folder loader cannot take. Rename it.")
+        if "::" in name or os.path.expandvars(name) != name:
+            held = "'::'" if "::" in name else "'$' and the name of an environment variable"
+            raise UserError(f"The name '{name}' holds {held}, which the image folder loader cannot take. Rename it.")
 
 
 def _check_layout(source: str, scan: _Scan) -> tuple[int, dict[str, str] | None]:
@@ -278,7 +280,15 @@ def _unzip(path: Path) -> Path:
         with zipfile.ZipFile(path) as archive:
             for member in _visible_members(path, archive):
                 archive.extract(member, partial)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+    ) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}."
@@ -322,6 +332,8 @@ def _inner_folder(folder: Path) -> Path:
 
 def _load_hub(source: str) -> ImageTable:
     name = source.removeprefix(HUB_PREFIX)
+    if not name.strip("/"):
+        raise UserError(f"'{source}' names no dataset: type {HUB_PREFIX}OWNER/NAME.")
     try:
         loaded = datasets.load_dataset(name)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
