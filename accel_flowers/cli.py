@@ -135,7 +135,7 @@ class _SampleWords:
 
     directory: tyro.conf.Positional[Path]
     """New folder for the pictures."""
-    images_per_class: int = 160
+    images_per_class: int = 200
     """Pictures of each kind."""
     image_size: int = 96
     """Width and height in pixels."""

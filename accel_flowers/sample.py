@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
 
@@ -127,12 +128,13 @@ class _Pen:
     squash: float = 1.0  # less than 1 for a flower that is seen from the side
 
     def fill(self, shape: Points, colour: Colour, opacity: float = 1.0) -> None:
-        self._draw().polygon(self._pixels(shape), fill=(*colour, round(255 * opacity)))
+        self._draw.polygon(self._pixels(shape), fill=(*colour, round(255 * opacity)))
 
     def stroke(self, shape: Points, colour: Colour, width: float, opacity: float = 1.0) -> None:
         pixels = max(1, round(width * self.scale * self.canvas.width))
-        self._draw().line(self._pixels(shape), fill=(*colour, round(255 * opacity)), width=pixels, joint="curve")
+        self._draw.line(self._pixels(shape), fill=(*colour, round(255 * opacity)), width=pixels, joint="curve")
 
+    @cached_property
     def _draw(self) -> ImageDraw.ImageDraw:
         return ImageDraw.Draw(self.canvas, "RGBA")  # this mode mixes colours by their opacity
 

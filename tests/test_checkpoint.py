@@ -6,7 +6,7 @@ import copy
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 from accel_flowers import checkpoint
@@ -23,16 +22,9 @@ from accel_flowers.errors import UserError
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    """A real one, on the CPU; nothing of it is left to other tests."""
-    forget_accelerate()
-    yield Accelerator(cpu=True)
-    forget_accelerate()
-
-
-def forget_accelerate() -> None:
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+def accelerator() -> Accelerator:
+    """A real one, on the CPU."""
+    return Accelerator(cpu=True)
 
 
 @dataclass

@@ -25,8 +25,7 @@ from accel_flowers.data.transforms import build_transform
 from accel_flowers.errors import UserError
 
 SOURCE = "my.yaml"
-# The machine may be busy: no time is measured.
-OFTEN = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+OFTEN = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read(text: str) -> Config:

@@ -101,7 +101,7 @@ def test_scores_are_ready_for_json() -> None:
     assert json.loads(json.dumps(scores, allow_nan=False)) == scores
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_the_order_of_the_pictures_does_not_matter(data: st.DataObject) -> None:
     case = CASES["few"]
@@ -111,7 +111,7 @@ def test_the_order_of_the_pictures_does_not_matter(data: st.DataObject) -> None:
     assert summarize(shuffled, NAMES) == {**expected, "loss": pytest.approx(expected["loss"])}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_a_confusion_matrix_counts_every_picture_once(pairs: list[tuple[int, int]]) -> None:
     labels, predicted = np.array(pairs).T

@@ -57,7 +57,7 @@ def test_balanced_loss_by_hand() -> None:
     assert float(loss) == pytest.approx(math.log(3) * (10 / 18 + 10 / 3) / 2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=40))
 def test_balanced_classes_weigh_the_same_and_one_on_the_mean(labels: list[int]) -> None:
     given_labels = torch.tensor(labels)

@@ -130,12 +130,16 @@ def _build_step(spec: TransformSpec, field: str) -> Any:
 
 def _argument(key: str, value: Any, default: Any, field: str) -> Any:
     """YAML's values as torchvision wants them: names of enumerations, and transforms inside transforms."""
-    if isinstance(default, Enum) and isinstance(value, str):
-        members = {member.value: member for member in type(default)}
-        if value not in members:
-            raise UserError(f"{field}: {key} '{value}' is not allowed; take one of {', '.join(map(str, members))}.")
+    # Which of torchvision's defaults are enumerations changed between its versions.
+    kind = v2.InterpolationMode if key == "interpolation" else type(default)
+    if issubclass(kind, Enum):
+        members = {member.value: member for member in kind}
+        if not isinstance(value, str) or value not in members:
+            raise UserError(f"{field}: {key} {value!r} is not allowed; take one of {', '.join(map(str, members))}.")
         return members[value]
-    if key == "transforms" and isinstance(value, list):
+    if key == "transforms":
+        if not isinstance(value, list):
+            raise UserError(f"{field}: transforms inside a transform must be a list of such, not {value!r}.")
         return [_build_step(inner, field) for inner in value]
     return value
 

@@ -1,0 +1,125 @@
+"""The launch configurations: Accelerate's own reader takes them, and the commands in their remarks can be typed."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+from accel_flowers.config import Config, config_from_flags
+from accel_flowers.errors import UserError
+from accel_flowers.processes import check_launch
+
+DIRECTORY = Path(__file__).parent.parent / "accelerate_configs"
+EXPECTED = {
+    # name: (machines, processes, precision, distributed type)
+    "cpu": (1, 1, "bf16", "NO"),
+    "cpu_2_processes": (1, 2, "no", "MULTI_GPU"),
+    "single_gpu": (1, 1, "bf16", "NO"),
+    "multi_gpu": (1, 8, "bf16", "MULTI_GPU"),
+    "multi_node": (2, 16, "bf16", "MULTI_GPU"),
+}
+FILES = sorted(DIRECTORY.glob("*.yaml"))
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def file(request: pytest.FixtureRequest) -> Path:
+    """Each of the configurations."""
+    path: Path = request.param
+    return path
+
+
+def commands_in(file: Path) -> list[str]:
+    """The commands in the remarks at the head of a file."""
+    remarks = [line.removeprefix("#") for line in file.read_text().splitlines() if line.startswith("#")]
+    return [line.strip() for line in remarks if line.startswith("   ") and "accelerate launch" in line]
+
+
+def parse(command: str) -> argparse.Namespace:
+    """A command as the launcher reads it; ends the test where the launcher does not know a flag."""
+    words = shlex.split(command)
+    return launch_command_parser().parse_args(words[words.index("launch") + 1 :])
+
+
+def test_the_files_are_the_expected_ones() -> None:
+    assert {file.stem for file in FILES} == EXPECTED.keys()
+    assert sorted(DIRECTORY.iterdir()) == FILES, "nothing else lies there"
+
+
+def test_accelerate_reads_it(file: Path) -> None:
+    config = load_config_from_file(str(file))
+    assert isinstance(config, ClusterConfig)
+    machines, processes, precision, distributed_type = EXPECTED[file.stem]
+    assert config.num_machines == machines
+    assert config.num_processes == processes
+    assert config.mixed_precision == precision
+    assert config.distributed_type == distributed_type
+    assert config.use_cpu is file.stem.startswith("cpu")
+
+
+def test_its_command_can_be_typed(file: Path) -> None:
+    commands = commands_in(file)
+    assert commands, "a remark says how to use it"
+    for command in commands:
+        args = parse(command)
+        assert args.config_file == f"accelerate_configs/{file.name}"
+        assert (args.module, args.training_script) == (True, "accel_flowers")
+        train, recipe, *flags = args.training_script_args
+        assert (train, recipe) == ("train", "RECIPE")
+        assert config_from_flags(Config(), flags, program="train").data.path == "DIR"
+
+
+def test_a_variable_in_front_of_the_command_is_one_that_accelerate_reads() -> None:
+    (command,) = commands_in(DIRECTORY / "cpu_2_processes.yaml")
+    assert command.startswith("ACCELERATE_USE_CPU=true accelerate launch ")
+
+
+# Several processes asked for, one started
+
+
+def environment_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> dict[str, str]:
+    """What Accelerate's launcher for one process hands to that process."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    args = launch_command_parser().parse_args(
+        [*flags, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+         "--num_cpu_threads_per_process", "1", "-m", "accel_flowers", "train", "quickstart"]
+    )  # fmt: skip
+    command, environment = prepare_simple_launcher_cmd_env(args)
+    assert command[1:] == ["-m", "accel_flowers", "train", "quickstart"]
+    assert isinstance(environment, dict)
+    return environment
+
+
+def test_one_process_for_two_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = environment_of(monkeypatch, "--cpu", "--num_processes", "2")
+    with pytest.raises(UserError) as caught:
+        check_launch(environment)
+    message = str(caught.value)
+    assert "asked for several processes but started only this one" in message
+    advised = next(word for word in message.replace("`", " ").split() if word.startswith("accelerate_configs/"))
+    assert DIRECTORY / Path(advised).name in FILES
+
+
+def test_one_process_for_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_launch(environment_of(monkeypatch, "--cpu", "--num_processes", "1"))
+
+
+@pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"])
+def test_a_process_with_a_rank_is_one_of_several(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    check_launch({**environment_of(monkeypatch, "--cpu", "--num_processes", "2"), rank: "0"})
+
+
+def test_without_a_launcher_there_is_nothing_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_launch({})
+    check_launch({"MASTER_PORT": "29500"})
+    environment = environment_of(monkeypatch, "--cpu", "--num_processes", "2")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError):
+        check_launch()

@@ -1,0 +1,220 @@
+"""Batches: the right pictures under the right labels, and chance that belongs to the sample and the epoch alone."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
+from accel_flowers.data.decode import BadImageError
+from accel_flowers.data.folder import ImageTable, load_images
+from accel_flowers.data.order import EveryOnce, SampleKey, StepPlan, TrainStream
+from accel_flowers.data.split import Split
+from accel_flowers.data.transforms import build_transform
+from tests.conftest import make_folder
+
+AUGMENT = [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip", {"ColorJitter": {"brightness": 0.5}}]
+PLAIN = [{"CenterCrop": {"size": 24}}]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ImageTable:
+    return load_images(str(make_folder(tmp_path_factory.mktemp("data") / "photos", per_class=6)))
+
+
+def split_of(table: ImageTable) -> Split:
+    """Every third picture validates, one is in no part, the rest is trained on."""
+    parts = {name: "val" if row % 3 == 0 else "train" for row, name in enumerate(table.files)}
+    del parts["rose/02.png"]
+    return Split(table.class_names, parts, {"rose/02.png": "blurred"})
+
+
+def pictures_of(
+    table: ImageTable, specs: Sequence[object] = AUGMENT, *, part: str = "train", seed: int = 0
+) -> Pictures:
+    transform, _ = build_transform(specs, field="data.train_transforms")
+    return Pictures(table, part, split_of(table), transform, seed=seed)
+
+
+def keys(*samples: int, epoch: int = 0, micro_batch: int = 0) -> list[SampleKey]:
+    return [SampleKey(sample, epoch, micro_batch) for sample in samples]
+
+
+def pixels_of(pictures: Pictures, sample: int, epoch: int = 0) -> Tensor:
+    """One picture, asked for alone."""
+    return pictures.__getitems__(keys(sample, epoch=epoch))["pixels"][0]
+
+
+def all_equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        a["micro_batch"] == b["micro_batch"]
+        and all(torch.equal(a[name], b[name]) for name in ("pixels", "labels", "samples"))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+# --- which picture, which label
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_samples_of_a_part_are_its_files_in_order(part: str, table: ImageTable) -> None:
+    pictures = pictures_of(table, PLAIN, part=part)
+    files = split_of(table).files_of(part)
+    assert pictures.files == tuple(files)
+    assert len(pictures) == len(files) == len(pictures.labels)
+    batch = pictures.__getitems__(keys(*reversed(range(len(files))), micro_batch=7))
+    assert batch["samples"].tolist() == list(reversed(range(len(files))))
+    assert batch["micro_batch"] == 7
+    assert (batch["pixels"].dtype, batch["labels"].dtype, batch["samples"].dtype) == (
+        torch.uint8, torch.int64, torch.int64,
+    )  # fmt: skip
+    for sample, label, pixels in zip(batch["samples"], batch["labels"], batch["pixels"], strict=True):
+        name = files[sample]
+        assert table.class_names[label] == name.split("/")[0]
+        crop = np.asarray(Image.open(Path(table.source) / name))[3:27, 8:32]  # the middle of 40 x 30
+        assert np.array_equal(pixels.permute(1, 2, 0), crop)
+
+
+def test_labels_are_those_of_the_table(table: ImageTable) -> None:
+    """As evaluation maps them to the classes of a model."""
+    other = replace(table, labels=table.labels + 5)
+    assert torch.equal(pictures_of(other).labels, pictures_of(table).labels + 5)
+
+
+def test_pictures_come_upright_and_in_colour(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        image = Image.new("L", (40, 20), 200)
+        exif = image.getexif()
+        exif[0x0112] = 6  # turned by a quarter
+        image.save(tmp_path / name / "1.jpg", exif=exif)
+    table = load_images(str(tmp_path))
+    pictures = Pictures(table, "val", Split(("a", "b"), dict.fromkeys(table.files, "val")), np_shape, seed=0)
+    assert pictures.__getitems__(keys(0, 1))["pixels"].tolist() == [[40, 20, 3]] * 2
+
+
+def np_shape(picture: Image.Image) -> Tensor:
+    """A transform that makes the picture's height, width and channels."""
+    return torch.tensor(np.asarray(picture).shape)
+
+
+def test_picture_that_broke_during_the_run_is_named(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", per_class=6)
+    pictures = pictures_of(load_images(str(folder)))
+    place = pictures.files.index("rose/04.png")
+    (folder / "rose/04.png").write_bytes(b"")
+    assert pixels_of(pictures, place - 1).shape == (3, 16, 16)
+    with pytest.raises(BadImageError, match=r"rose/04\.png: the file is empty"):
+        pixels_of(pictures, place)
+
+
+# --- chance
+
+
+def test_same_key_same_pixels_whatever_was_drawn_before(table: ImageTable) -> None:
+    pictures = pictures_of(table)
+    first = [pixels_of(pictures, sample) for sample in range(len(pictures))]
+    for number in (1, 2):
+        torch.manual_seed(number)
+        np.random.seed(number)
+        random.seed(number)
+        assert all(torch.equal(pixels_of(pictures, sample), pixels) for sample, pixels in enumerate(first))
+
+
+def test_same_key_same_pixels_whatever_else_is_in_the_batch(table: ImageTable) -> None:
+    pictures = pictures_of(table)
+    alone = [pixels_of(pictures, sample) for sample in range(len(pictures))]
+    for samples in ([0, 1, 2, 3], [3, 2, 1, 0], [5, 3, 5], list(range(len(pictures)))):
+        batch = pictures.__getitems__(keys(*samples, micro_batch=9))
+        for sample, pixels in zip(samples, batch["pixels"], strict=True):
+            assert torch.equal(pixels, alone[sample])
+
+
+def test_one_batch_may_hold_two_epochs(table: ImageTable) -> None:
+    """At the seam of two epochs a sample can even come twice."""
+    pictures = pictures_of(table)
+    batch = pictures.__getitems__(keys(4, epoch=0) + keys(4, epoch=1))
+    assert torch.equal(batch["pixels"][0], pixels_of(pictures, 4, epoch=0))
+    assert torch.equal(batch["pixels"][1], pixels_of(pictures, 4, epoch=1))
+    assert not torch.equal(batch["pixels"][0], batch["pixels"][1])
+
+
+def test_chance_differs_between_epochs_samples_and_seeds(tmp_path: Path) -> None:
+    """Of one and the same picture under several names, no two results are equal."""
+    folder = make_folder(tmp_path / "photos", per_class=6)
+    for picture in folder.glob("*/*"):
+        picture.write_bytes((folder / "rose/00.png").read_bytes())
+    table = load_images(str(folder))
+    results = [
+        pixels_of(pictures_of(table, seed=seed), sample, epoch).numpy().tobytes()
+        for seed in (0, 1)
+        for sample in range(5)
+        for epoch in range(5)
+    ]
+    assert len(set(results)) == len(results) == 50
+
+
+def test_without_chance_epochs_do_not_differ(table: ImageTable) -> None:
+    pictures = pictures_of(table, PLAIN)
+    assert torch.equal(pixels_of(pictures, 3, epoch=0), pixels_of(pictures, 3, epoch=9))
+
+
+# --- loaders
+
+
+def test_loader_yields_the_batches_of_the_stream(table: ImageTable) -> None:
+    pictures = pictures_of(table)
+    stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=4, micro_batch_size=2), seed=3)
+    batches = list(build_loader(pictures, stream, num_workers=0, pin_memory=False))
+    assert all_equal(batches, [pictures.__getitems__(batch) for batch in stream])
+    assert [batch["micro_batch"] for batch in batches] == list(range(len(stream)))
+
+
+def test_evaluation_loader_shows_every_picture_once(table: ImageTable) -> None:
+    pictures = pictures_of(table, PLAIN, part="val")
+    batches = list(build_loader(pictures, EveryOnce(len(pictures), 4), num_workers=0, pin_memory=False))
+    assert [len(batch["samples"]) for batch in batches] == [4, 2]
+    assert torch.cat([batch["samples"] for batch in batches]).tolist() == list(range(6))
+    assert torch.equal(torch.cat([batch["labels"] for batch in batches]), pictures.labels)
+
+
+@pytest.mark.multiprocess
+def test_workers_change_nothing(table: ImageTable) -> None:
+    pictures = pictures_of(table)
+    stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=4), seed=3)
+    batches = {
+        workers: list(build_loader(pictures, stream, num_workers=workers, pin_memory=False)) for workers in (0, 2)
+    }
+    assert len(batches[0]) == len(stream)
+    assert all_equal(batches[0], batches[2])
+
+
+# --- the number of workers
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "workers"),
+    [(1, 1, 0), (2, 1, 0), (2, 2, 0), (2, 8, 0), (3, 1, 2), (4, 1, 3), (4, 2, 0), (6, 2, 2), (8, 1, 7), (13, 1, 12),
+     (64, 1, 12), (64, 8, 7), (128, 8, 12)],
+)  # fmt: skip
+def test_workers_chosen_from_the_cores_of_each_process(
+    cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    assert choose_num_workers(None, processes) == workers
+
+
+@pytest.mark.parametrize("asked", [0, 1, 5, 40])
+def test_workers_asked_for_are_what_one_gets(asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    assert choose_num_workers(asked, 2) == asked
