@@ -20,13 +20,14 @@ devices=$(python -c 'import torch; print(torch.cuda.device_count() if torch.cuda
 case $devices in
     0) config=cpu ;;
     1) config=single_gpu ;;
-    *) config="multi_gpu" ;;
+    *) config=multi_gpu ;;
 esac
-processes=()
-[ "$config" = multi_gpu ] && processes=(--num_processes "$devices")
+launch=()
+[ "$config" = multi_gpu ] && launch=(--num_processes "$devices")
+[ "$config" = cpu ] && launch=(--num_cpu_threads_per_process "$(nproc)")
 
 # --quiet: where training ends with a message, the launcher adds no traceback of its own
-accelerate launch --quiet --config_file "$project/accelerate_configs/$config.yaml" "${processes[@]}" \
+accelerate launch --quiet --config_file "$project/accelerate_configs/$config.yaml" "${launch[@]}" \
     -m accel_flowers train "$recipe" --data.path "$photos" --run-dir "$run" --data.split 80/10/10 "$@"
 
 echo
@@ -36,7 +37,7 @@ echo
 echo "Predictions for the first picture of each class:"
 first=()
 for class in "$photos"/*/; do
-    first+=("$(find "$class" -type f | sort | head -n 1)")
+    first+=("$(find "$class" -type f | sort | sed -n 1p)")
 done
 accel-flowers predict "$run/model" "${first[@]}" --top-k 2
 echo

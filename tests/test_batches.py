@@ -39,9 +39,7 @@ def split_of(table: ImageTable) -> Split:
     return Split(table.class_names, parts, {"rose/02.png": "blurred"})
 
 
-def pictures_of(
-    table: ImageTable, specs: Sequence[object] = AUGMENT, *, part: str = "train", seed: int = 0
-) -> Pictures:
+def pictures_of(table: ImageTable, specs: Sequence[Any] = AUGMENT, *, part: str = "train", seed: int = 0) -> Pictures:
     transform, _ = build_transform(specs, field="data.train_transforms")
     return Pictures(table, part, split_of(table), transform, seed=seed)
 

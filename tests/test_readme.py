@@ -1,0 +1,77 @@
+"""The README is true: its commands are understood, its file tree and tables name what is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from accel_flowers import cli
+from accel_flowers.config import config_from_flags, load_recipe, recipe_names
+from tests.runs import PROJECT
+
+README = (PROJECT / "README.md").read_text()
+
+
+def commands() -> list[list[str]]:
+    """The words of every `accel-flowers` and `accelerate launch` command of the README and the recipes' headers."""
+    texts = [README, *(file.read_text().replace("#", " ") for file in sorted((PROJECT / "accel_flowers/recipes").iterdir()))]
+    found = []
+    for text in texts:
+        for line in text.replace("\\\n", " ").splitlines():
+            if re.match(r" {2,}(accel-flowers|accelerate launch) ", line):
+                found += [shlex.split(part, comments=True) for part in line.split("&&")]
+    return found
+
+
+def program_words(words: list[str]) -> list[str]:
+    """What `accel-flowers` gets, also behind the launcher."""
+    return words[1:] if words[0] == "accel-flowers" else words[words.index("accel_flowers") + 1 :]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_command_is_understood(words: list[str]) -> None:
+    command, *rest = program_words(words)
+    assert command in cli._COMMANDS
+    if command == "train":
+        config_from_flags(load_recipe(rest[0]), rest[1:], program="accel-flowers train")
+    for word in words:
+        if word.startswith("accelerate_configs/"):
+            assert (PROJECT / word).is_file()
+
+
+def test_there_are_commands() -> None:
+    assert {program_words(words)[0] for words in commands()} >= {"train", "evaluate", "predict", "sample"}
+
+
+def test_file_tree_names_every_module() -> None:
+    tree = README.split("## Files")[1]
+    modules = [file for file in (PROJECT / "accel_flowers").rglob("*.py") if not file.name.startswith("__")]
+    assert len(modules) > 20
+    assert [file.name for file in modules if f" {file.name} " not in tree] == []
+    named = re.findall(r"^ +(\w+\.py) ", tree, flags=re.MULTILINE)
+    assert sorted(named) == sorted(file.name for file in modules)
+
+
+def test_tables_name_every_recipe_and_configuration() -> None:
+    results = (PROJECT / "RESULTS.md").read_text()
+    for name in recipe_names():
+        assert f"`{name}`" in README, name
+        assert f"`{name}`" in results, name
+    for file in (PROJECT / "accelerate_configs").iterdir():
+        assert f"`accelerate_configs/{file.name}`" in README
+
+
+def test_project_speaks_of_itself() -> None:
+    """No path of a machine, no package registry's host."""
+    forbidden = re.compile(r"/home/|/root/|/Users/|pythonhosted|registry\.npmjs|pypi" + r"\.org")
+    files = [
+        file
+        for pattern in ("*.md", "*.toml", "accel_flowers/**/*.*", "scripts/*", "accelerate_configs/*", "tests/*.py")
+        for file in PROJECT.glob(pattern)
+        if file.is_file() and file.suffix != ".pyc" and file != Path(__file__)
+    ]
+    assert len(files) > 60
+    assert [file for file in files if forbidden.search(file.read_text())] == []
