@@ -29,7 +29,7 @@ def _train(words: Sequence[str]) -> int:
         rest = f" {words[0]} ..." if words else " --data.path DIR"
         raise UserError(f"RECIPE comes first: accel-flowers train RECIPE{rest} Recipes: {', '.join(recipe_names())}.")
     recipe = words[0]
-    config = config_from_flags(load_recipe(recipe), words[1:], program=program)
+    config = config_from_flags(load_recipe(recipe), words[1:], program=program, speaks=_is_main_process())
     if config.run_dir is None:
         config = config.model_copy(update={"run_dir": f"runs/{Path(recipe).stem}"})
     from accel_flowers.train import train
@@ -198,7 +198,12 @@ def main(words: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no name of a file or class ends a program
     try:
-        sys.exit(_dispatch(words))
+        code = _dispatch(words)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough: nothing more to say
+        sys.exit(1)
     except UserError as error:
         if _is_main_process():
             print(f"accel-flowers: {error}", file=sys.stderr)

@@ -193,7 +193,10 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimConfig:
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
-            raise ValueError("nesterov goes with name: sgd and a momentum above 0")
+            raise ValueError(
+                f"nesterov goes with name: sgd and a momentum above 0, not with {self.name} and {self.momentum:g}; "
+                "switch it off with nesterov: false or --optim.no-nesterov"
+            )
         return self
 
 
@@ -273,6 +276,15 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
 
+    @model_validator(mode="after")
+    def _warmup_ends_before_the_run(self) -> Config:
+        if self.schedule.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must be shorter than the run of "
+                f"train.epochs {self.train.epochs}"
+            )
+        return self
+
 
 ENVIRONMENT_KEY = "environment"
 """Key under which a run's config.yaml records versions and hardware; ignored when such a file is read as a recipe."""
@@ -324,17 +336,29 @@ def config_from_yaml(text: str, *, source: str) -> Config:
         raise UserError(f"{source} has mistakes:\n{describe_mistakes(error)}") from None
 
 
-def config_from_flags(recipe: Config, words: Sequence[str], *, program: str) -> Config:
+def config_from_flags(recipe: Config, words: Sequence[str], *, program: str, speaks: bool = True) -> Config:
     """The recipe with command-line flags put over it; `--help` among the words prints every field and exits.
 
     tyro reads the words into unchecked sections first, so that one message can name all mistakes at once.
+
+    Args:
+        recipe: what the flags go over.
+        words: the flags and their values.
+        program: how the messages call the command.
+        speaks: False on all processes but one, so that tyro's messages come once.
 
     Raises:
         UserError: naming every value that is not allowed.
         SystemExit: status 2 for an unknown flag or a word that is no value for its flag, after tyro's message.
     """
     unchecked = tyro.cli(
-        Config, default=recipe, args=list(words), prog=program, description=_DESCRIPTION, registry=_UNCHECKED
+        Config,
+        default=recipe,
+        args=list(words),
+        prog=program,
+        description=_DESCRIPTION,
+        console_outputs=speaks,
+        registry=_UNCHECKED,
     )
     try:
         return Config.model_validate(unchecked.model_dump(warnings=False))

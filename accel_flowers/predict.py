@@ -83,11 +83,15 @@ def predict_files(model_dir: Path, files: Sequence[Path], *, top_k: int) -> Iter
 def _read(file: Path, saved: SavedModel) -> torch.Tensor | str:
     """The picture as the network's input size, uint8 [3, H, W]; or the cause why not."""
     try:
-        return saved.transform(decode_image(file.read_bytes(), str(file)))
+        picture = decode_image(file.read_bytes(), str(file))
     except BadImageError as error:
         return error.cause
     except OSError as error:
         return error.strerror or str(error)
+    try:
+        return saved.transform(picture)
+    except (ValueError, RuntimeError, MemoryError) as error:  # a picture of 1 x 50,000 pixels, for example
+        return f"its {picture.width} x {picture.height} pixels cannot be transformed: {error}"
 
 
 @torch.inference_mode()

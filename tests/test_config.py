@@ -145,7 +145,11 @@ def test_all_mistakes_come_in_one_message() -> None:
         ("train: {best_metric: f1}", "train.best_metric", ["'accuracy', 'loss' or 'macro_f1'", "given: 'f1'"]),
         ("optim: {lr: .nan}", "optim.lr", ["finite", "nan"]),
         ("optim: {lr: .inf}", "optim.lr", ["finite", "inf"]),
-        ("optim: {nesterov: true, name: adam}", "optim", ["nesterov goes with name: sgd"]),
+        (
+            "optim: {nesterov: true, name: adam}",
+            "optim",
+            ["nesterov goes with name: sgd", "not with adam and 0.9", "--optim.no-nesterov"],
+        ),
         ("optim: {nesterov: true, momentum: 0}", "optim", ["nesterov goes with", "a momentum above 0"]),
         ("loss: {class_weights: no}", "loss.class_weights", ["'none' or 'balanced'", "given: 'no'"]),
         ("data: {std: [0, 1, 1]}", "data.std", ["above 0", "given: [0, 1, 1]"]),

@@ -123,9 +123,7 @@ def test_rows_say_what_the_model_says(model: Path, files: list[Path]) -> None:
         pixels = saved.transform(decode_image(file.read_bytes(), str(file)))
         with torch.inference_mode():
             probabilities = saved.network(saved.normalizer(pixels[None])).softmax(dim=1)[0]
-        assert dict(row.top) == pytest.approx(
-            dict(zip(NAMES, probabilities.tolist(), strict=True)), abs=5e-3
-        )
+        assert dict(row.top) == pytest.approx(dict(zip(NAMES, probabilities.tolist(), strict=True)), abs=5e-3)
     assert len({row.top[0][0] for row in rows}) > 1, "the pictures differ, or the order could not be seen"
 
 

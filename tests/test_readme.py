@@ -17,7 +17,10 @@ README = (PROJECT / "README.md").read_text()
 
 def commands() -> list[list[str]]:
     """The words of every `accel-flowers` and `accelerate launch` command of the README and the recipes' headers."""
-    texts = [README, *(file.read_text().replace("#", " ") for file in sorted((PROJECT / "accel_flowers/recipes").iterdir()))]
+    texts = [
+        README,
+        *(file.read_text().replace("#", " ") for file in sorted((PROJECT / "accel_flowers/recipes").iterdir())),
+    ]
     found = []
     for text in texts:
         for line in text.replace("\\\n", " ").splitlines():
