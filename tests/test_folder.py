@@ -127,14 +127,14 @@ def test_name_of_the_folder_itself_does_not_matter(above: str, tmp_path: Path) -
 
 
 def test_table_does_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
-    names = [f"{label}/{number}.jpg" for label in ("b", "a", "C", "ä", "10", "9") for number in (10, 9, 1)]
+    names = [f"{label}/{number}.jpg" for label in ("b", "a", "a b", "C", "ä", "10", "9") for number in (10, 9, 1)]
     seen = set()
     for attempt in range(4):
         random.Random(attempt).shuffle(names)
         table = load_images(str(put(tmp_path / str(attempt), *names)))
         seen.add((table.files, table.class_names, tuple(table.labels)))
     assert len(seen) == 1
-    assert table.class_names == ("10", "9", "C", "a", "b", "ä")
+    assert table.class_names == ("10", "9", "C", "a", "a b", "b", "ä")
     assert list(table.files) == sorted(names)
 
 
@@ -657,7 +657,7 @@ def test_hub_datasets_that_are_refused(
 def test_hub_without_network_says_so_at_once(name: str) -> None:
     begun = time.monotonic()
     told = refusal(f"hub:{name}")
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 5
     assert told.startswith(f"The dataset '{name}' of the Hugging Face hub cannot be loaded: ")
     assert told.endswith("Check the name and the network, or give a folder of your own: --data.path DIR.")
 

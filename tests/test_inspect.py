@@ -237,6 +237,13 @@ def test_given_split_keeps_out_what_it_left_out(folder: Path) -> None:
     assert split.left_out == {"rose/05.png": "blurred", "rose/gone.png": "taken away"}
 
 
+def test_given_split_may_list_a_picture_as_left_out_and_still_name_its_part(folder: Path) -> None:
+    """A person who takes a picture out adds a line; nothing else need be edited."""
+    split = decide(folder, str(write_split(folder, left_out={"rose/05.png": "blurred"})))
+    assert "rose/05.png" not in split.parts
+    assert split.left_out == {"rose/05.png": "blurred"}
+
+
 def test_given_split_that_does_not_exist(folder: Path) -> None:
     assert refusal(folder, "no/split.json") == (
         "The split file no/split.json cannot be read: No such file or directory."

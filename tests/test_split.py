@@ -110,8 +110,9 @@ def test_classes_are_drawn_apart_from_each_other() -> None:
 
 def test_split_is_pinned() -> None:
     """With another formula a run could not be repeated from its recipe."""
-    parts = split_once(Samples([0] * 6 + [1] * 6, [0, 1, 2, 3, 4, 4, 6, 7, 8, 9, 10, 11]), "60/20/20", 0)
-    assert " ".join(parts) == "train train test val train train train val train train test train"
+    parts = split_once(Samples([0] * 14 + [1] * 6, [0, 0, 0, *range(3, 20)]), "60/20/20", 0)
+    assert [sample for sample, part in enumerate(parts) if part == "val"] == [5, 9, 11, 15]
+    assert [sample for sample, part in enumerate(parts) if part == "test"] == [4, 8, 10, 18]
 
 
 @given(samples(), FRACTIONS, SEEDS)

@@ -305,6 +305,9 @@ CROP = {"CenterCrop": {"size": 32}}
             id="number of interpolation",
         ),
         pytest.param(
+            [{"RandomErasing": {"scale": []}}], r"RandomErasing does not take \{'scale': \[\]\}: ", id="no numbers"
+        ),
+        pytest.param(
             [{"AutoAugment": {"policy": "flowers"}}],
             r"policy 'flowers' is not allowed; take one of imagenet, cifar10, svhn\.",
             id="unknown policy",
@@ -343,6 +346,8 @@ def test_mistakes_in_a_list(specs: list[Any], message: str) -> None:
         pytest.param([{"FiveCrop": {"size": 32}}], r"cannot be applied to a picture of 320 x 240", id="five pictures"),
         pytest.param(["RandomIoUCrop"], r"cannot be applied to a picture of 320 x 240 pixels: .*bounding boxes", id="boxes"),
         pytest.param(["GaussianNoise", CROP], r"cannot be applied to a picture of 320 x 240 pixels: ", id="tensors only"),
+        pytest.param([{"ScaleJitter": {"target_size": [32]}}], r"cannot be applied to a picture of 320 x 240", id="one of two"),
+        pytest.param([{"RandAugment": {"magnitude": 40}}, CROP], r"cannot be applied to a picture of 320 x 240 .*40", id="beyond"),
         pytest.param([{"Resize": {"size": [0, 0]}}], r"cannot be applied to a picture of 320 x 240 pixels: ", id="no size"),
     ],
 )  # fmt: skip

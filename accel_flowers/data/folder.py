@@ -114,7 +114,6 @@ def _load_folder(source: str, root: Path) -> ImageTable:
             data_files={"train": [glob.escape(str(root / name)) for name in scan.files]},
             split="train",
             drop_labels=False,
-            drop_metadata=True,
         )
     finally:
         datasets.enable_progress_bars()
