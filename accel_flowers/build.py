@@ -71,7 +71,11 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     assert config.run_dir is not None
     run_dir, seed, device = Path(config.run_dir), config.train.seed, accelerator.device
     transforms, sizes = _build_transforms(config.data)
-    table, split = _load_pictures(config, run_dir, accelerator)
+    table = _load_table(config.data, accelerator)
+    # The plan and the network come before the pictures are read one by one: their mistakes are quicker to find.
+    network = _build_network(config.model, table.class_names, sizes, accelerator, seed=seed)
+    StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
+    split = _decide_split(config, run_dir, table, accelerator)
     parts = {part: Pictures(table, part, split, transforms[part], seed=seed) for part in PARTS if split.files_of(part)}
     plan = StepPlan(
         num_samples=len(parts["train"]),
@@ -80,7 +84,6 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         num_processes=accelerator.num_processes,
         micro_batch_size=config.train.micro_batch_size,
     )
-    network = _build_network(config.model, split.class_names, sizes, accelerator, seed=seed)
 
     checkpoints = Checkpoints(run_dir, accelerator)
     state = decided_by_main(accelerator, checkpoints.load_state) or TrainState()
@@ -133,12 +136,15 @@ def _build_transforms(data: DataConfig) -> tuple[dict[str, PictureTransform], se
     return {"train": for_training, "val": for_evaluation, "test": for_evaluation}, {train_size, eval_size}
 
 
-def _load_pictures(config: Config, run_dir: Path, accelerator: Accelerator) -> tuple[ImageTable, Split]:
-    """The rows, and the split that the main process decided for all."""
-    source = config.data.path
+def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
+    source = data.path
     if source is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
-    table = main_first(accelerator, lambda: load_images(source))
+    return main_first(accelerator, lambda: load_images(source))
+
+
+def _decide_split(config: Config, run_dir: Path, table: ImageTable, accelerator: Accelerator) -> Split:
+    """The split that the main process decides for all, after a look at every picture."""
     asked = str(run_dir / SPLIT_FILE) if holds_run(run_dir) else config.data.split
 
     def decide() -> Split:
@@ -146,7 +152,7 @@ def _load_pictures(config: Config, run_dir: Path, accelerator: Accelerator) -> t
         tell(*describe_split(table, split))
         return split
 
-    return table, decided_by_main(accelerator, decide)
+    return decided_by_main(accelerator, decide)
 
 
 def _build_network(

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class _EvaluateWords:
     split: Path | None = None
     """A run's split.json: score only its files of --part."""
     part: Literal["train", "val", "test"] | None = None
-    """Part to score; None = test, or all pictures where there are no parts."""
+    """Part to score; None = test, else val; all pictures where there are no parts."""
     json: bool = False
     """Print all scores as one JSON object."""
     num_workers: int | None = None
@@ -73,7 +74,7 @@ def _scores_in_words(scores: dict[str, object]) -> str:
     assert isinstance(per_class, dict)
     width = max(len(name) for name in per_class)
     lines = [
-        f"{scores['num_images']} pictures: accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f}, "
+        f"{scores['num_images']} pictures ({scores['part']}): accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f}, "
         f"macro F1 {scores['macro_f1']:.4f}",
         f"{'':<{width}}  precision  recall      F1  pictures",
     ]
@@ -104,6 +105,8 @@ def _predict(words: Sequence[str]) -> int:
         raise UserError("Which pictures? Type accel-flowers predict MODEL_DIR PATH...")
     from accel_flowers.predict import find_pictures, format_rows, predict_files
 
+    if not _is_main_process():
+        return 0  # prediction is for one process: started on several, the first does it
     rows = list(predict_files(asked.model_dir, find_pictures(asked.paths), top_k=asked.top_k))
     print(format_rows(rows, asked.format))
     bad = sum(row.error is not None for row in rows)
@@ -207,7 +210,14 @@ def main(words: Sequence[str] | None = None) -> None:
     except UserError as error:
         if _is_main_process():
             print(f"accel-flowers: {error}", file=sys.stderr)
+        _let_main_speak()
         sys.exit(2)
+
+
+def _let_main_speak() -> None:
+    """A launcher ends all processes as soon as one ends: the main one must have told the mistake before."""
+    if not _is_main_process():
+        time.sleep(3)
 
 
 def _dispatch(words: Sequence[str]) -> int:

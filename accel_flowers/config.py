@@ -326,7 +326,7 @@ def config_from_yaml(text: str, *, source: str) -> Config:
     """
     values = parse_yaml(text, source)
     if values is None:
-        values = {}
+        raise UserError(f"{source} is empty: a recipe has sections such as 'data:' and 'train:'.")
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold sections such as 'data:' and 'train:', not {type(values).__name__}.")
     values.pop(ENVIRONMENT_KEY, None)

@@ -117,7 +117,7 @@ def evaluate_folder(
         num_workers: loader processes; None = choose.
 
     Returns:
-        What `summarize` returns; the same on every process.
+        The part ("all" where there are no parts), and what `summarize` returns; the same on every process.
 
     Raises:
         UserError: a mistake in the model folder, the pictures or the launch.
@@ -143,7 +143,8 @@ def evaluate_folder(
     predictions = predict_loader(
         network, accelerator.prepare(loader), saved.normalizer, accelerator, num_images=len(pictures)
     )
-    return summarize(predictions, card.class_names)
+    whole = split_file is None and table.given_parts is None
+    return {"part": "all" if whole else wanted, **summarize(predictions, card.class_names)}
 
 
 def _available_precision(recorded: str) -> str | None:
@@ -178,6 +179,11 @@ def _choose_part(table: ImageTable, split_file: Path | None, part: str | None) -
                 f"for example '{missing[0]}'. Give the folder that the split was made from."
             )
     else:
+        if part is not None and table.given_parts is None:
+            raise UserError(
+                f"'{table.source}' has no parts, so there is no '{part}' to score: give the run's split with "
+                "--split RUN_DIR/split.json, or leave --part out to score all pictures."
+            )
         given = table.given_parts or ("test",) * len(table.files)
         split = Split(table.class_names, dict(zip(table.files, given, strict=True)))
         wanted = part or ("test" if "test" in given else "val")

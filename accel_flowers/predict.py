@@ -40,10 +40,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             found += sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path)) and file.is_file())
-        elif path.exists():
-            found.append(path)
         else:
-            raise UserError(f"There is no file or folder '{path}'.")
+            found.append(path)  # one that is not there gets its row, as any that cannot be read
     if not found:
         raise UserError(f"No pictures in {', '.join(map(repr, map(str, paths)))}.")
     return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import platform
 import secrets
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ def check_run_dir(run_dir: Path, config: Config) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"The run directory '{run_dir}' is a file. Give another one with --run-dir DIR.")
     if not holds_run(run_dir):
+        _check_writable(run_dir)
         return
     if config.resume == "never":
         raise UserError(
@@ -59,6 +61,19 @@ def check_run_dir(run_dir: Path, config: Config) -> None:
             + "\n".join(changed)
             + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR."
         )
+
+
+def _check_writable(run_dir: Path) -> None:
+    """Before anything is computed that could then not be written."""
+    existing = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The run directory '{run_dir}' cannot be made: {error.strerror} ('{existing}'). "
+            "Give another one with --run-dir DIR."
+        ) from None
 
 
 def _fixed_fields(config: Config) -> dict[str, Any]:

@@ -227,9 +227,8 @@ def _finish(run: Run, progress: Progress) -> dict[str, Any]:
         _save_model(run, results)  # anew: a run killed after its best checkpoint may not have come to it
 
     looks = run.plan.epochs_completed_at(state.step)
-    progress.line(
-        f"best epoch {state.best_epoch}: val {_in_words(results['val'])} (the best of {looks} looks, so it flatters)"
-    )
+    flatters = f"  (the best of {looks} looks, so it flatters)" if looks > 1 else ""
+    progress.line(f"best epoch {state.best_epoch}: val {_in_words(results['val'])}{flatters}")
     if "test" in results:
         progress.line(f"test, looked at once: {_in_words(results['test'])}  ({run.num_images['test']} pictures)")
     progress.line(f"model: {run.run_dir / MODEL_DIR}")

@@ -31,14 +31,24 @@ accelerate launch --quiet --config_file "$project/accelerate_configs/$config.yam
     -m accel_flowers train "$recipe" --data.path "$photos" --run-dir "$run" --data.split 80/10/10 "$@"
 
 echo
-echo "The test part once more, from the saved model alone:"
-accel-flowers evaluate "$run/model" --data "$photos" --split "$run/split.json" --part test
-echo
-echo "Predictions for the first picture of each class:"
-first=()
-for class in "$photos"/*/; do
-    first+=("$(find "$class" -type f | sort | sed -n 1p)")
-done
-accel-flowers predict "$run/model" "${first[@]}" --top-k 2
+echo "Scored once more, from the saved model alone:"
+accel-flowers evaluate "$run/model" --data "$photos" --split "$run/split.json"
+if [ -d "$photos" ]; then
+    echo
+    echo "Predictions for a picture of each class that was not trained on:"
+    mapfile -d '' -t unseen < <(python - "$run/split.json" "$photos" <<'PYTHON'
+import json, pathlib, sys
+
+split, photos = json.load(open(sys.argv[1])), pathlib.Path(sys.argv[2])
+first = {}
+for name, part in sorted(split["parts"].items()):
+    if part != "train":
+        first.setdefault(name.split("/")[-2], photos / name)
+print(*first.values(), sep="\0", end="\0")
+PYTHON
+    )
+    accel-flowers predict "$run/model" "${unseen[@]}" --top-k 2
+fi
 echo
 echo "Run directory: $run"
+echo "The program is $project/.venv/bin/accel-flowers; 'source $project/.venv/bin/activate' puts it on the path."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -37,17 +37,16 @@ def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, st
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_help_answers_in_under_a_second(words: list[str]) -> None:
-    """The best of a few, as the machine may be busy."""
+    """Processor time, not wall time: the machine may be busy with other tests."""
     seconds = []
-    while len(seconds) < 3 or (min(seconds) > 1.0 and len(seconds) < 6):
-        begun = time.perf_counter()
+    while len(seconds) < 3 and min(seconds, default=1.0) > 0.7:
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = run_program(*words)
-        seconds.append(time.perf_counter() - begun)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime)
         assert done.returncode == 0
         assert done.stdout
         assert done.stderr == ""
-        if min(seconds) < 0.7:
-            break
     assert min(seconds) <= 1.0
 
 
@@ -168,7 +167,6 @@ def test_a_mistake_ends_with_2_and_a_message(words: list[str], told: list[str]) 
         (["evaluate", "nowhere", "--data", "photos"], "'nowhere' is no model folder"),
         (["evaluate", "photos", "--data", "photos"], "'photos' is no model folder"),
         (["predict", "photos", "photos"], "'photos' is no model folder"),
-        (["predict", "photos", "nowhere.png"], "There is no file or folder 'nowhere.png'"),
         (["predict", "photos"], "Which pictures?"),
         (["sample", "photos"], "'photos' is not empty"),
         (["sample", "new", "--images-per-class", "0"], "Cannot draw 0 images per class"),

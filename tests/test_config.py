@@ -54,9 +54,14 @@ def flags(*words: str, recipe: Config | None = None) -> Config:
 # Reading a recipe
 
 
-@pytest.mark.parametrize("text", ["", "null", "# nothing but a remark", "{}"])
-def test_an_empty_recipe_is_the_defaults(text: str) -> None:
-    assert read(text) == Config()
+def test_a_recipe_without_sections_is_the_defaults() -> None:
+    assert read("{}") == Config()
+
+
+@pytest.mark.parametrize("text", ["", "null", "# nothing but a remark"])
+def test_an_empty_file_is_no_recipe(text: str) -> None:
+    with pytest.raises(UserError, match="is empty"):
+        read(text)
 
 
 def test_values_arrive_in_their_types() -> None:

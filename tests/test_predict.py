@@ -100,9 +100,12 @@ def test_a_hidden_folder_that_is_given_is_looked_into(tmp_path: Path) -> None:
     assert find_pictures([tmp_path / ".cache"]) == [tmp_path / ".cache/1.png"]
 
 
-def test_a_path_that_does_not_exist_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"There is no file or folder '{tmp_path / 'nowhere'}'"):
-        find_pictures([tmp_path, tmp_path / "nowhere"])
+def test_a_path_that_does_not_exist_gets_its_row(model: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "1.png"
+    draw_picture("rose", 1).save(picture)
+    rows = list(predict_files(model, find_pictures([tmp_path / "nowhere.png", picture]), top_k=1))
+    assert rows[0].error == "No such file or directory"
+    assert rows[1].error is None
 
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
@@ -257,12 +260,11 @@ def test_the_command_looks_into_folders_and_tells_the_first_k(
     ("words", "told"),
     [
         (["MODEL"], "Which pictures?"),
-        (["MODEL", "nowhere.png"], "There is no file or folder 'nowhere.png'"),
         (["MODEL", "PICTURE", "--top-k", "0"], "--top-k 0 is not allowed"),
         (["nowhere", "PICTURE"], "'nowhere' is no model folder"),
         (["MODEL/..", "PICTURE"], "Did you mean"),
     ],
-    ids=["no pictures", "no such picture", "top-k", "no model", "one level too high"],
+    ids=["no pictures", "top-k", "no model", "one level too high"],
 )
 def test_a_mistake_ends_with_2(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str

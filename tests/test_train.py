@@ -77,6 +77,7 @@ def test_saved_model_scores_as_in_training(finished: Path, photos: Path) -> None
     for part in ("val", "test"):
         scores = evaluate_folder(finished / "model", str(photos), split_file=finished / "split.json", part=part)
         recorded = load_card(finished / "model").scores[part]
+        assert scores.pop("part") == part
         assert {name: recorded[name] for name in scores} == scores
 
 

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import lzma
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -83,7 +84,8 @@ def load_images(source: str) -> ImageTable:
         return _load_folder(source, _inner_folder(_unzip(path)))
     if path.exists():
         raise UserError(f"'{source}' is a file that is no .zip. {_LAYOUT}")
-    hub = f" For a dataset of the Hugging Face hub type {HUB_PREFIX}{source}." if source.count("/") == 1 else ""
+    named_like_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
+    hub = f" For a dataset of the Hugging Face hub type {HUB_PREFIX}{source}." if named_like_hub else ""
     raise UserError(f"There is no folder '{source}'.{hub} {_LAYOUT}")
 
 

@@ -97,7 +97,7 @@ def decide_split(table: ImageTable, split: str, *, seed: int, on_bad_image: str)
             parts[place] = part
     parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
     learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
-    _check_parts(table, split, parts_of, learned)
+    _check_parts(table, parts_of, learned, doubles)
     return Split(
         class_names=table.class_names,
         parts=parts_of,
@@ -125,15 +125,19 @@ def _check_classes_left(table: ImageTable, labels: Sequence[int]) -> None:
         raise UserError(f"'{table.source}' holds no picture of {lost} that can be read. Mend or remove the class.")
 
 
-def _check_parts(table: ImageTable, split: str, parts_of: Mapping[str, str], learned: Iterable[int]) -> None:
+def _check_parts(
+    table: ImageTable, parts_of: Mapping[str, str], learned: Iterable[int], doubles: Mapping[str, str]
+) -> None:
     """Training needs each class in train, and something to choose the best epoch by."""
+    why = ""
+    if doubles:
+        first, cause = next(iter(doubles.items()))
+        why = f" {len(doubles)} files are left out because they would stand on two sides; {first} has {cause}."
     lost = _lacking(table, learned)
     if lost:
-        raise UserError(f"No picture of {lost} is left in train of '{table.source}', split by {split}.")
+        raise UserError(f"No picture of {lost} is left in train of '{table.source}'.{why}")
     if "val" not in parts_of.values():
-        raise UserError(
-            f"No picture is left in val of '{table.source}', split by {split}: the best epoch is chosen by it."
-        )
+        raise UserError(f"No picture is left in val of '{table.source}': the best epoch is chosen by it.{why}")
 
 
 def _lacking(table: ImageTable, labels: Iterable[int]) -> str:
@@ -203,6 +207,8 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         f"{len(split.parts)} pictures of {len(split.class_names)} classes: "
         + ", ".join(f"{number} {part}" for part, number in counts.items() if number)
     ]
+    if table.given_parts is not None:
+        lines.append(f"'{table.source}' has parts of its own: they are taken as they stand, data.split is not asked")
     if split.duplicates:
         classes = {name: table.class_names[label] for name, label in zip(table.files, table.labels, strict=True)}
         torn = [group for group in split.duplicates if len({classes[name] for name in group}) > 1]
