@@ -9,6 +9,19 @@ class UserError(ValueError):
     """
 
 
+class Interrupted(Exception):
+    """A signal stopped the run at a step, after a checkpoint was written: it can be resumed.
+
+    The command line exits with `RESUME_ME`.
+    """
+
+    RESUME_ME = 75
+    """EX_TEMPFAIL of sysexits.h: try again."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped by a signal after step {step}, which is saved: go on with --resume auto")
+
+
 def did_you_mean(given: str, allowed: list[str] | tuple[str, ...]) -> str:
     """A hint for a mistyped name: `" Did you mean 'resnet18'?"`, or an empty string."""
     import difflib
