@@ -107,11 +107,12 @@ class Checkpoints:
             partial.mkdir(parents=True)
             save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
             save_file({"buffers": buffers}, partial / _BUFFERS)
-            torch.save(trainers, partial / _OPTIMIZER)
+            with (partial / _OPTIMIZER).open("wb") as file:  # opened here: torch would not tell why a write fails
+                torch.save(trainers, file)
             (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
             (partial / _MANIFEST).write_text(json.dumps(_describe_files(partial), indent=1) + "\n")
-            for file in (*partial.iterdir(), partial):
-                _flush_to_disk(file)
+            for path in (*partial.iterdir(), partial):
+                _flush_to_disk(path)
             shutil.rmtree(target, ignore_errors=True)  # of the same step: what a resume had to pass over
             partial.rename(target)
             self._point(LAST, target)
@@ -123,12 +124,11 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             whole = self._steps()
             before = f"Step {whole[-1]} is the last whole one" if whole else "There is none before it"
-            cause = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(
-                f"The checkpoint of step {state.step} cannot be written to '{self._root}': {cause}. {before}; "
+                f"The checkpoint of step {state.step} cannot be written to '{self._root}': {_cause(error)}. {before}; "
                 "make room and go on with --resume auto."
             ) from None
-        self._remove_old()
+        self._remove_old(state.step)
 
     def _point(self, name: str, target: Path) -> None:
         fresh = self._root / f".{name}.part"
@@ -146,15 +146,21 @@ class Checkpoints:
     def _directory(self, step: int) -> Path:
         return self._root / f"step-{step:08d}"
 
-    def _remove_old(self) -> None:
-        """Keep the newest, the best, and what the newest call their best, so that each is complete by itself."""
-        steps = self._steps()
+    def _remove_old(self, newest: int) -> None:
+        """Keep the newest, the best, and what the newest call their best, so that each is complete by itself.
+
+        What lies after the newest was damaged and passed over: the run comes there again.
+        """
+        for partial in self._root.glob(".step-*.part"):  # a write that was cut off
+            shutil.rmtree(partial)
+        present = self._steps()
+        steps = [step for step in present if step <= newest]
         states = {step: state for step in steps if (state := self._read_state(step))}
         kept = set(steps[-self._config.keep_last :])
         kept |= {states[step].best_step for step in kept if step in states}
         bests = sorted({state.best_step for state in states.values() if state.best_step})
         kept |= set(bests[-self._config.keep_best :])
-        for step in set(steps) - kept:
+        for step in set(present) - kept:
             shutil.rmtree(self._directory(step))
 
     def _read_state(self, step: int) -> TrainState | None:
@@ -231,6 +237,16 @@ class Checkpoints:
             ) from None
         if self._accelerator.scaler is not None and saved["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def _cause(error: BaseException) -> str:
+    """What the operating system said, also where a library hid it behind an error of its own."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.strerror:
+            return behind.strerror
+        behind = behind.__context__
+    return str(error)
 
 
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
