@@ -1,4 +1,6 @@
-"""The one exception that is meant for the person at the terminal."""
+"""The two ends of a run that are no bugs: a mistake of the user's, and a signal."""
+
+import signal
 
 
 class UserError(ValueError):
@@ -15,6 +17,8 @@ class Interrupted(Exception):
     The command line exits with `RESUME_ME`.
     """
 
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    """Schedulers send one of these before they take the machine away."""
     RESUME_ME = 75
     """EX_TEMPFAIL of sysexits.h: try again."""
 

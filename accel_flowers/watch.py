@@ -10,10 +10,8 @@ from types import FrameType
 from accelerate import Accelerator
 
 from accel_flowers.config import CheckpointConfig
+from accel_flowers.errors import Interrupted
 from accel_flowers.processes import Agreement
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Schedulers send one of these before they take the machine away."""
 
 
 class Watch:
@@ -30,7 +28,7 @@ class Watch:
         self._signalled = False
         self._saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in Interrupted.SIGNALS:
                 signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

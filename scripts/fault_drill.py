@@ -65,7 +65,7 @@ class Forked(Launched):
                     cli.main(["train", *map(str, words), "--run-dir", str(run_dir), "--resume", "auto"])
                 except SystemExit as end:
                     code = int(end.code or 0)
-                except BaseException:
+                except BaseException:  # noqa: BLE001 - the fork must end here, whatever it was
                     traceback.print_exc()
                 finally:
                     sys.stderr.flush()

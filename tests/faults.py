@@ -80,6 +80,10 @@ class Launched:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
+    def signal_launcher(self, number: signal.Signals) -> None:
+        """It tells the ranks, and with each all processes in its session: the loaders' workers, W&B's service."""
+        self._process.send_signal(number)
+
     def wait(self, timeout: float) -> int:
         """Until all processes have ended.
 

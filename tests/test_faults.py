@@ -55,12 +55,12 @@ def test_killed_three_times(undisturbed: Path, words: list[str | Path], tmp_path
 
 
 def test_stopped_by_a_signal(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
-    """Schedulers send SIGTERM to all processes; then SIGUSR1 reaches one of them alone."""
+    """SIGTERM through the launcher hits the loaders' workers, too; then SIGUSR1 reaches one process alone."""
     run_dir = tmp_path / "run"
-    for after, number, rank in ((4, signal.SIGTERM, None), (11, signal.SIGUSR1, 1)):
-        with Launched(TWO_PROCESSES, run_dir, *words) as run:
+    for after, rank, num_workers in ((4, None, 1), (11, 1, 0)):
+        with Launched(TWO_PROCESSES, run_dir, *words, "--data.num-workers", str(num_workers)) as run:
             run.wait_for_step(after)
-            run.signal(number, rank=rank)
+            run.signal_launcher(signal.SIGTERM) if rank is None else run.signal(signal.SIGUSR1, rank=rank)
             assert run.wait(30) != 0
             said = run.output()
         assert said.count("stopped by a signal after step ") == 1
