@@ -98,7 +98,7 @@ class Checkpoints:
         decided_by_main(self._accelerator, lambda: self._write(network, optimizer, state, buffers))
 
     def _write(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, buffers: Tensor) -> None:
-        target = self._root / f"step-{state.step:08d}"
+        target = self._directory(state.step)
         partial = target.with_name(f".{target.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         scaler = self._accelerator.scaler
@@ -115,9 +115,7 @@ class Checkpoints:
                 _flush_to_disk(path)
             shutil.rmtree(target, ignore_errors=True)  # of the same step: what a resume had to pass over
             partial.rename(target)
-            self._point(LAST, target)
-            if state.best_step == state.step:
-                self._point(BEST, target)
+            self._link(state)
             _flush_to_disk(self._root)
         # torch and safetensors have errors of their own for a write that the disk refuses.
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -130,11 +128,13 @@ class Checkpoints:
             ) from None
         self._remove_old(state.step)
 
-    def _point(self, name: str, target: Path) -> None:
-        fresh = self._root / f".{name}.part"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target.name, target_is_directory=True)
-        fresh.replace(self._root / name)
+    def _link(self, state: TrainState) -> None:
+        for name, step in ((LAST, state.step), (BEST, state.best_step)):
+            if step:
+                fresh = self._root / f".{name}.part"
+                fresh.unlink(missing_ok=True)
+                fresh.symlink_to(self._directory(step).name, target_is_directory=True)
+                fresh.replace(self._root / name)
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoints that are there under their final name, rising."""
@@ -171,7 +171,7 @@ class Checkpoints:
             return None
 
     def find_newest(self) -> tuple[TrainState | None, list[str]]:
-        """Where the run stands in its newest whole checkpoint.
+        """Where the run stands in its newest whole checkpoint; sets the links to it, which a crash may have kept back.
 
         Returns:
             The state, or None where there is no checkpoint; and a line for each damaged one that was passed over.
@@ -186,6 +186,7 @@ class Checkpoints:
             if damage is None and state is not None and state.best_step:
                 damage = self._damage(state.best_step)  # the weights that the run would end with
             if damage is None and state is not None:
+                self._link(state)
                 return state, passed_over
             passed_over.append(f"{self._directory(step)} is damaged: {damage or _STATE + ' cannot be read'}")
         if passed_over:

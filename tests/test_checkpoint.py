@@ -255,6 +255,19 @@ def test_an_interrupted_write_leaves_the_one_before_whole(
     assert training.newest() == training.state
 
 
+def test_a_crash_before_the_links_are_set_is_made_good(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    training.step()
+    training.save(is_best=True)
+    training.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "symlink_to", cut_the_power)
+        with pytest.raises(KeyboardInterrupt):
+            training.save(is_best=True)
+    assert training.links() == {LAST: 1, BEST: 1}
+    assert training.checkpoints.find_newest() == (training.state, [])
+    assert training.links() == {LAST: 2, BEST: 2}
+
+
 def test_a_crash_during_the_first_write_leaves_none(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     training.step()
     with monkeypatch.context() as patch:
@@ -343,6 +356,7 @@ def test_a_damaged_checkpoint_is_passed_over(training: Training, name: str, dama
     state, (line,) = training.checkpoints.find_newest()
     assert state == before
     assert line.startswith(f"{training.directory(2)} is damaged: ")
+    assert training.links() == {LAST: 1, BEST: 1}
     assert name in line or name == "manifest.json"  # which then wrongs any of the others
 
     # The run goes on from there, and what it saves is the newest, whatever number the damaged one has.
