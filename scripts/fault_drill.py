@@ -4,7 +4,8 @@
 Draws a few pictures, trains a tiny network with batch norm and dropout on the CPU once without disturbance, then again
 and again with kills: while it starts, between steps, while a checkpoint is written. Each run is resumed with
 --resume auto until it is done; then weights, optimizer, state, model and the lines of metrics.jsonl (without speed/*)
-must be bit-identical. Exit code 0: no difference; 1: a difference, a run that hangs, or one that fails by itself.
+must be bit-identical (on three processes and more they are not: DDP sums the first step's gradients in another order).
+Exit code 0: no difference; 1: a difference, a run that hangs, or one that fails by itself.
 
   python scripts/fault_drill.py --kills 20
   python scripts/fault_drill.py --kills 20 --signal TERM
