@@ -70,7 +70,7 @@ def test_one_process_goes_on_with_what_two_saved(runs: dict[int, Path], photos: 
     """Two processes are killed after their first checkpoint; the steps that one process adds are those of its own run."""
     run_dir, recipe = tmp_path / "run", runs[1] / "config.yaml"
     with Launched(TWO_PROCESSES, run_dir, recipe) as run:
-        run.wait_for_step(1)
+        run.wait_for_step(5, writing=True)  # the second one: the first is whole
         run.signal(signal.SIGKILL)
     assert len(metrics(run_dir, "val/loss")) < 3, "killed too late to prove anything"
 
