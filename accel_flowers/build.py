@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from accel_flowers.checkpoint import LAST, Checkpoints, TrainState
+from accel_flowers.checkpoint import Checkpoints, TrainState
 from accel_flowers.config import Config, DataConfig, ModelConfig
 from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
 from accel_flowers.data.folder import ImageTable, load_images
@@ -85,10 +85,13 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         micro_batch_size=config.train.micro_batch_size,
     )
 
-    checkpoints = Checkpoints(run_dir, accelerator)
-    state = decided_by_main(accelerator, checkpoints.load_state) or TrainState()
+    checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
+    newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
+    if accelerator.is_main_process:
+        tell(*passed_over)
+    state = newest or TrainState()
     if state.step:
-        checkpoints.load_weights(network, LAST)
+        checkpoints.load_weights(network, state.step)
     channels_last = wants_channels_last(network)
     if channels_last:
         network.to(memory_format=torch.channels_last)
@@ -102,7 +105,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     )
     keep_own_buffers(model)
     if state.step:
-        checkpoints.load_optimizer(optimizer)
+        checkpoints.load_trainers(network, optimizer, state.step)
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
     return Run(

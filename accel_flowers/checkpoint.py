@@ -1,32 +1,38 @@
-"""Checkpoints of a run: `checkpoints/last` and `checkpoints/best`, from which any number of processes can go on.
+"""Checkpoints of a run: whole or not there, from which any number of processes can go on.
 
-A checkpoint is the network, the optimizer, the gradient scaler and `TrainState`: order and randomness follow from the
-step, so there is no file per process and no generator to save. Each is a directory of its own, written under a
-temporary name and renamed when whole; `last` and `best` are links to them, replaced in one instruction.
+A checkpoint is a directory `checkpoints/step-N`: the network, the optimizer, the gradient scaler, each process's own
+batch-norm statistics and `TrainState`. Order and randomness follow from the step, so there is no generator to save.
+It is written under a temporary name, flushed, and renamed; its manifest holds the size and digest of every file and is
+checked before anything is read. `last` and `best` are links for people; a resume takes the newest whole checkpoint.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
+from accel_flowers.config import CheckpointConfig
 from accel_flowers.errors import UserError
 from accel_flowers.models import clean_state_dict, load_state
+from accel_flowers.processes import decided_by_main, gather_buffers, set_buffers
 from accel_flowers.saved_model import WEIGHTS, read_state
 
-_STATE = "state.json"
-_OPTIMIZER = "optimizer.pt"
 LAST, BEST = "last", "best"
+_STATE, _OPTIMIZER, _BUFFERS, _MANIFEST = "state.json", "optimizer.pt", "buffers.safetensors", "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
 
 
 @dataclass
@@ -43,6 +49,10 @@ class TrainState:
     """Optimizer step of the best value."""
     epochs_without_gain: int = 0
     """Evaluations since the best value."""
+    unlogged_losses: list[float] = field(default_factory=list)
+    """Sum of the losses since the last line of metrics.jsonl, of each process."""
+    unlogged_count: int = 0
+    """Micro-batches of one process in that sum."""
 
     def take(self, value: float, *, epoch: int, lower_is_better: bool) -> bool:
         """Take in the value of an evaluation; of equal ones the first stays the best.
@@ -65,96 +75,161 @@ class Checkpoints:
     Args:
         run_dir: the run's directory.
         accelerator: its processes; the main one writes, all wait.
+        config: how many are kept.
     """
 
-    def __init__(self, run_dir: Path, accelerator: Accelerator) -> None:
+    def __init__(self, run_dir: Path, accelerator: Accelerator, config: CheckpointConfig) -> None:
         self._root = run_dir / "checkpoints"
         self._accelerator = accelerator
+        self._config = config
 
-    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, *, is_best: bool) -> None:
-        """Write a checkpoint, make it `last`, and `best` where it is; collective.
+    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+        """Write a checkpoint of this step and make it `last`, and `best` where it is; collective.
 
         Args:
             network: unwrapped, so that its keys are plain names.
             optimizer: as prepared.
             state: where the run stands.
-            is_best: whether this state has the best value so far.
-        """
-        if self._accelerator.is_main_process:
-            self._write(network, optimizer, state, is_best=is_best)
-        self._accelerator.wait_for_everyone()
-
-    def _write(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, *, is_best: bool) -> None:
-        target = self._root / f"step-{state.step:08d}"
-        partial = target.with_name(f".{target.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
-        scaler = self._accelerator.scaler
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None},
-            partial / _OPTIMIZER,
-        )
-        (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-        for file in partial.iterdir():
-            _flush_to_disk(file)
-        shutil.rmtree(target, ignore_errors=True)  # of the same step, if there is one
-        partial.rename(target)
-        self._point(LAST, target)
-        if is_best:
-            self._point(BEST, target)
-        self._remove_unreferenced()
-        _flush_to_disk(self._root)
-
-    def _point(self, name: str, target: Path) -> None:
-        fresh = self._root / f".{name}.part"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target.name, target_is_directory=True)
-        fresh.replace(self._root / name)
-
-    def _remove_unreferenced(self) -> None:
-        kept = {os.readlink(self._root / name) for name in (LAST, BEST) if (self._root / name).is_symlink()}
-        for entry in self._root.iterdir():
-            if entry.is_dir() and not entry.is_symlink() and entry.name not in kept:
-                shutil.rmtree(entry)
-
-    def load_state(self, which: str = LAST) -> TrainState | None:
-        """Where the run stood at its last checkpoint; None where there is none.
 
         Raises:
-            UserError: the file is damaged.
+            UserError: it cannot be written, for example because the disk is full; those before it are untouched.
         """
-        path = self._root / which / _STATE
-        if not path.is_file():
-            return None
-        try:
-            values: dict[str, Any] = dict(json.loads(path.read_text()))
-            if lacking := sorted(asdict(TrainState()).keys() - values.keys()):
-                raise ValueError(f"it lacks {', '.join(lacking)}")
-            return TrainState(**values)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"The checkpoint {path} is damaged: {error}.") from None
+        buffers = gather_buffers(network, self._accelerator)
+        decided_by_main(self._accelerator, lambda: self._write(network, optimizer, state, buffers))
 
-    def load_weights(self, network: nn.Module, which: str = BEST) -> None:
+    def _write(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, buffers: Tensor) -> None:
+        target = self._directory(state.step)
+        partial = target.with_name(f".{target.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        scaler = self._accelerator.scaler
+        trainers = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+        try:
+            partial.mkdir(parents=True)
+            save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
+            save_file({"buffers": buffers}, partial / _BUFFERS)
+            with (partial / _OPTIMIZER).open("wb") as file:  # opened here: torch would not tell why a write fails
+                torch.save(trainers, file)
+            (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+            (partial / _MANIFEST).write_text(json.dumps(_describe_files(partial), indent=1) + "\n")
+            for path in (*partial.iterdir(), partial):
+                _flush_to_disk(path)
+            shutil.rmtree(target, ignore_errors=True)  # of the same step: what a resume had to pass over
+            partial.rename(target)
+            self._link(state)
+            _flush_to_disk(self._root)
+        # torch and safetensors have errors of their own for a write that the disk refuses.
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            whole = self._steps()
+            before = f"Step {whole[-1]} is the last whole one" if whole else "There is none before it"
+            raise UserError(
+                f"The checkpoint of step {state.step} cannot be written to '{self._root}': {_cause(error)}. {before}; "
+                "make room and go on with --resume auto."
+            ) from None
+        self._remove_old(state.step)
+
+    def _link(self, state: TrainState) -> None:
+        for name, step in ((LAST, state.step), (BEST, state.best_step)):
+            if step:
+                fresh = self._root / f".{name}.part"
+                fresh.unlink(missing_ok=True)
+                fresh.symlink_to(self._directory(step).name, target_is_directory=True)
+                fresh.replace(self._root / name)
+
+    def _steps(self) -> list[int]:
+        """Steps of the checkpoints that are there under their final name, rising."""
+        if not self._root.is_dir():
+            return []
+        names = (_NAME.fullmatch(entry.name) for entry in self._root.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def _directory(self, step: int) -> Path:
+        return self._root / f"step-{step:08d}"
+
+    def _remove_old(self, newest: int) -> None:
+        """Keep the newest, the best, and what the newest call their best, so that each is complete by itself.
+
+        What lies after the newest was damaged and passed over: the run comes there again.
+        """
+        for partial in self._root.glob(".step-*.part"):  # a write that was cut off
+            shutil.rmtree(partial)
+        present = self._steps()
+        steps = [step for step in present if step <= newest]
+        states = {step: state for step in steps if (state := self._read_state(step))}
+        kept = set(steps[-self._config.keep_last :])
+        kept |= {states[step].best_step for step in kept if step in states}
+        bests = sorted({state.best_step for state in states.values() if state.best_step})
+        kept |= set(bests[-self._config.keep_best :])
+        for step in set(present) - kept:
+            shutil.rmtree(self._directory(step))
+
+    def _read_state(self, step: int) -> TrainState | None:
+        try:
+            values: dict[str, Any] = dict(json.loads((self._directory(step) / _STATE).read_text()))
+            return TrainState(**values)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def find_newest(self) -> tuple[TrainState | None, list[str]]:
+        """Where the run stands in its newest whole checkpoint; sets the links to it, which a crash may have kept back.
+
+        Returns:
+            The state, or None where there is no checkpoint; and a line for each damaged one that was passed over.
+
+        Raises:
+            UserError: there are checkpoints, and all of them are damaged.
+        """
+        passed_over: list[str] = []
+        for step in reversed(self._steps()):
+            damage = self._damage(step)
+            state = self._read_state(step)
+            if damage is None and state is not None and state.best_step:
+                damage = self._damage(state.best_step)  # the weights that the run would end with
+            if damage is None and state is not None:
+                self._link(state)
+                return state, passed_over
+            passed_over.append(f"{self._directory(step)} is damaged: {damage or _STATE + ' cannot be read'}")
+        if passed_over:
+            raise UserError(
+                "No whole checkpoint is left to go on from:\n  " + "\n  ".join(passed_over) + "\nRemove the "
+                f"directory '{self._root}' to begin anew with --resume auto, or give another --run-dir."
+            )
+        return None, []
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint: files against their sizes and digests in the manifest."""
+        directory = self._directory(step)
+        try:
+            manifest = json.loads((directory / _MANIFEST).read_text())
+            if not isinstance(manifest, dict) or not manifest.keys() >= {WEIGHTS, _OPTIMIZER, _BUFFERS, _STATE}:
+                return f"{_MANIFEST} is incomplete"
+            there = _describe_files(directory)
+        except (OSError, ValueError) as error:
+            return f"{_MANIFEST} cannot be read ({error})"
+        wrong = [name for name, entry in manifest.items() if there.get(name) != entry]
+        return f"{wrong[0]} is not what was written" if wrong else None
+
+    def load_weights(self, network: nn.Module, step: int) -> None:
         """Put a checkpoint's weights into an unwrapped network.
 
         Raises:
             UserError: the file is missing, damaged, or of another network.
         """
-        path = self._root / which / WEIGHTS
+        path = self._directory(step) / WEIGHTS
         load_state(network, read_state(path), source=str(path))
 
-    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the last checkpoint's optimizer and scaler state back.
+    def load_trainers(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Put back the optimizer, the scaler, and this process's batch-norm statistics.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: a file is missing or damaged.
         """
-        path = self._root / LAST / _OPTIMIZER
+        path = self._directory(step) / _OPTIMIZER
         try:
             with warnings.catch_warnings(action="ignore"):  # they announce what ends as an error anyway
                 saved = torch.load(path, map_location="cpu", weights_only=True)
             optimizer.load_state_dict(saved["optimizer"])
+            set_buffers(network, load_file(path.with_name(_BUFFERS))["buffers"], self._accelerator)
         except OSError as error:
             raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
         except Exception as error:  # noqa: BLE001 - a damaged file makes its reader fail in any way it likes
@@ -163,6 +238,30 @@ class Checkpoints:
             ) from None
         if self._accelerator.scaler is not None and saved["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def _cause(error: BaseException) -> str:
+    """What the operating system said, also where a library hid it behind an error of its own."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.strerror:
+            return behind.strerror
+        behind = behind.__context__
+    return str(error)
+
+
+def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """File → size in bytes and digest, of all but the manifest."""
+    return {
+        file.name: {"bytes": file.stat().st_size, "blake2b": _digest(file)}
+        for file in sorted(directory.iterdir())
+        if file.name != _MANIFEST
+    }
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _flush_to_disk(path: Path) -> None:

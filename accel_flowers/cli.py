@@ -1,6 +1,7 @@
 """The command line: words → configuration → one function → exit code. No logic, and no torch before it is needed.
 
-Exit codes: 0 done; 1 done, but some pictures could not be read; 2 a mistake of the user's, told in one message.
+Exit codes: 0 done; 1 done, but some pictures could not be read; 2 a mistake of the user's, told in one message;
+75 stopped by a signal after a checkpoint: resume me.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import tyro
 
 from accel_flowers import __version__
 from accel_flowers.config import Config, config_from_flags, load_recipe, recipe_names
-from accel_flowers.errors import UserError, did_you_mean
+from accel_flowers.errors import Interrupted, UserError, did_you_mean
 
 
 def _train(words: Sequence[str]) -> int:
@@ -207,6 +208,10 @@ def main(words: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough: nothing more to say
         sys.exit(1)
+    except Interrupted as stop:
+        if _is_main_process():
+            print(f"accel-flowers: {stop}", file=sys.stderr)
+        sys.exit(Interrupted.RESUME_ME)
     except UserError as error:
         if _is_main_process():
             print(f"accel-flowers: {error}", file=sys.stderr)

@@ -243,6 +243,17 @@ class TrainConfig(Section):
     """Optimizer steps between two lines of training loss in metrics.jsonl."""
 
 
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two checkpoints inside an epoch; None = at the end of each epoch only."""
+    every_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between two checkpoints inside an epoch; None = at the end of each epoch only."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept; with two, a damaged one has one before it."""
+    keep_best: int = Field(default=1, ge=1)
+    """Best checkpoints that are kept."""
+
+
 class TrackingConfig(Section):
     wandb: Literal["off", "online", "offline"] = "off"
     """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
@@ -273,6 +284,8 @@ class Config(Section):
     """Learning rate over the run."""
     train: TrainConfig = TrainConfig()
     """Length, batches, seed, choice of the best."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run is saved, and what is kept."""
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
 

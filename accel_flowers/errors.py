@@ -1,4 +1,6 @@
-"""The one exception that is meant for the person at the terminal."""
+"""The two ends of a run that are no bugs: a mistake of the user's, and a signal."""
+
+import signal
 
 
 class UserError(ValueError):
@@ -7,6 +9,21 @@ class UserError(ValueError):
     The message says what was given, what is allowed and what to type instead. The command line
     prints it without a traceback and exits with status 2; everything else is a bug and keeps its traceback.
     """
+
+
+class Interrupted(Exception):
+    """A signal stopped the run at a step, after a checkpoint was written: it can be resumed.
+
+    The command line exits with `RESUME_ME`.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+    """Schedulers send one of these before they take the machine away."""
+    RESUME_ME = 75
+    """EX_TEMPFAIL of sysexits.h: try again."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped by a signal after step {step}, which is saved: go on with --resume auto")
 
 
 def did_you_mean(given: str, allowed: list[str] | tuple[str, ...]) -> str:

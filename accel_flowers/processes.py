@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
-from torch import nn
+from torch import Tensor, nn
 
 from accel_flowers.errors import UserError
 
@@ -129,6 +129,48 @@ def keep_own_buffers(model: nn.Module) -> None:
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model.broadcast_buffers = False
+
+
+class Agreement:
+    """Flags that one process raises and all act on: a small message a step between the CPUs.
+
+    It has a gloo group of its own, so that no device has to be waited for.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._alone = accelerator.num_processes == 1
+        self._group: Any = None if self._alone else torch.distributed.new_group(backend="gloo")
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether some process raised it; collective."""
+        if self._alone:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        return tuple(bool(vote) for vote in votes)
+
+
+def gather_buffers(network: nn.Module, accelerator: Accelerator) -> Tensor:
+    """Each process's own running statistics as one row, float32 [processes, all values]; collective."""
+    own = [buffer.detach().float().flatten() for buffer in network.buffers() if buffer.is_floating_point()]
+    row = torch.cat(own) if own else torch.empty(0, device=accelerator.device)
+    return accelerator.gather(row[None]).cpu()
+
+
+@torch.no_grad()
+def set_buffers(network: nn.Module, rows: Tensor, accelerator: Accelerator) -> None:
+    """Put running statistics back: a process's own where as many are running as were, else the mean of all.
+
+    Raises:
+        ValueError: the rows are of another network.
+    """
+    same = rows.shape[0] == accelerator.num_processes
+    row = rows[accelerator.process_index] if same else rows.double().mean(dim=0)
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    if row.numel() != sum(buffer.numel() for buffer in buffers):
+        raise ValueError("another number of batch-norm statistics")
+    for buffer, values in zip(buffers, row.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
 
 
 def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:

@@ -3,7 +3,7 @@
 config.yaml          the resolved configuration, and the versions and hardware that it ran on
 split.json           every picture with its part
 metrics.jsonl        losses, rates and scores, one object a line
-checkpoints/         last and best, to go on from
+checkpoints/         step-N, each whole by itself, to go on from; last and best point to two of them
 model/               best weights, class names, preprocessing: all that evaluate and predict need
 """
 
@@ -25,7 +25,9 @@ from accel_flowers.errors import UserError
 from accel_flowers.saved_model import write_text_durably
 
 CONFIG_FILE, SPLIT_FILE, MODEL_DIR = "config.yaml", "split.json", "model"
-_MAY_CHANGE = ("run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "train.log_every_steps")
+_MAY_CHANGE = (
+    "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
+)  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew."""
 
 

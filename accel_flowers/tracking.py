@@ -54,8 +54,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def forget_after(path: Path, step: int) -> None:
-    """Drop the lines that a run resumed at `step` will write again."""
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    """Drop the lines that a run resumed at `step` will write again: later ones, and the test scores of the end."""
+    lines = read_metrics(path)
+    kept = [line for line in lines if line["step"] <= step and not any(name.startswith("test/") for name in line)]
     partial = path.with_name(f".{path.name}.part")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     partial.replace(path)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from accel_flowers.build import Run, build_run
-from accel_flowers.checkpoint import BEST
 from accel_flowers.config import Config, config_to_dict
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
+from accel_flowers.errors import Interrupted
 from accel_flowers.evaluate import predict_loader
 from accel_flowers.freezing import set_training_mode
 from accel_flowers.metrics import headline, summarize
@@ -32,6 +32,7 @@ from accel_flowers.tracking import (
     tracker_names,
     write_summary,
 )
+from accel_flowers.watch import Watch
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -86,7 +87,10 @@ def loop(run: Run, progress: Progress) -> None:
     accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     config, plan, state = run.config, run.plan, run.state
     progress.line(_what_comes(run))
+    if _out_of_patience(run):
+        return  # it was stopped early, and interrupted before the end
     meter = _Meter(run)
+    watch = Watch(accelerator, config.checkpoint)
     set_training_mode(run.network)
     for batch in run.loaders["train"]:
         lr = run.lr_at(plan.epoch_at(state.step))
@@ -117,6 +121,12 @@ def loop(run: Run, progress: Progress) -> None:
                 break
             set_training_mode(run.network)
             meter.restart()
+        save, stop = watch.after_step(state.step, saved=epoch_ends)
+        if save:
+            state.unlogged_losses, state.unlogged_count = meter.unread()
+            run.checkpoints.save(run.network, optimizer, state)
+        if stop:
+            raise Interrupted(state.step)
 
 
 def _what_comes(run: Run) -> str:
@@ -142,12 +152,25 @@ class _Meter:
 
     def __init__(self, run: Run) -> None:
         self._accelerator, self._plan = run.accelerator, run.plan
-        self.restart()
+        self._sum: Tensor | None = None
+        self._count = 0
+        self._begun = time.perf_counter()
+        if sums := run.state.unlogged_losses:
+            # Where another number of processes goes on, each takes an equal share of what is not logged yet.
+            same = len(sums) == self._plan.num_processes
+            own = sums[self._accelerator.process_index] if same else sum(sums) / self._plan.num_processes
+            self._sum = torch.tensor(own, device=self._accelerator.device)
+            self._count = run.state.unlogged_count * len(sums) // self._plan.num_processes
+
+    def unread(self) -> tuple[list[float], int]:
+        """The sum of each process and its count, for a checkpoint between two readings; collective."""
+        if self._sum is None:
+            return [], 0
+        return self._accelerator.gather(self._sum.float().reshape(1)).tolist(), self._count
 
     def restart(self) -> None:
         """Forget, so that the time of an evaluation does not count."""
-        self._sum: Tensor | None = None
-        self._count = 0
+        self._sum, self._count = None, 0
         self._begun = time.perf_counter()
 
     def add(self, loss: Tensor) -> None:
@@ -184,7 +207,8 @@ def _end_epoch(run: Run) -> str:
     is_best = state.take(scores[metric], epoch=epoch, lower_is_better=metric == "loss")
     values = {"epoch": run.plan.epoch_at(state.step), **prefixed("val", headline(scores))}
     run.accelerator.log(values, step=state.step)
-    run.checkpoints.save(run.network, run.optimizer, state, is_best=is_best)
+    state.unlogged_losses, state.unlogged_count = [], 0
+    run.checkpoints.save(run.network, run.optimizer, state)
     if is_best and run.accelerator.is_main_process:
         _save_model(run, {"val": scores})
     return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(scores)}" + ("  best so far" if is_best else "")
@@ -215,7 +239,7 @@ def _out_of_patience(run: Run) -> bool:
 def _finish(run: Run, progress: Progress) -> dict[str, Any]:
     """Score the best weights: validation again, and the test part for the first and only time; collective."""
     state = run.state
-    run.checkpoints.load_weights(run.network, BEST)
+    run.checkpoints.load_weights(run.network, state.best_step)
     results: dict[str, Any] = {part: _score(run, part) for part in ("val", "test") if part in run.loaders}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}

@@ -71,6 +71,7 @@ def run_program(
         text=True,
         timeout=timeout,
         env=environment,
+        cwd=PROJECT,  # so that this checkout is what runs
         check=False,
     )
 

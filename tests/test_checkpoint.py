@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +21,10 @@ from torch import Tensor, nn
 
 from accel_flowers import checkpoint
 from accel_flowers.checkpoint import BEST, LAST, Checkpoints, TrainState
+from accel_flowers.config import CheckpointConfig
 from accel_flowers.errors import UserError
+from accel_flowers.processes import set_buffers
+from tests.runs import PROJECT
 
 
 @pytest.fixture
@@ -45,13 +51,25 @@ class Training:
             self.optimizer.zero_grad()
 
     def save(self, *, is_best: bool = False) -> None:
-        self.checkpoints.save(self.network, self.optimizer, self.state, is_best=is_best)
+        if is_best:
+            self.state.best_step = self.state.step
+        self.checkpoints.save(self.network, self.optimizer, self.state)
 
-    def links(self) -> dict[str, str]:
-        return {name: os.readlink(self.root / name) for name in (LAST, BEST) if (self.root / name).is_symlink()}
+    def newest(self) -> TrainState | None:
+        return self.checkpoints.find_newest()[0]
 
-    def everything(self) -> list[str]:
-        return sorted(entry.name for entry in self.root.iterdir())
+    def links(self) -> dict[str, int]:
+        """Link → step."""
+        links = [self.root / name for name in (LAST, BEST) if (self.root / name).is_symlink()]
+        return {link.name: int(os.readlink(link).removeprefix("step-")) for link in links}
+
+    def kept(self) -> list[int]:
+        """Steps of what is there; nothing else may be."""
+        names = {entry.name for entry in self.root.iterdir()} - {LAST, BEST}
+        return sorted(int(name.removeprefix("step-")) for name in names)
+
+    def directory(self, step: int) -> Path:
+        return self.root / f"step-{step:08d}"
 
 
 @pytest.fixture
@@ -59,11 +77,12 @@ def training(tmp_path: Path, accelerator: Accelerator) -> Training:
     return begin(tmp_path, accelerator)
 
 
-def begin(run_dir: Path, accelerator: Accelerator, *, seed: int = 0) -> Training:
+def begin(run_dir: Path, accelerator: Accelerator, *, seed: int = 0, **config: int) -> Training:
     torch.manual_seed(seed)
     network = tiny_network(5)
     optimizer = accelerator.prepare(torch.optim.AdamW(network.parameters(), lr=0.1))
-    return Training(network, optimizer, Checkpoints(run_dir, accelerator), TrainState(), run_dir / "checkpoints")
+    checkpoints = Checkpoints(run_dir, accelerator, CheckpointConfig(**config))
+    return Training(network, optimizer, checkpoints, TrainState(), run_dir / "checkpoints")
 
 
 def tiny_network(width: int) -> nn.Module:
@@ -103,6 +122,8 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
             "best_epoch": best,
             "best_step": 10 * best,
             "epochs_without_gain": place - best,
+            "unlogged_losses": [],
+            "unlogged_count": 0,
         }
 
 
@@ -110,24 +131,32 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
 
 
 def test_nothing_to_go_on_from(training: Training) -> None:
-    assert training.checkpoints.load_state() is None
-    assert training.checkpoints.load_state(BEST) is None
+    assert training.checkpoints.find_newest() == (None, [])
 
 
-def test_last_moves_on_best_stays_and_the_rest_is_removed(training: Training) -> None:
-    seen = []
-    for is_best in (True, False, False, True, False):
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        ({}, [[1], [1, 2], [1, 2, 3], [1, 3, 4], [4, 5], [4, 5, 6], [4, 6, 7]]),
+        ({"keep_last": 1}, [[1], [1, 2], [1, 3], [4], [4, 5], [4, 6], [4, 7]]),
+        ({"keep_last": 3}, [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [1, 3, 4, 5], [4, 5, 6], [4, 5, 6, 7]]),
+        ({"keep_last": 1, "keep_best": 2}, [[1], [1, 2], [1, 3], [1, 4], [1, 4, 5], [1, 4, 6], [1, 4, 7]]),
+    ],
+    ids=str,
+)
+def test_newest_and_best_are_kept(
+    tmp_path: Path, accelerator: Accelerator, config: dict[str, int], kept: list[list[int]]
+) -> None:
+    """Steps 1 and 4 are best when they come; what a kept checkpoint calls its best is kept with it."""
+    training = begin(tmp_path, accelerator, **config)
+    seen, links = [], []
+    for _ in range(7):
         training.step()
-        training.save(is_best=is_best)
-        seen.append((training.links(), training.everything()))
-    step = [f"step-{number:08d}" for number in range(6)]
-    assert seen == [
-        ({LAST: step[1], BEST: step[1]}, [BEST, LAST, step[1]]),
-        ({LAST: step[2], BEST: step[1]}, [BEST, LAST, step[1], step[2]]),
-        ({LAST: step[3], BEST: step[1]}, [BEST, LAST, step[1], step[3]]),
-        ({LAST: step[4], BEST: step[4]}, [BEST, LAST, step[4]]),
-        ({LAST: step[5], BEST: step[4]}, [BEST, LAST, step[4], step[5]]),
-    ]
+        training.save(is_best=training.state.step in (1, 4))
+        seen.append(training.kept())
+        links.append(training.links())
+    assert seen == kept
+    assert links == [{LAST: step, BEST: 1 if step < 4 else 4} for step in range(1, 8)]
 
 
 def test_a_run_directory_can_be_moved(training: Training, tmp_path: Path) -> None:
@@ -136,7 +165,7 @@ def test_a_run_directory_can_be_moved(training: Training, tmp_path: Path) -> Non
     moved = tmp_path / "moved"
     moved.mkdir()
     training.root.rename(moved / "checkpoints")
-    state = Checkpoints(moved, Accelerator(cpu=True)).load_state()
+    state, _ = Checkpoints(moved, Accelerator(cpu=True), CheckpointConfig()).find_newest()
     assert state == training.state
 
 
@@ -146,20 +175,22 @@ def test_a_run_directory_can_be_moved(training: Training, tmp_path: Path) -> Non
 def test_state_weights_and_optimizer_come_back(training: Training, accelerator: Accelerator) -> None:
     training.step(3)
     training.state.take(0.5, epoch=1, lower_is_better=True)
-    training.save(is_best=True)
+    training.save()
     best = weights(training.network)
     training.step(2)
+    training.state.unlogged_losses, training.state.unlogged_count = [0.1 + 0.2], 2
     training.save()
 
     again = begin(training.root.parent, accelerator, seed=1)
-    assert again.checkpoints.load_state() == training.state
-    assert again.checkpoints.load_state(BEST) == TrainState(3, 0.5, 1, 3, 0)
-    again.checkpoints.load_weights(again.network, BEST)
+    state = again.newest()
+    assert state == training.state
+    assert state is not None
+    again.checkpoints.load_weights(again.network, state.best_step)
     torch.testing.assert_close(weights(again.network), best, rtol=0, atol=0)
 
-    again.checkpoints.load_weights(again.network, LAST)
-    again.checkpoints.load_optimizer(again.optimizer)
-    again.state = again.checkpoints.load_state() or TrainState()
+    again.checkpoints.load_weights(again.network, state.step)
+    again.checkpoints.load_trainers(again.network, again.optimizer, state.step)
+    again.state = state
     torch.testing.assert_close(again.optimizer.state_dict(), training.optimizer.state_dict(), rtol=0, atol=0)
     for run in (training, again):  # both go on alike
         torch.manual_seed(7)
@@ -167,16 +198,28 @@ def test_state_weights_and_optimizer_come_back(training: Training, accelerator: 
     torch.testing.assert_close(weights(again.network), weights(training.network), rtol=0, atol=0)
 
 
+def test_batch_norm_statistics_are_each_process_own() -> None:
+    """Rows are processes: as many as there were take their own, another number takes the mean."""
+    rows = torch.arange(20.0).reshape(2, 10)  # mean and variance of 5 channels
+    for processes, index, expected in ((2, 0, rows[0]), (2, 1, rows[1]), (1, 0, rows.mean(0)), (3, 2, rows.mean(0))):
+        network = tiny_network(5)
+        set_buffers(network, rows, SimpleNamespace(num_processes=processes, process_index=index))  # type: ignore[arg-type]
+        torch.testing.assert_close(network.get_buffer("norm.running_mean"), expected[:5], rtol=0, atol=0)
+        torch.testing.assert_close(network.get_buffer("norm.running_var"), expected[5:], rtol=0, atol=0)
+
+
 def test_the_files_hold_nothing_that_runs_code(training: Training) -> None:
     training.step()
     training.save()
     last = training.root / LAST
-    assert sorted(file.name for file in last.iterdir()) == ["model.safetensors", "optimizer.pt", "state.json"]
+    assert {file.name for file in last.iterdir()} == {
+        "buffers.safetensors", "manifest.json", "model.safetensors", "optimizer.pt", "state.json",
+    }  # fmt: skip
     assert torch.load(last / "optimizer.pt", weights_only=True).keys() == {"optimizer", "scaler"}
     assert json.loads((last / "state.json").read_text()) == asdict(training.state)
 
 
-# A crash while a checkpoint is written
+# A crash or a full disk while a checkpoint is written
 
 
 @pytest.mark.parametrize("same_step", [False, True], ids=["next step", "same step"])
@@ -200,16 +243,29 @@ def test_an_interrupted_write_leaves_the_one_before_whole(
             training.save(is_best=True)
 
     assert training.links() == links
-    for which in (LAST, BEST):
-        assert training.checkpoints.load_state(which) == state
-        loaded = copy.deepcopy(training.network)
-        training.checkpoints.load_weights(loaded, which)
-        torch.testing.assert_close(weights(loaded), before, rtol=0, atol=0)
-    training.checkpoints.load_optimizer(training.optimizer)
+    assert training.checkpoints.find_newest() == (state, [])
+    loaded = copy.deepcopy(training.network)
+    training.checkpoints.load_weights(loaded, state.step)
+    torch.testing.assert_close(weights(loaded), before, rtol=0, atol=0)
+    training.checkpoints.load_trainers(training.network, training.optimizer, state.step)
 
+    training.step()  # another one than was cut off
     training.save(is_best=True)
-    assert training.everything() == sorted([BEST, LAST, f"step-{training.state.step:08d}"]), "nothing half is left"
-    assert training.checkpoints.load_state() == training.state
+    assert training.kept() == [2, training.state.step], "nothing half is left"
+    assert training.newest() == training.state
+
+
+def test_a_crash_before_the_links_are_set_is_made_good(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    training.step()
+    training.save(is_best=True)
+    training.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "symlink_to", cut_the_power)
+        with pytest.raises(KeyboardInterrupt):
+            training.save(is_best=True)
+    assert training.links() == {LAST: 1, BEST: 1}
+    assert training.checkpoints.find_newest() == (training.state, [])
+    assert training.links() == {LAST: 2, BEST: 2}
 
 
 def test_a_crash_during_the_first_write_leaves_none(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,69 +274,146 @@ def test_a_crash_during_the_first_write_leaves_none(training: Training, monkeypa
         patch.setattr(checkpoint, "_flush_to_disk", cut_the_power)
         with pytest.raises(KeyboardInterrupt):
             training.save(is_best=True)
-    assert training.checkpoints.load_state() is None
+    assert training.newest() is None
     training.save(is_best=True)
-    assert training.everything() == [BEST, LAST, "step-00000001"]
+    assert training.kept() == [1]
 
 
 def cut_the_power(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 
-# Damaged files
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from accelerate import Accelerator
+from accel_flowers.errors import UserError
+from tests.test_checkpoint import begin
+training = begin(Path(sys.argv[1]), Accelerator(cpu=True))
+training.step()
+training.save(is_best=True)
+training.step()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then the write fails instead
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    training.save(is_best=True)
+except UserError as error:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    print(error)
+    print(training.kept(), training.checkpoints.find_newest()[0].step)
+"""
 
 
-@pytest.mark.parametrize(
-    ("content", "cause"),
-    [
-        (b"", "Expecting value"),
-        (b'{"step": 3, "best_va', "Unterminated|Expecting"),
-        (b"\xff\xfe", "can't decode"),
-        (b"[1, 2]", ""),
-        (b"null", ""),
-        (b"{}", "it lacks best_epoch, best_step, best_value, epochs_without_gain, step"),
-        (b'{"step": 3}', "it lacks best_epoch"),
-        (b'{"step": 1, "best_value": 1, "best_epoch": 1, "best_step": 1, "epochs_without_gain": 1, "mood": 1}', "mood"),
-    ],
-    ids=["empty", "cut off", "not text", "a list", "null", "no fields", "fields missing", "unknown field"],
-)
-def test_a_damaged_state_is_told(training: Training, content: bytes, cause: str) -> None:
-    training.step()
-    training.save()
-    path = training.root / LAST / "state.json"
+@pytest.mark.parametrize("limit", [0, 100, 700, 1500], ids="no file over {} bytes".format)
+def test_a_disk_that_refuses_to_write_is_told(tmp_path: Path, limit: int) -> None:
+    """The kernel refuses every write over the limit, in whichever library it happens."""
+    program = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=PROJECT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    message, kept = done.stdout.strip().rsplit("\n", 1)
+    assert f"The checkpoint of step 2 cannot be written to '{tmp_path / 'checkpoints'}'" in message
+    assert "File too large" in message
+    assert "Step 1 is the last whole one; make room and go on with --resume auto." in message
+    assert kept == "[1] 1"
+
+
+# Damaged checkpoints are passed over
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"The checkpoint {path} is damaged: .*({cause})"):
-        training.checkpoints.load_state()
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "garbage", "missing"])
-@pytest.mark.parametrize("name", ["optimizer.pt", "model.safetensors"])
-def test_a_damaged_file_is_told(training: Training, name: str, damage: str) -> None:
+def replace(path: Path) -> None:
+    """By something that can be read."""
+    path.write_text("{}")
+
+
+FILES = ("model.safetensors", "optimizer.pt", "buffers.safetensors", "state.json", "manifest.json")
+DAMAGES = (cut, empty, flip, replace, Path.unlink)
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_checkpoint_is_passed_over(training: Training, name: str, damage: Callable[[Path], None]) -> None:
+    training.step()
+    training.save(is_best=True)
+    before = copy.copy(training.state)
     training.step()
     training.save()
-    path = training.root / LAST / name
-    spoil(path, damage)
-    load: Callable[[], None] = {
-        "optimizer.pt": lambda: training.checkpoints.load_optimizer(training.optimizer),
-        "model.safetensors": lambda: training.checkpoints.load_weights(training.network, LAST),
-    }[name]
-    with pytest.raises(UserError, match=f"{path} (cannot be read|is damaged)"):
-        load()
+    damage(training.directory(2) / name)
+    state, (line,) = training.checkpoints.find_newest()
+    assert state == before
+    assert line.startswith(f"{training.directory(2)} is damaged: ")
+    assert training.links() == {LAST: 1, BEST: 1}
+    assert name in line or name == "manifest.json"  # which then wrongs any of the others
+
+    # The run goes on from there, and what it saves is the newest, whatever number the damaged one has.
+    training.state = copy.copy(before)
+    training.save()
+    assert training.kept() == [1]
+    assert training.newest() == before
 
 
-def spoil(path: Path, damage: str) -> None:
-    content = path.read_bytes()
-    match damage:
-        case "cut":
-            path.write_bytes(content[: len(content) // 2])
-        case "empty":
-            path.write_bytes(b"")
-        case "flipped":
-            path.write_bytes(content[:4] + bytes(255 - byte for byte in content[4:64]) + content[64:])
-        case "garbage":
-            path.write_bytes(b"\x80\x05hello")
-        case "missing":
-            path.unlink()
+@pytest.mark.parametrize("content", ["[1, 2]", "null", "{", '{"model.safetensors": 1}'])
+def test_a_garbled_manifest_is_damage(training: Training, content: str) -> None:
+    training.step()
+    training.save()
+    (training.directory(1) / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match=r"manifest\.json (is incomplete|cannot be read)"):
+        training.checkpoints.find_newest()
+
+
+@pytest.mark.parametrize("content", ["{}x", '{"mood": 1}', "[1]", "null", "5"])
+def test_a_state_of_another_version_is_passed_over(training: Training, content: str) -> None:
+    """Whole, by a manifest that fits, and yet with other fields."""
+    training.step()
+    training.save()
+    training.step()
+    training.save()
+    newest = training.directory(2)
+    (newest / "state.json").write_text(content)
+    (newest / "manifest.json").write_text(json.dumps(checkpoint._describe_files(newest)))
+    state, (line,) = training.checkpoints.find_newest()
+    assert state is not None
+    assert state.step == 1
+    assert line.endswith("state.json cannot be read")
+
+
+def test_a_damaged_best_one_spoils_those_that_rely_on_it(training: Training) -> None:
+    """The run would end with those weights."""
+    training.step()
+    training.save(is_best=True)
+    training.step()
+    training.save(is_best=True)
+    training.step()
+    training.save()
+    flip(training.directory(2) / "model.safetensors")
+    with pytest.raises(UserError, match=r"(?s)No whole checkpoint.*step-00000003 .*step-00000002 .*checkpoints'"):
+        training.checkpoints.find_newest()
+
+
+def test_what_is_no_checkpoint_is_ignored(training: Training) -> None:
+    training.step()
+    training.save(is_best=True)
+    for name in (".step-00000009.part", "step-9", "step-00000009.old", "notes"):
+        (training.root / name).mkdir()
+    (training.root / "notes.txt").touch()
+    assert training.checkpoints.find_newest() == (training.state, [])
+
+
+# What a reader says where the file is of something else
 
 
 @pytest.mark.parametrize("content", [{"something": 1}, [1, 2], {"optimizer": {}, "scaler": None}], ids=str)
@@ -289,7 +422,7 @@ def test_an_optimizer_file_of_another_form_is_told(training: Training, content: 
     training.save()
     torch.save(content, training.root / LAST / "optimizer.pt")
     with pytest.raises(UserError, match=r"optimizer\.pt is damaged or of another optimizer"):
-        training.checkpoints.load_optimizer(training.optimizer)
+        training.checkpoints.load_trainers(training.network, training.optimizer, 1)
 
 
 def test_weights_of_another_network_are_told(training: Training) -> None:
@@ -298,5 +431,5 @@ def test_weights_of_another_network_are_told(training: Training) -> None:
     other = tiny_network(4)
     before = weights(other)
     with pytest.raises(UserError, match=r"model\.safetensors does not fit.*conv\.weight \(5, 3\) for \(4, 3\)"):
-        training.checkpoints.load_weights(other)
+        training.checkpoints.load_weights(other, 1)
     torch.testing.assert_close(weights(other), before)

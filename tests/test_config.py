@@ -138,7 +138,7 @@ def test_all_mistakes_come_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("text", "field", "told"),
     [
-        ("optmi: {}", "optmi", ["no such field", "Did you mean 'optim'?", "Allowed here: about, data"]),
+        ("optmi: {}", "optmi", ["no such field", "Did you mean 'optim'?", "Allowed here: about, checkpoint, data"]),
         ("train: {epoch: 3}", "train.epoch", ["no such field", "Did you mean 'epochs'?", "seed"]),
         ("train: {xyz: {a: 1}}", "train.xyz", ["no such field", "Allowed here: best_metric"]),
         ("train: {epochs: [3]}", "train.epochs", ["integer", "[3]"]),

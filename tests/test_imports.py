@@ -20,7 +20,7 @@ MODULES = {
     for file in sorted(PACKAGE.rglob("*.py"))
 }
 """Name → file."""
-KNOW_ACCELERATE = {"build", "train", "evaluate", "checkpoint", "tracking", "processes"}
+KNOW_ACCELERATE = {"build", "train", "watch", "evaluate", "checkpoint", "tracking", "processes"}
 KNOW_NOTHING_OF_PROCESSES = [
     "metrics", "models", "freezing", "objectives", "optim", "saved_model", "predict", "sample", "download", "errors",
     *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.data.")),
@@ -77,7 +77,7 @@ def test_the_imports_are_found() -> None:
     """That the tests below can fail."""
     assert {"train", "config", "metrics", "data.order", "__main__"} <= {name.partition(".")[2] for name in MODULES}
     assert {"torch", "accel_flowers"} <= libraries("train")
-    assert {"build", "config", "checkpoint"} <= neighbours("train")
+    assert {"build", "config", "watch"} <= neighbours("train")
     assert "train" in neighbours("cli")
     assert "train" not in neighbours("cli", whole_file=False)
     assert "models" in everything_below("predict")
@@ -95,7 +95,7 @@ def test_config_never_imports_torch_or_accelerate() -> None:
     assert not libraries("config") & {"torch", "torchvision", "accelerate"}
 
 
-def test_only_six_modules_know_accelerate() -> None:
+def test_only_seven_modules_know_accelerate() -> None:
     names = {name.removeprefix("accel_flowers.") for name in MODULES} - {"accel_flowers"}
     assert "processes" in {name for name in names if "accelerate" in libraries(name)} <= KNOW_ACCELERATE
 

@@ -6,11 +6,9 @@ What each process count computes is made once for the module; every test first s
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,8 @@ import pytest
 
 from accel_flowers.config import parse_yaml
 from tests.conftest import make_folder
-from tests.runs import LAUNCH, PROGRAM, TWO_PROCESSES, metrics, run_program, write_recipe
+from tests.faults import Launched
+from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, write_recipe
 
 pytestmark = pytest.mark.multiprocess
 
@@ -70,12 +69,9 @@ def test_scores_are_the_same_to_the_last_digit(runs: dict[int, Path], photos: Pa
 def test_one_process_goes_on_with_what_two_saved(runs: dict[int, Path], photos: Path, tmp_path: Path) -> None:
     """Two processes are killed after their first checkpoint; the steps that one process adds are those of its own run."""
     run_dir, recipe = tmp_path / "run", runs[1] / "config.yaml"
-    command = [*TWO_PROCESSES, *PROGRAM, "train", str(recipe), "--run-dir", str(run_dir)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        deadline = time.monotonic() + 60
-        while not (run_dir / "checkpoints/last").exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
+    with Launched(TWO_PROCESSES, run_dir, recipe) as run:
+        run.wait_for_step(5, writing=True)  # the second one: the first is whole
+        run.signal(signal.SIGKILL)
     assert len(metrics(run_dir, "val/loss")) < 3, "killed too late to prove anything"
 
     done = run_program("train", recipe, "--run-dir", run_dir, "--resume", "auto")

@@ -143,6 +143,14 @@ def test_nothing_is_overwritten(finished: Path, photos: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()} == before
 
 
+def test_a_finished_run_stays_what_it_is(finished: Path, photos: Path) -> None:
+    lines, model = read_metrics(finished / "metrics.jsonl"), (finished / "model/config.json").read_text()
+    results = train(tiny_config(photos, finished).model_copy(update={"resume": "auto"}))
+    assert read_metrics(finished / "metrics.jsonl") == lines
+    assert (finished / "model/config.json").read_text() == model
+    assert results["test"]["num_images"] == 3
+
+
 def test_a_mistake_leaves_no_run_behind(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="resnet8"):
         train(tiny_config(photos, tmp_path / "run", model={"name": "resnet8"}))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Sequence
+from multiprocessing import forkserver, parent_process
 from typing import Any, TypedDict
 
 import datasets
@@ -16,6 +19,7 @@ from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.order import EveryOnce, SampleKey, TrainStream, random_key
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import PictureTransform
+from accel_flowers.errors import Interrupted
 
 
 class Batch(TypedDict):
@@ -86,6 +90,8 @@ def build_loader(
     pictures: Pictures, batches: TrainStream | EveryOnce, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """A loader over the batches of all processes; `Accelerator.prepare` deals them out."""
+    if num_workers:
+        _start_forkserver()
     return DataLoader(
         pictures,
         batch_sampler=batches,
@@ -95,7 +101,37 @@ def build_loader(
         pin_memory=pin_memory,
         # Workers are forked from a process that has used threads; a spawned one starts clean.
         multiprocessing_context="forkserver" if num_workers else None,
+        worker_init_fn=_end_with_the_training if num_workers else None,
     )
+
+
+def _start_forkserver() -> None:
+    """Start the process that forks the workers, deaf to the signals that stop a run.
+
+    Launchers and schedulers send them to all processes at once; without its workers the training could not finish the
+    step that it saves.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there signals can be set; then nothing answers them in the training either
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in Interrupted.SIGNALS}
+    forkserver.ensure_running()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _end_with_the_training(worker: int) -> None:
+    """Make a worker deaf to the signals that stop a run, but for those that the training itself sends it."""
+    del worker
+    training = parent_process()
+    assert training is not None
+    signal.pthread_sigmask(signal.SIG_BLOCK, Interrupted.SIGNALS)
+
+    def listen() -> None:
+        while signal.sigwaitinfo(Interrupted.SIGNALS).si_pid != training.pid:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def choose_num_workers(asked: int | None, num_local_processes: int) -> int:

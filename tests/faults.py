@@ -1,0 +1,163 @@
+"""Runs that are disturbed on purpose: started by the launcher, hit by signals, compared bit by bit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from accel_flowers.tracking import METRICS_FILE, read_metrics
+from tests.runs import PROGRAM, PROJECT, write_recipe
+
+
+def fault_recipe(path: Path) -> Path:
+    """Batch norm, dropout, accumulation, a moving rate, checkpoints inside epochs and between two log lines."""
+    return write_recipe(
+        path,
+        model={"name": "shufflenet_v2_x0_5", "dropout": 0.3},
+        optim={"name": "adamw", "lr": 1e-3},
+        schedule={"name": "cosine"},
+        train={"epochs": 5, "micro_batch_size": 2, "log_every_steps": 3},
+        checkpoint={"every_steps": 2},
+    )
+
+
+class Launched:
+    """A training run in processes of its own; leaving it kills what is left of them.
+
+    The launcher gives each rank a session of its own, so a signal to its process group would reach the launcher alone.
+
+    Args:
+        launcher: the words before the program.
+        run_dir: its directory, by which its processes are known.
+        words: what the program gets besides.
+    """
+
+    def __init__(self, launcher: list[str], run_dir: Path, *words: str | Path) -> None:
+        self.run_dir = run_dir
+        self._log = (run_dir.parent / f"{run_dir.name}.log").open("w+")
+        self._process = subprocess.Popen(
+            [*launcher, *PROGRAM, "train", *map(str, words), "--run-dir", str(run_dir), "--resume", "auto"],
+            stdout=self._log,
+            stderr=self._log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=PROJECT,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Launched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait(30)
+        self._log.close()
+
+    def pids(self) -> dict[int, int | None]:
+        """Living processes → their rank, None for the launcher."""
+        found: dict[int, int | None] = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            with contextlib.suppress(OSError):  # it ended just now
+                if os.fsencode(self.run_dir) not in (entry / "cmdline").read_bytes().split(b"\0"):
+                    continue
+                variables = dict(part.partition(b"=")[::2] for part in (entry / "environ").read_bytes().split(b"\0"))
+                found[int(entry.name)] = int(variables[b"RANK"]) if b"RANK" in variables else None
+        return found
+
+    def signal(self, number: signal.Signals, *, rank: int | None = None) -> None:
+        """Send it to one rank, or to all processes: first to the launcher, which would tell the others otherwise."""
+        pids = self.pids()
+        for pid in sorted(pids, key=lambda pid: (pids[pid] is not None, pids[pid])):
+            if rank is None or pids[pid] == rank:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def signal_launcher(self, number: signal.Signals) -> None:
+        """It tells the ranks, and with each all processes in its session: the loaders' workers, W&B's service."""
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float) -> int:
+        """Until all processes have ended.
+
+        Returns:
+            The launcher's exit code.
+
+        Raises:
+            TimeoutError: some did not.
+        """
+        deadline = time.monotonic() + timeout
+        while self._process.poll() is None or self.pids():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {timeout} s these are left: {self.pids()}\n{self.output()}")
+            time.sleep(0.02)
+        return self._process.returncode
+
+    def has_ended(self) -> bool:
+        """Whether the launcher has, and with it the run."""
+        return self._process.poll() is not None
+
+    def output(self) -> str:
+        """What all processes wrote so far."""
+        return Path(self._log.name).read_text()
+
+    def steps_seen(self) -> int:
+        """The step of the newest checkpoint, whole or being written."""
+        names = [entry.name for entry in (self.run_dir / "checkpoints").glob("*step-*")]
+        steps = [int(name.removeprefix(".").removeprefix("step-").removesuffix(".part")) for name in names]
+        return max([0, *steps])
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is half there."""
+        return any((self.run_dir / "checkpoints").glob(".step-*.part"))
+
+    def wait_for_step(self, step: int, timeout: float = 120, *, writing: bool = False) -> None:
+        """Until the run has come to a step, or has ended; where asked for, until it writes that checkpoint."""
+        deadline = time.monotonic() + timeout
+        while not self.has_ended() and time.monotonic() < deadline:
+            if self.steps_seen() >= step and (not writing or self.is_writing()):
+                return
+            time.sleep(0.0005 if writing else 0.005)
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two finished run directories differ in, bit by bit; of the lines all but their speed."""
+    found = []
+    for which in ("last", "best"):
+        a, b = (run_dir / "checkpoints" / which for run_dir in (one, other))
+        if os.readlink(a) != os.readlink(b):
+            found.append(f"{which}: {os.readlink(a)} and {os.readlink(b)}")
+        for file in ("model.safetensors", "buffers.safetensors", "state.json"):
+            if (a / file).read_bytes() != (b / file).read_bytes():
+                found.append(f"{which}/{file}")
+        saved, again = (torch.load(path / "optimizer.pt", weights_only=True) for path in (a, b))
+        if not _same(saved, again):
+            found.append(f"{which}/optimizer.pt")
+    for file in ("split.json", "model/model.safetensors", "model/config.json"):
+        if (one / file).read_bytes() != (other / file).read_bytes():
+            found.append(file)
+    if _lines(one) != _lines(other):
+        found.append(METRICS_FILE)
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def _lines(run_dir: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(run_dir / METRICS_FILE)
+    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in lines]

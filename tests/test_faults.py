@@ -1,0 +1,99 @@
+"""Two processes that are killed, stopped, or find a damaged checkpoint end bit for bit as if nothing had happened.
+
+`scripts/fault_drill.py` is the long form.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import make_folder
+from tests.faults import Launched, differences, fault_recipe
+from tests.runs import TWO_PROCESSES
+
+pytestmark = pytest.mark.multiprocess
+NUM_STEPS = 19  # 5 epochs of 30 pictures, 8 a step
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+    root = tmp_path_factory.mktemp("data")
+    return [fault_recipe(root / "recipe.yaml"), "--data.path", make_folder(root / "photos", per_class=12)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(words: list[str | Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    finish(run_dir, words)
+    return run_dir
+
+
+def finish(run_dir: Path, words: list[str | Path]) -> str:
+    """Run to the end; returns what it said."""
+    with Launched(TWO_PROCESSES, run_dir, *words) as run:
+        assert run.wait(120) == 0, run.output()
+        assert "2 x cpu" in run.output()
+        return run.output()
+
+
+def test_killed_three_times(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
+    """While the first checkpoint is written, between two, and while a late one is written."""
+    run_dir = tmp_path / "run"
+    for step, writing in ((2, True), (7, False), (14, True)):
+        with Launched(TWO_PROCESSES, run_dir, *words) as run:
+            run.wait_for_step(step, writing=writing)
+            run.signal(signal.SIGKILL)
+            run.wait(30)
+            assert step <= run.steps_seen() < NUM_STEPS, "killed too late to prove anything"
+    assert "going on after step 1" in finish(run_dir, words)
+    assert differences(run_dir, undisturbed) == []
+
+
+def test_stopped_by_a_signal(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
+    """SIGTERM through the launcher hits the loaders' workers, too; then SIGUSR1 reaches one process alone."""
+    run_dir = tmp_path / "run"
+    for after, rank, num_workers in ((4, None, 1), (11, 1, 0)):
+        with Launched(TWO_PROCESSES, run_dir, *words, "--data.num-workers", str(num_workers)) as run:
+            run.wait_for_step(after)
+            run.signal_launcher(signal.SIGTERM) if rank is None else run.signal(signal.SIGUSR1, rank=rank)
+            assert run.wait(30) != 0
+            said = run.output()
+        assert said.count("stopped by a signal after step ") == 1
+        step = int(said.split("stopped by a signal after step ")[1].split(",")[0])
+        state = json.loads((run_dir / f"checkpoints/step-{step:08d}/state.json").read_text())
+        assert after <= state["step"] == step < NUM_STEPS
+        if rank is not None:
+            assert "exitcode  : 75" in said, "as the launcher reports the first rank that ended"
+    assert f"going on after step {step}" in finish(run_dir, words)
+    assert differences(run_dir, undisturbed) == []
+
+
+def test_damaged_newest_checkpoint(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
+    """It is named, and the one before it is used."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(undisturbed, run_dir, symlinks=True)
+    newest = run_dir / f"checkpoints/step-{NUM_STEPS:08d}/optimizer.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    said = finish(run_dir, words)
+    assert f"{newest.parent} is damaged: optimizer.pt is not what was written" in said
+    assert f"going on after step {NUM_STEPS - 1}" in said
+    assert differences(run_dir, undisturbed) == []
+
+
+@pytest.mark.slow
+def test_the_others_end_with_one_that_is_killed(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    for rank in (0, 1):
+        with Launched(TWO_PROCESSES, run_dir, *words) as run:
+            run.wait_for_step(5 + 5 * rank)
+            run.signal(signal.SIGKILL, rank=rank)
+            assert run.wait(30) != 0
+    finish(run_dir, words)
+    assert differences(run_dir, undisturbed) == []
