@@ -10,4 +10,4 @@ cd "$project"
 ruff format --check .
 ruff check .
 mypy
-pytest "$@"
+pytest -n 2 --dist loadfile "$@"  # two at a time; a file's tests share their runs
