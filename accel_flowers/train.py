@@ -56,7 +56,8 @@ def train(config: Config) -> dict[str, Any]:
     _begin(run)
     progress = Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process)
     try:
-        loop(run, progress)
+        with Watch(accelerator, config.checkpoint) as watch:
+            loop(run, progress, watch)
         return _finish(run, progress)
     finally:
         progress.close()
@@ -82,7 +83,7 @@ def _begin(run: Run) -> None:
         forget_after(run_dir / METRICS_FILE, run.state.step)
 
 
-def loop(run: Run, progress: Progress) -> None:
+def loop(run: Run, progress: Progress, watch: Watch) -> None:
     """The whole training: one pass over the stream of micro-batches, from the step where the run stands; collective."""
     accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     config, plan, state = run.config, run.plan, run.state
@@ -90,7 +91,6 @@ def loop(run: Run, progress: Progress) -> None:
     if _out_of_patience(run):
         return  # it was stopped early, and interrupted before the end
     meter = _Meter(run)
-    watch = Watch(accelerator, config.checkpoint)
     set_training_mode(run.network)
     for batch in run.loaders["train"]:
         lr = run.lr_at(plan.epoch_at(state.step))

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -15,7 +16,7 @@ from accel_flowers.processes import Agreement
 
 
 class Watch:
-    """Asked after every step, on every process.
+    """Asked after every step, on every process; listens to signals while its `with` block lasts.
 
     Args:
         accelerator: the processes that must agree.
@@ -27,9 +28,16 @@ class Watch:
         self._config = config
         self._signalled = False
         self._saved_at = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            for number in Interrupted.SIGNALS:
-                signal.signal(number, self._note)
+        self._handlers_before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():  # only there signals can be set
+            self._handlers_before = {number: signal.signal(number, self._note) for number in Interrupted.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         del number, frame
