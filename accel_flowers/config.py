@@ -79,6 +79,16 @@ def _allowed(words: str) -> WrapValidator:
 
 ThreeNumbers = Annotated[tuple[float, float, float], _allowed("three numbers: for red, green and blue")]
 
+
+def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(value) <= 0:
+        raise ValueError("a standard deviation must be above 0")
+    return value
+
+
+StandardDeviation = AfterValidator(_above_zero)
+"""Pixels are divided by it, here and in a saved model."""
+
 _PLAIN_VALUE = TypeAdapter[JsonValue](JsonValue, config=ConfigDict(allow_inf_nan=False))
 
 TransformSpec = Annotated[
@@ -140,17 +150,10 @@ class DataConfig(Section):
     """The same for validation, test, evaluate and predict."""
     mean: ThreeNumbers = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
-    std: ThreeNumbers = (0.229, 0.224, 0.225)
+    std: Annotated[ThreeNumbers, StandardDeviation] = (0.229, 0.224, 0.225)
     """Standard deviation that is divided by, in the same scale."""
     num_workers: int | None = Field(default=None, ge=0)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
-
-    @field_validator("std")
-    @classmethod
-    def _positive_std(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) <= 0:
-            raise ValueError("a standard deviation must be above 0")
-        return value
 
 
 class ModelConfig(Section):

@@ -11,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accel_flowers import __version__
-from accel_flowers.config import TransformSpec
+from accel_flowers.config import StandardDeviation, TransformSpec
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform
 from accel_flowers.errors import UserError
 from accel_flowers.models import build_network, clean_state_dict, load_state, wants_channels_last
@@ -43,7 +43,7 @@ class ModelCard(BaseModel):
     transforms: tuple[TransformSpec, ...]
     """Upright RGB picture → network input size, as in a recipe's data.eval_transforms."""
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: Annotated[tuple[float, float, float], StandardDeviation]
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision in which the scores were made."""
     eval_batch_size: int = Field(default=32, ge=1)
@@ -58,13 +58,6 @@ class ModelCard(BaseModel):
     def _each_name_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("two classes have the same name")
-        return value
-
-    @field_validator("std")
-    @classmethod
-    def _positive_std(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) <= 0:
-            raise ValueError("a standard deviation must be above 0")
         return value
 
 

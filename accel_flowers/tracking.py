@@ -14,6 +14,7 @@ from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
+from accel_flowers.saved_model import write_text_durably
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -57,9 +58,7 @@ def forget_after(path: Path, step: int) -> None:
     """Drop the lines that a run resumed at `step` will write again: later ones, and the test scores of the end."""
     lines = read_metrics(path)
     kept = [line for line in lines if line["step"] <= step and not any(name.startswith("test/") for name in line)]
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    partial.replace(path)
+    write_text_durably(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def tracker_names(config: TrackingConfig) -> list[str]:
