@@ -19,7 +19,8 @@ from typing import Literal
 import tyro
 
 from accel_flowers import __version__
-from accel_flowers.config import Config, config_from_flags, load_recipe, recipe_names
+from accel_flowers.config import Config
+from accel_flowers.config_reading import config_from_flags, load_recipe, recipe_names
 from accel_flowers.errors import Interrupted, UserError, did_you_mean
 
 

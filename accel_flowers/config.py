@@ -1,4 +1,4 @@
-"""The configuration of a run: frozen models, strict reading of recipes, one resolved YAML out.
+"""The configuration of a run: frozen models of its sections.
 
 A recipe says *what* is learned; the launch configuration (`accelerate_configs/*.yaml`) says *on what*: processes,
 devices, precision. No setting has two owners. This module imports neither torch nor Accelerate, so `--help` is quick.
@@ -6,11 +6,7 @@ devices, precision. No setting has two owners. This module imports neither torch
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import (
@@ -27,42 +23,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from accel_flowers.errors import UserError, did_you_mean
-
-RECIPES = resources.files("accel_flowers") / "recipes"
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """YAML 1.2 as plain Python values; a repeated key is an error, `1e-4` is a number, `no` is a string.
-
-    Raises:
-        UserError: when the text is no YAML; the message names `source` and the line.
-    """
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        cause = place + ", ".join(words for words in (error.context, error.problem) if words)
-    except RecursionError:
-        cause = "it is nested too deeply"
-    except YAMLError as error:
-        cause = str(error)
-    except Exception as error:  # noqa: BLE001 - an impossible date or a tag on nonsense make its reader fail in any way
-        cause = f"a value in it cannot be read ({str(error) or type(error).__name__})"
-    raise UserError(f"{source} is not valid YAML: {cause}")
-
-
-def _transforms_to_text(transforms: Any) -> list[str]:
-    stream = io.StringIO()
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = True
-    yaml.width = 10_000
-    yaml.dump(list(transforms), stream)
-    return [stream.getvalue().strip()]
+from accel_flowers.yaml_text import flow_yaml, parse_yaml
 
 
 def _allowed(words: str) -> WrapValidator:
@@ -106,7 +68,7 @@ TransformList = Annotated[
         metavar="YAML",
         instance_from_str=lambda words: parse_yaml(words[0], "the list of transforms"),
         is_instance=lambda value: isinstance(value, (list, tuple)),
-        str_from_instance=_transforms_to_text,
+        str_from_instance=lambda transforms: [flow_yaml(list(transforms))],
     ),
 ]
 
@@ -302,158 +264,6 @@ class Config(Section):
         return self
 
 
-ENVIRONMENT_KEY = "environment"
-"""Key under which a run's config.yaml records versions and hardware; ignored when such a file is read as a recipe."""
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
-
-
-def load_recipe(name_or_path: str) -> Config:
-    """Read a recipe by name or a YAML file by path.
-
-    Raises:
-        UserError: unknown name, unreadable file, or mistakes in it (all of them in one message).
-    """
-    path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            cause = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(f"The recipe {path} cannot be read: {cause}.") from None
-        return config_from_yaml(text, source=str(path))
-    names = recipe_names()
-    if name_or_path not in names:
-        raise UserError(
-            f"There is no recipe '{name_or_path}'.{did_you_mean(name_or_path, names)} "
-            f"Recipes: {', '.join(names)}. A recipe of your own is the path of a .yaml file."
-        )
-    return config_from_yaml((RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}")
-
-
-def config_from_yaml(text: str, *, source: str) -> Config:
-    """Validate the text of a recipe.
-
-    Raises:
-        UserError: naming every mistake with its place, what was given and what is allowed.
-    """
-    values = parse_yaml(text, source)
-    if values is None:
-        raise UserError(f"{source} is empty: a recipe has sections such as 'data:' and 'train:'.")
-    if not isinstance(values, dict):
-        raise UserError(f"{source} must hold sections such as 'data:' and 'train:', not {type(values).__name__}.")
-    values.pop(ENVIRONMENT_KEY, None)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{source} has mistakes:\n{describe_mistakes(error)}") from None
-
-
-def config_from_flags(recipe: Config, words: Sequence[str], *, program: str, speaks: bool = True) -> Config:
-    """The recipe with command-line flags put over it; `--help` among the words prints every field and exits.
-
-    tyro reads the words into unchecked sections first, so that one message can name all mistakes at once.
-
-    Args:
-        recipe: what the flags go over.
-        words: the flags and their values.
-        program: how the messages call the command.
-        speaks: False on all processes but one, so that tyro's messages come once.
-
-    Raises:
-        UserError: naming every value that is not allowed.
-        SystemExit: status 2 for an unknown flag or a word that is no value for its flag, after tyro's message.
-    """
-    unchecked = tyro.cli(
-        Config,
-        default=recipe,
-        args=list(words),
-        prog=program,
-        description=_DESCRIPTION,
-        console_outputs=speaks,
-        registry=_UNCHECKED,
-    )
-    try:
-        return Config.model_validate(unchecked.model_dump(warnings=False))
-    except ValidationError as error:
-        raise UserError(f"The command line has mistakes:\n{describe_mistakes(error)}") from None
-
-
-_DESCRIPTION = (
-    "Fine-tune an image classifier. RECIPE is a name (see `accel-flowers recipes`) or a YAML file; flags go over it."
-)
-
-_UNCHECKED = tyro.constructors.ConstructorRegistry()
-
-
-@_UNCHECKED.struct_rule
-def _unchecked_section(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    if not (isinstance(info.type, type) and issubclass(info.type, Section)):
-        return None
-    hints = get_type_hints(info.type, include_extras=True)
-    fields = tuple(
-        tyro.constructors.StructFieldSpec(
-            name=name, type=hints[name], default=getattr(info.default, name), helptext=field.description
-        )
-        for name, field in info.type.model_fields.items()
-    )
-    return tyro.constructors.StructConstructorSpec(instantiate=info.type.model_construct, fields=fields)
-
-
-def describe_mistakes(error: ValidationError) -> str:
-    """Every mistake on a line of its own: the field, what was given, what is allowed."""
-    return "\n".join(_describe_mistake(mistake) for mistake in error.errors())
-
-
-def _describe_mistake(mistake: Mapping[str, Any]) -> str:
-    location = [str(part) for part in mistake["loc"]]
-    section, known = _resolve(location)
-    if mistake["type"] == "extra_forbidden":
-        allowed = sorted(section.model_fields)
-        hint = did_you_mean(location[len(known)], allowed)
-        field = ".".join(location[: len(known) + 1])
-        return f"  {field}: there is no such field.{hint} Allowed here: {', '.join(allowed)}."
-    field = ".".join(known)
-    if mistake["type"] != "invalid_key":  # then a number is a place in a list
-        field += "".join(f"[{place}]" for place in mistake["loc"][len(known) :] if isinstance(place, int))
-    message = mistake["msg"].removeprefix("Value error, ")
-    if mistake["type"] == "tuple_type":
-        message = "must be a list"
-    if mistake["type"] in ("model_type", "model_attributes_type"):
-        message = f"must be a section with fields of its own: {', '.join(section.model_fields)}"
-    given = mistake["input"]
-    shown = "" if isinstance(given, (BaseModel, dict)) else f" (given: {given!r})"
-    return f"  {field or 'configuration'}: {message}{shown}"
-
-
-def _resolve(location: list[str]) -> tuple[type[BaseModel], list[str]]:
-    """The section that a mistake lies in, and the leading part of its location that names real fields."""
-    section: type[BaseModel] = Config
-    known: list[str] = []
-    for part in location:
-        if part not in section.model_fields:
-            break
-        known.append(part)
-        annotation = section.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            break
-        section = annotation
-    return section, known
-
-
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Plain values for YAML, JSON and trackers."""
     return config.model_dump(mode="json")
-
-
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Block-style YAML with the keys in their given order."""
-    yaml = YAML()
-    yaml.width = 2**31  # no line is broken: ruamel.yaml loses tabs where it breaks one
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    stream = io.StringIO()
-    yaml.dump(dict(values), stream)
-    return stream.getvalue()

@@ -11,7 +11,8 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-from accel_flowers.config import Config, config_from_flags
+from accel_flowers.config import Config
+from accel_flowers.config_reading import config_from_flags
 from accel_flowers.errors import UserError
 from accel_flowers.processes import check_launch
 

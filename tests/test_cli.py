@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from accel_flowers import __version__, cli
 from accel_flowers.cli import main
-from accel_flowers.config import Config, load_recipe, recipe_names
+from accel_flowers.config import Config
+from accel_flowers.config_reading import load_recipe, recipe_names
 from tests.conftest import draw_picture
 from tests.runs import run_program
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from accel_flowers.config import parse_yaml
+from accel_flowers.yaml_text import parse_yaml
 from tests.conftest import make_folder
 from tests.faults import Launched
 from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, write_recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from accel_flowers import cli
-from accel_flowers.config import config_from_flags, load_recipe, recipe_names
+from accel_flowers.config_reading import config_from_flags, load_recipe, recipe_names
 from tests.runs import PROJECT
 
 README = (PROJECT / "README.md").read_text()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from accel_flowers.config import load_recipe
+from accel_flowers.config_reading import load_recipe
 from accel_flowers.data.split import PARTS, load_split
 from accel_flowers.errors import UserError
 from accel_flowers.evaluate import evaluate_folder
