@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -20,12 +19,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accel_flowers.config import CheckpointConfig
 from accel_flowers.errors import UserError
+from accel_flowers.files import flush_to_disk, writing
 from accel_flowers.models import clean_state_dict, load_state
 from accel_flowers.processes import decided_by_main, gather_buffers, set_buffers
 from accel_flowers.saved_model import WEIGHTS, read_state
@@ -103,29 +102,28 @@ class Checkpoints:
         shutil.rmtree(partial, ignore_errors=True)
         scaler = self._accelerator.scaler
         trainers = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
-        try:
-            partial.mkdir(parents=True)
-            save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
-            save_file({"buffers": buffers}, partial / _BUFFERS)
-            with (partial / _OPTIMIZER).open("wb") as file:  # opened here: torch would not tell why a write fails
-                torch.save(trainers, file)
-            (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-            (partial / _MANIFEST).write_text(json.dumps(_describe_files(partial), indent=1) + "\n")
-            for path in (*partial.iterdir(), partial):
-                _flush_to_disk(path)
-            shutil.rmtree(target, ignore_errors=True)  # of the same step: what a resume had to pass over
-            partial.rename(target)
-            self._link(state)
-            _flush_to_disk(self._root)
-        # torch and safetensors have errors of their own for a write that the disk refuses.
-        except (OSError, SafetensorError, RuntimeError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            whole = self._steps()
-            before = f"Step {whole[-1]} is the last whole one" if whole else "There is none before it"
-            raise UserError(
-                f"The checkpoint of step {state.step} cannot be written to '{self._root}': {_cause(error)}. {before}; "
-                "make room and go on with --resume auto."
-            ) from None
+        whole = self._steps()
+        before = f"Step {whole[-1]} is the last whole one" if whole else "There is none before it"
+        with writing(
+            f"The checkpoint of step {state.step} in '{self._root}'",
+            f"{before}; make room and go on with --resume auto.",
+        ):
+            try:
+                partial.mkdir(parents=True)
+                save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
+                save_file({"buffers": buffers}, partial / _BUFFERS)
+                with (partial / _OPTIMIZER).open("wb") as file:  # opened here: torch would not tell why a write fails
+                    torch.save(trainers, file)
+                (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
+                (partial / _MANIFEST).write_text(json.dumps(_describe_files(partial), indent=1) + "\n")
+                for path in (*partial.iterdir(), partial):
+                    flush_to_disk(path)
+                _put_in_place(partial, target)
+                self._link(state)
+                flush_to_disk(self._root)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)  # it may hold the very room that is missing
+                raise
         self._remove_old(state.step)
 
     def _link(self, state: TrainState) -> None:
@@ -179,6 +177,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints, and all of them are damaged.
         """
+        self._bring_back()
         passed_over: list[str] = []
         for step in reversed(self._steps()):
             damage = self._damage(step)
@@ -195,6 +194,15 @@ class Checkpoints:
                 f"directory '{self._root}' to begin anew with --resume auto, or give another --run-dir."
             )
         return None, []
+
+    def _bring_back(self) -> None:
+        """Undo what a crash cut off between two renames."""
+        for old in self._root.glob(".step-*.old"):
+            target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+            if target.exists():
+                shutil.rmtree(old)
+            else:
+                old.rename(target)
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint: files against their sizes and digests in the manifest."""
@@ -240,14 +248,13 @@ class Checkpoints:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
 
 
-def _cause(error: BaseException) -> str:
-    """What the operating system said, also where a library hid it behind an error of its own."""
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, OSError) and behind.strerror:
-            return behind.strerror
-        behind = behind.__context__
-    return str(error)
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Give a whole checkpoint its name. One of the same step, which a resume had gone on from, goes only then."""
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
@@ -262,11 +269,3 @@ def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

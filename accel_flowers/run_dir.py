@@ -23,7 +23,7 @@ from accel_flowers import __version__
 from accel_flowers.config import Config, config_to_dict
 from accel_flowers.config_reading import ENVIRONMENT_KEY, config_from_yaml
 from accel_flowers.errors import UserError
-from accel_flowers.saved_model import write_text_durably
+from accel_flowers.files import write_text_durably
 from accel_flowers.yaml_text import dump_yaml, parse_yaml
 
 CONFIG_FILE, SPLIT_FILE, MODEL_DIR = "config.yaml", "split.json", "model"

@@ -7,7 +7,6 @@ is a name of torchvision's, the transforms are names checked like a recipe's.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from accel_flowers import __version__
 from accel_flowers.config import StandardDeviation, TransformSpec
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform
 from accel_flowers.errors import UserError
+from accel_flowers.files import write_text_durably, writing
 from accel_flowers.models import build_network, clean_state_dict, load_state, wants_channels_last
 
 WEIGHTS = "model.safetensors"
@@ -72,27 +72,24 @@ class SavedModel:
 
 
 def save_model(directory: Path, network: nn.Module, card: ModelCard) -> None:
-    """Write `model/` whole: under a temporary name first, so that a reader never meets half of it."""
+    """Write `model/` whole: under a temporary name first, so that a reader never meets half of it.
+
+    Raises:
+        UserError: it cannot be written, for example because the disk is full; what was there is untouched.
+    """
     partial, old = directory.with_name(f".{directory.name}.part"), directory.with_name(f".{directory.name}.old")
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
-    write_text_durably(partial / CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
-    if directory.exists():
-        directory.rename(old)
-    partial.rename(directory)
+    with writing(f"The model '{directory}'", "Make room and go on with --resume auto."):
+        partial.mkdir(parents=True)
+        save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
+        write_text_durably(
+            partial / CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        )
+        if directory.exists():
+            directory.rename(old)
+        partial.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def write_text_durably(path: Path, text: str) -> None:
-    """Write a file so that after a crash there is the old text or the new one."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def load_card(directory: Path) -> ModelCard:

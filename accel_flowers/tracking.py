@@ -14,7 +14,7 @@ from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
-from accel_flowers.saved_model import write_text_durably
+from accel_flowers.files import write_text_durably
 
 METRICS_FILE = "metrics.jsonl"
 

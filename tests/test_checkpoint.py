@@ -225,7 +225,7 @@ def test_the_files_hold_nothing_that_runs_code(training: Training) -> None:
 @pytest.mark.parametrize("same_step", [False, True], ids=["next step", "same step"])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(checkpoint, "save_file"), (checkpoint.torch, "save"), (checkpoint, "_flush_to_disk")],
+    [(checkpoint, "save_file"), (checkpoint.torch, "save"), (checkpoint, "flush_to_disk")],
     ids=["weights", "optimizer", "flush"],
 )
 def test_an_interrupted_write_leaves_the_one_before_whole(
@@ -271,7 +271,7 @@ def test_a_crash_before_the_links_are_set_is_made_good(training: Training, monke
 def test_a_crash_during_the_first_write_leaves_none(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     training.step()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_flush_to_disk", cut_the_power)
+        patch.setattr(checkpoint, "flush_to_disk", cut_the_power)
         with pytest.raises(KeyboardInterrupt):
             training.save(is_best=True)
     assert training.newest() is None
@@ -311,7 +311,7 @@ def test_a_disk_that_refuses_to_write_is_told(tmp_path: Path, limit: int) -> Non
     done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=PROJECT, timeout=120)
     assert done.returncode == 0, done.stderr
     message, kept = done.stdout.strip().rsplit("\n", 1)
-    assert f"The checkpoint of step 2 cannot be written to '{tmp_path / 'checkpoints'}'" in message
+    assert f"The checkpoint of step 2 in '{tmp_path / 'checkpoints'}' cannot be written: " in message
     assert "File too large" in message
     assert "Step 1 is the last whole one; make room and go on with --resume auto." in message
     assert kept == "[1] 1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,8 +18,9 @@ from torch import nn
 
 from accel_flowers import saved_model
 from accel_flowers.errors import UserError
+from accel_flowers.files import write_text_durably
 from accel_flowers.models import build_network
-from accel_flowers.saved_model import CARD, WEIGHTS, ModelCard, load_card, load_model, save_model, write_text_durably
+from accel_flowers.saved_model import CARD, WEIGHTS, ModelCard, load_card, load_model, save_model
 
 NAMES = ("aster", "Glöckchen", "薔薇")
 CARD_VALUES: dict[str, Any] = {
@@ -138,7 +140,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "text"
     write_text_durably(path, "first\n")
     with monkeypatch.context() as patch:
-        patch.setattr(saved_model.os, "fsync", lambda _: 1 / 0)
+        patch.setattr(os, "fsync", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_text_durably(path, "second\n")
     assert path.read_text() == "first\n"

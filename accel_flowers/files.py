@@ -1,0 +1,59 @@
+"""Writing so that a crash leaves the old or the new, and a full disk says what could not be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from accel_flowers.errors import UserError
+
+
+@contextmanager
+def writing(what: str, advice: str) -> Iterator[None]:
+    """Turn a write that the disk refuses into a message.
+
+    Args:
+        what: for example "The model 'runs/first/model'".
+        advice: what to do about it, a sentence.
+
+    Raises:
+        UserError: `what` cannot be written, with the operating system's cause.
+    """
+    try:
+        yield
+    # torch and safetensors have errors of their own for a write that the disk refuses.
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{what} cannot be written: {_cause(error)}. {advice}") from None
+
+
+def _cause(error: BaseException) -> str:
+    """What the operating system said, also where a library hid it behind an error of its own."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.strerror:
+            return behind.strerror
+        behind = behind.__context__
+    return str(error)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """Write a file so that after a crash there is the old text or the new one."""
+    partial = path.with_name(f".{path.name}.part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a directory, would outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
