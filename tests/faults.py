@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from accel_flowers.tracking import METRICS_FILE, read_metrics
+from accel_flowers.run_dir import METRICS_FILE
+from accel_flowers.tracking import read_metrics
 from tests.runs import PROGRAM, PROJECT, write_recipe
 
 
