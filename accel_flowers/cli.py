@@ -221,7 +221,7 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except UserError as error:
         if _is_main_process():
-            print(f"accel-flowers: {error}", file=sys.stderr)
+            print("\n".join([f"accel-flowers: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         _let_main_speak()
         sys.exit(2)
 

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class OutOfMemory(UserError):
+    """There is not enough memory for a step; a mistake of the recipe's, on this machine."""
+
+
 class Interrupted(Exception):
     """A signal stopped the run at a step, after a checkpoint was written: it can be resumed.
 

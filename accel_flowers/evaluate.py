@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
+from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers, each_batch
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.inspect import check_readable
 from accel_flowers.data.order import EveryOnce
@@ -61,7 +61,7 @@ def predict_loader(
     tables: list[Tensor] = []
     probabilities: list[Tensor] = []
     rounds = _num_rounds(len(loader), accelerator)
-    for batch in loader:
+    for batch in each_batch(loader):
         logits = network(normalizer(batch["pixels"])).float()
         losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
         # float64 holds sample numbers and labels exactly, so that one table carries everything

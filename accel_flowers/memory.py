@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +14,7 @@ from torch import nn
 from accel_flowers.config import OptimConfig
 from accel_flowers.data.order import StepPlan
 from accel_flowers.data.transforms import Normalizer
-from accel_flowers.errors import UserError
+from accel_flowers.errors import OutOfMemory, UserError
 from accel_flowers.models import clean_state_dict
 from accel_flowers.optim import build_optimizer
 
@@ -41,7 +43,7 @@ def fit_micro_batch(
 ) -> int:
     """Find the micro-batch that leaves room for a whole training step on every process; collective.
 
-    Each trial is a step on black pictures; the weights are put back. It runs before the processes are tied together by
+    Each trial is a step on black pictures, a sixteenth more than asked for; the weights are put back. It runs before the processes are tied together by
     DDP, so one that fails keeps none waiting.
 
     Args:
@@ -61,7 +63,7 @@ def fit_micro_batch(
     before = clean_state_dict(network)
     fits = False
     for micro_batch in smaller_micro_batches(plan):
-        fits = _try_step(network, optim, normalizer, (micro_batch, 3, *size), accelerator)
+        fits = _try_step(network, optim, normalizer, (micro_batch + -(-micro_batch // 16), 3, *size), accelerator)
         fits = bool(accelerator.gather(torch.tensor([fits], device=accelerator.device)).all())
         if fits:
             break
@@ -75,6 +77,24 @@ def fit_micro_batch(
     return micro_batch
 
 
+@contextmanager
+def told_when_short() -> Iterator[None]:
+    """Turn a lack of memory in the middle of a run into a message.
+
+    Raises:
+        OutOfMemory: what to change.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"Out of memory: {(str(error) or type(error).__name__).splitlines()[0]}. Leave more memory free and go on with --resume auto, or begin "
+            "anew with a smaller --train.micro-batch-size."
+        ) from None
+
+
 def _try_step(
     network: nn.Module,
     optim: OptimConfig,
@@ -85,12 +105,14 @@ def _try_step(
     optimizer = build_optimizer(network, optim)
     network.train()
     try:
-        with accelerator.autocast():
-            loss = network(normalizer(torch.zeros(shape, dtype=torch.uint8, device=accelerator.device))).float().mean()
-        loss.backward()
-        optimizer.step()
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        for _ in range(2):  # from the second on, the optimizer's state is there, too
+            with accelerator.autocast():
+                pixels = torch.zeros(shape, dtype=torch.uint8, device=accelerator.device)
+                loss = network(normalizer(pixels)).float().mean()
+            loss.backward()
+            optimizer.step()
+    except (RuntimeError, MemoryError) as error:
+        if not _is_lack_of_memory(error):
             raise
         return False
     finally:
@@ -98,3 +120,10 @@ def _try_step(
         del optimizer
         clear_device_cache(garbage_collection=True)
     return True
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Accelerate knows the words of most devices; oneDNN has its own, and so have Python and C++."""
+    if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+        return True
+    return any(words in str(error) for words in ("could not create a primitive", "std::bad_alloc"))

@@ -32,6 +32,10 @@ GRACE_SECONDS = 5.0
 """Left to a process to end by itself, once it is clear that it must."""
 
 
+MAX_FILES = 64
+"""Names of a batch that a message holds."""
+
+
 @dataclass(frozen=True)
 class Standing:
     """What a process tells the others."""
@@ -132,7 +136,9 @@ class Peers:
                 raise PeerLost(self._lost) from None
         where = self._where(self._rank, self._own)
         self._leave("failed", f"{_in_words(error)} ({where})")
-        if not isinstance(error, UserError):
+        if (
+            type(error) is not UserError and self._own.doing != "starting"
+        ):  # a mistake that all have made needs no place
             error.add_note(where)
 
     def _leave(self, state: Literal["failed", "done"], words: str = "") -> None:
@@ -215,15 +221,17 @@ class Peers:
             return
         other, did = found
         standing = self._heard[other]
-        where = "" if standing.state == "failed" else f" ({self._where(other, standing)})"
-        self._lost = f"process {other} {did}{where}. All end; go on with --resume auto"
+        where = "" if standing.state == "failed" else f" (last heard of: {self._where(other, standing)})"
+        here = self._where(self._rank, self._own)
+        self._lost = f"process {other} {did}{where}. All end, here in {here}. Go on with --resume auto"
 
     def _where(self, rank: int, standing: Standing) -> str:
         if standing.doing == "starting":
             return f"process {rank}, before the first step"
         place = f"process {rank}, {standing.doing} after step {standing.step}"
         files = () if standing.micro_batch is None else self.files_of(standing.micro_batch)
-        return f"{place}, last batch: {', '.join(files)}" if files else place
+        shown = [*files[:MAX_FILES], *([f"{len(files) - MAX_FILES} more"] if len(files) > MAX_FILES else [])]
+        return f"{place}, last batch: {', '.join(shown)}" if files else place
 
 
 def _open_store(rank: int) -> Any:

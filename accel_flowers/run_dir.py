@@ -33,6 +33,7 @@ CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", 
 _LOCK_FILE = ".lock"
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
+    "train.on_nan",
 )  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew."""
 

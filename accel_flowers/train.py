@@ -12,11 +12,13 @@ from torch import nn
 from accel_flowers.build import Run, build_run
 from accel_flowers.checkpoint import AVERAGED
 from accel_flowers.config import Config, config_to_dict
+from accel_flowers.data.batches import each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
 from accel_flowers.errors import Diverged, Interrupted, UserError
 from accel_flowers.evaluate import predict_loader
 from accel_flowers.freezing import set_training_mode
+from accel_flowers.memory import told_when_short
 from accel_flowers.meter import Meter
 from accel_flowers.metrics import headline, summarize
 from accel_flowers.optim import set_lr
@@ -76,7 +78,8 @@ def train(config: Config) -> dict[str, Any]:
         watch = stack.enter_context(Watch(accelerator, config.checkpoint, peers))
         while True:
             try:
-                loop(run, progress, watch)
+                with told_when_short():
+                    loop(run, progress, watch)
                 return _finish(run, progress, watch)
             except Diverged as diverged:
                 _roll_back(run, diverged, progress)
@@ -123,7 +126,7 @@ def loop(run: Run, progress: Progress, watch: Watch) -> None:
         return  # it was stopped early, and interrupted before the end
     set_training_mode(run.network)
     run.stream.start_step = state.step
-    for batch in run.loaders["train"]:
+    for batch in each_batch(run.loaders["train"]):
         watch.begins(state.step, batch["micro_batch"])
         lr = run.lr_at(plan.epoch_at(state.step - state.skipped_steps)) * state.lr_factor
         set_lr(optimizer, lr)

@@ -18,13 +18,14 @@ from tests.runs import PROGRAM, PROJECT, write_recipe
 
 
 def fault_recipe(path: Path) -> Path:
-    """Batch norm, dropout, accumulation, a moving rate, checkpoints inside epochs and between two log lines."""
+    """Batch norm, dropout, accumulation, a moving rate and average, checkpoints inside epochs and between log lines."""
     return write_recipe(
         path,
         model={"name": "shufflenet_v2_x0_5", "dropout": 0.3},
         optim={"name": "adamw", "lr": 1e-3},
         schedule={"name": "cosine"},
         train={"epochs": 5, "micro_batch_size": 2, "log_every_steps": 3},
+        ema={"decay": 0.9},
         checkpoint={"every_steps": 2},
     )
 
