@@ -173,7 +173,9 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     if held_run:
         values = parse_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), str(run_dir / CONFIG_FILE))
         return dict(values[ENVIRONMENT_KEY])
-    return {"run_id": secrets.token_hex(4), **_versions_and_hardware()}
+    # The agent of a W&B sweep has named the run already.
+    run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    return {"run_id": run_id, **_versions_and_hardware()}
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
