@@ -1,15 +1,17 @@
 """What people watch a run with: W&B and TensorBoard. Curves, the confusion matrix, scores of each class, worst pictures.
 
-A step that was shown once is not shown again: a run that is killed goes on from a checkpoint before that, and repeats
-the steps between with the same numbers. W&B's own counter would drop what it thinks is old, also what is not there
-yet; so steps are a value of their own, and a small file beside W&B's says what was given to it.
+W&B gets each step once, also where the run is killed: what it had not written then (it buffers much) is given to it
+again from metrics.jsonl after the resume, and what it has is not repeated. Its own counter would drop all that is older
+than the newest it has seen; so steps are a value of their own.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ from accel_flowers.config import TrackingConfig
 from accel_flowers.data.batches import Pictures
 from accel_flowers.data.decode import BadImageError
 from accel_flowers.errors import UserError
-from accel_flowers.files import write_text_durably
 from accel_flowers.metrics import Predictions
 from accel_flowers.progress import tell
+from accel_flowers.run_dir import METRICS_FILE, read_metrics
 
 WORST_PICTURES = 16
 THUMBNAIL = 224
@@ -70,6 +72,22 @@ class Scored:
         return rows
 
 
+def _never_in_the_way(method: Callable[..., None]) -> Callable[..., None]:
+    """W&B's errors after its start end its part, not the training: all numbers are in metrics.jsonl, too."""
+
+    @functools.wraps(method)
+    def guarded(tracker: WandbTracker, *args: Any, **words: Any) -> None:
+        if tracker.run is None:
+            return
+        try:
+            method(tracker, *args, **words)
+        except Exception as error:  # noqa: BLE001 - a network and a process of its own: anything can come
+            tracker.run = None
+            tell(f"W&B has failed ({type(error).__name__}: {error}); a resumed run shows it what is missing")
+
+    return guarded
+
+
 class WandbTracker(GeneralTracker):
     """One W&B run for the whole job, also after a resume.
 
@@ -85,7 +103,6 @@ class WandbTracker(GeneralTracker):
     def __init__(self, run_dir: Path, config: TrackingConfig) -> None:
         super().__init__()
         self._run_dir, self._config = run_dir, config
-        self._shown_file = run_dir / "wandb" / "shown.jsonl"
         self._shown: set[tuple[int, str]] = set()
         self.run: Any = None
 
@@ -118,6 +135,7 @@ class WandbTracker(GeneralTracker):
             if "401" in str(error) or "403" in str(error):
                 raise UserError(f"W&B does not let you in: {error} Log in with `wandb login`.") from None
             tell(f"W&B does not answer ({str(error).splitlines()[0]}): the run is written for `wandb sync` instead")
+            wandb.teardown()  # its service still holds the run that did not begin
             self.run = wandb.init(mode="offline", **init)
         except wandb.errors.Error as error:
             raise UserError(
@@ -131,31 +149,42 @@ class WandbTracker(GeneralTracker):
             self.run.define_metric(f"{group}/*", step_metric="epoch")
             for score, best in (("accuracy", "max"), ("macro_f1", "max"), ("loss", "min")):
                 self.run.define_metric(f"{group}/{score}", step_metric="epoch", summary=best)
-        self._shown_file.parent.mkdir(exist_ok=True)
-        if self._shown_file.exists():
-            lines = self._shown_file.read_text("utf-8").splitlines()
-            with contextlib.suppress(ValueError):  # the last line of a run that was killed
-                for line in lines:
-                    step, what = json.loads(line)
-                    self._shown.add((step, what))
+        self._shown = {_key(row) for row in self._rows_before()}
+        for line in read_metrics(self._run_dir / METRICS_FILE):
+            self.log(**_split(line))
 
+    def _rows_before(self) -> list[dict[str, Any]]:
+        """What W&B has of this run: on its server, or in the files that parts of it left here."""
+        import wandb
+
+        if not self.run.offline:
+            try:
+                path = f"{self.run.entity}/{self.run.project}/{self.run.id}"
+                return list(wandb.Api(timeout=int(SECONDS_TO_CONNECT)).run(path).scan_history())
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is W&B's, and no reason to stop a run
+                tell(f"W&B does not say what it has of this run ({type(error).__name__}); steps may come twice there")
+                return []
+        files = self._run_dir.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
+        return [row for file in sorted(files) for row in _read_rows(file)]
+
+    @_never_in_the_way
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Keep the configuration, to search and compare runs by."""
         self.run.config.update(values, allow_val_change=True)
 
+    @_never_in_the_way
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         """Show values once."""
-        assert step is not None
-        groups = sorted({name.partition("/")[0] for name in values if "/" in name})
-        if self._is_new(step, ",".join(groups)):
-            self.run.log({"step": step, **values})
+        row = {"step": step, **values}
+        if _key(row) not in self._shown:
+            self._shown.add(_key(row))
+            self.run.log(row)
 
+    @_never_in_the_way
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
         """Confusion matrix, scores of each class, and the worst pictures."""
         import wandb
 
-        if not self._is_new(step, f"tables of {scored.part}"):
-            return
         names = list(scored.class_names)
         per_class = wandb.Table(columns=["class", "precision", "recall", "F1", "pictures"])
         for name, row in scored.scores["per_class"].items():
@@ -170,8 +199,9 @@ class WandbTracker(GeneralTracker):
             title=f"{scored.part}: true and predicted class",
         )
         tables = {"confusion_matrix": matrix, "per_class": per_class, "worst_pictures": worst}
-        self.run.log({"step": step, "epoch": epoch, **{f"{scored.part}/{name}": t for name, t in tables.items()}})
+        self.log({"epoch": epoch, **{f"{scored.part}/{name}": table for name, table in tables.items()}}, step=step)
 
+    @_never_in_the_way
     def keep_model(self, model_dir: Path, last_weights: Path | None) -> None:
         """The model as an artifact: alias best, and last for the last epoch's weights."""
         import wandb
@@ -186,22 +216,36 @@ class WandbTracker(GeneralTracker):
         best.add_dir(str(model_dir))
         self.run.log_artifact(best, aliases=["best"] if last_weights is not None else ["best", "last"])
 
+    @_never_in_the_way
+    def summarize(self, values: dict[str, Any]) -> None:
+        """Set what stands for the whole run."""
+        self.run.summary.update(values)
+
     def forget_after(self, step: int) -> None:
         """A rollback: later steps will be shown again, with other values."""
-        self._shown = {(shown, what) for shown, what in self._shown if shown <= step}
-        write_text_durably(self._shown_file, "".join(json.dumps(entry) + "\n" for entry in sorted(self._shown)))
+        self._shown = {(shown, names) for shown, names in self._shown if shown <= step}
 
+    @_never_in_the_way
     def finish(self) -> None:
         """End the run; what a dead network did not take stays on the disk."""
         self.run.finish()
 
-    def _is_new(self, step: int, what: str) -> bool:
-        if (step, what) in self._shown:
-            return False
-        self._shown.add((step, what))
-        with self._shown_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([step, what]) + "\n")
-        return True
+
+def _key(row: Mapping[str, Any]) -> tuple[int, str]:
+    """What makes a row one that was shown: its step, and its last name (W&B writes a table as `name.path` and more)."""
+    return row.get("step", -1), max((name.partition(".")[0] for name in row if "/" in name), default="")
+
+
+def _split(line: dict[str, Any]) -> dict[str, Any]:
+    return {"step": line["step"], "values": {name: value for name, value in line.items() if name != "step"}}
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a local file, by W&B's own reader; as many as a run that was killed has left."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    records = [json.loads(line) for line in lines if line.startswith("{")]
+    return [record["history"]["item"] for record in records if "history" in record]
 
 
 class TensorBoardTracker(GeneralTracker):

@@ -16,7 +16,7 @@ from accel_flowers.dashboards import Scored, TensorBoardTracker, WandbTracker
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably, writing
 from accel_flowers.processes import decided_by_main
-from accel_flowers.run_dir import METRICS_FILE
+from accel_flowers.run_dir import METRICS_FILE, read_metrics
 
 
 class JsonlTracker(GeneralTracker):
@@ -49,12 +49,6 @@ class JsonlTracker(GeneralTracker):
             self.path.open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps({"step": step, **values}) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that was cut off by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
 
 
 def forget_after(path: Path, step: int, *, scored: bool) -> None:
@@ -153,7 +147,7 @@ def write_summary(accelerator: Accelerator, values: dict[str, Any]) -> None:
     if accelerator.is_main_process:
         for tracker in accelerator.trackers:
             if isinstance(tracker, WandbTracker):
-                tracker.run.summary.update(values)
+                tracker.summarize(values)
 
 
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from accel_flowers.data.split import load_split
 from accel_flowers.errors import UserError
 from accel_flowers.memory import smaller_micro_batches
 from accel_flowers.meter import Meter
-from accel_flowers.tracking import read_metrics
+from accel_flowers.run_dir import read_metrics
 from accel_flowers.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks

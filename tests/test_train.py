@@ -18,8 +18,8 @@ from accel_flowers.data.split import PARTS, load_split
 from accel_flowers.errors import UserError
 from accel_flowers.evaluate import evaluate_folder
 from accel_flowers.models import build_network
+from accel_flowers.run_dir import read_metrics
 from accel_flowers.saved_model import load_card
-from accel_flowers.tracking import read_metrics
 from accel_flowers.train import train
 from tests.conftest import make_folder
 from tests.runs import PROGRAM, metrics, run_program, tiny_config, write_recipe
