@@ -15,6 +15,9 @@ from accelerate.tracking import GeneralTracker
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably, writing
+from accel_flowers.reading import parse_json, read_text
+
+_MAX_BYTES = 2**30
 
 
 class JsonlTracker(GeneralTracker):
@@ -50,9 +53,26 @@ class JsonlTracker(GeneralTracker):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that was cut off by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
+    """The lines of a `metrics.jsonl`; a last line that was cut off by a crash is left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is none that a run wrote; the message says which.
+    """
+    try:
+        lines = read_text(path, max_bytes=_MAX_BYTES).split("\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _parse_line(line: str, place: str) -> dict[str, Any]:
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{place} is damaged ({error}). Remove the line, or mend it.") from None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        raise UserError(f"{place} is no line of a run's scores: it needs a 'step'. Remove the line, or mend it.")
+    return values
 
 
 def forget_after(path: Path, step: int, *, scored: bool) -> None:
