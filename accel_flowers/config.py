@@ -73,6 +73,15 @@ TransformList = Annotated[
 ]
 
 
+def _is_utf8(text: str) -> bool:
+    """Not so where the shell gave bytes of another encoding, which no file of a run could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Section(BaseModel):
     """What all sections share: unknown keys are errors, values cannot change after reading."""
 
@@ -85,6 +94,10 @@ class Section(BaseModel):
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("true and false are not allowed here")
+        if isinstance(value, int) and abs(value) > 2**63:
+            raise ValueError("must be a number of 64 bits")
+        if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+            raise ValueError("must be UTF-8 text without NUL characters")
         return None if value == "None" and field.default is None else value
 
 
@@ -114,7 +127,7 @@ class DataConfig(Section):
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
     std: Annotated[ThreeNumbers, StandardDeviation] = (0.229, 0.224, 0.225)
     """Standard deviation that is divided by, in the same scale."""
-    num_workers: int | None = Field(default=None, ge=0)
+    num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from accel_flowers.data.decode import IMAGE_EXTENSIONS, BadImageError, decode_image
-from accel_flowers.errors import UserError
+from accel_flowers.data.decode import IMAGE_EXTENSIONS, MAX_BYTES, BadImageError, decode_image
+from accel_flowers.errors import UserError, printable
 from accel_flowers.models import wants_channels_last
+from accel_flowers.reading import read_file
 from accel_flowers.saved_model import SavedModel, load_model
 
 FORMATS = ("table", "csv", "json")
@@ -31,17 +33,25 @@ class Row:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, and the pictures below folders, sorted; hidden ones are passed over.
+    """Files as given, and what is named like a picture below folders, sorted; hidden ones are passed over.
+
+    What is not there or no file at all (a broken link, an empty folder called 1.jpg) is among them: it gets its row,
+    as any picture that cannot be read.
 
     Raises:
-        UserError: a path that does not exist, or nothing to predict.
+        UserError: nothing to predict, or folders nested too deeply to look into.
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path)) and file.is_file())
+        if os.path.isdir(path):
+            try:
+                named = sorted(file for file in path.rglob("*") if _is_picture(file.relative_to(path)))
+            except RecursionError:
+                raise UserError(f"'{path}' holds folders nested hundreds of levels deep. Give the files.") from None
+            holders = {folder for file in named for folder in file.parents}
+            found += [file for file in named if file not in holders]
         else:
-            found.append(path)  # one that is not there gets its row, as any that cannot be read
+            found.append(path)
     if not found:
         raise UserError(f"No pictures in {', '.join(map(repr, map(str, paths)))}.")
     return found
@@ -72,7 +82,7 @@ def predict_files(model_dir: Path, files: Sequence[Path], *, top_k: int) -> Iter
     if wants_channels_last(saved.network):
         saved.network.to(memory_format=torch.channels_last)
     size = saved.card.eval_batch_size
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for first in range(0, len(files), size):
             chunk = files[first : first + size]
             yield from _predict_chunk(saved, chunk, list(pool.map(_read, chunk, [saved] * len(chunk))), device, top_k)
@@ -81,7 +91,7 @@ def predict_files(model_dir: Path, files: Sequence[Path], *, top_k: int) -> Iter
 def _read(file: Path, saved: SavedModel) -> torch.Tensor | str:
     """The picture as the network's input size, uint8 [3, H, W]; or the cause why not."""
     try:
-        picture = decode_image(file.read_bytes(), str(file))
+        picture = decode_image(read_file(file, max_bytes=MAX_BYTES), str(file))
     except BadImageError as error:
         return error.cause
     except OSError as error:
@@ -125,8 +135,9 @@ def format_rows(rows: Sequence[Row], how: str) -> str:
             if row.error:
                 writer.writerow([row.file, "", "", "", row.error])
         return stream.getvalue().rstrip("\n")
-    width = max(len(row.file) for row in rows)
-    return "\n".join(f"{row.file:<{width}}  {_in_words(row)}" for row in rows)
+    names = [printable(row.file) for row in rows]
+    width = max(map(len, names))
+    return "\n".join(f"{name:<{width}}  {_in_words(row)}" for name, row in zip(names, rows, strict=True))
 
 
 def _as_json(row: Row) -> dict[str, object]:
@@ -136,4 +147,8 @@ def _as_json(row: Row) -> dict[str, object]:
 
 
 def _in_words(row: Row) -> str:
-    return f"error: {row.error}" if row.error else "  ".join(f"{name} {p:6.1%}" for name, p in row.top)
+    return (
+        f"error: {printable(row.error)}"
+        if row.error
+        else "  ".join(f"{printable(name)} {p:6.1%}" for name, p in row.top)
+    )

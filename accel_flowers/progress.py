@@ -7,11 +7,13 @@ import time
 
 from tqdm import tqdm
 
+from accel_flowers.errors import printable
+
 
 def tell(*lines: str) -> None:
     """Print lines without tearing a progress bar."""
     for line in lines:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line, lines=True), file=sys.stderr)
 
 
 class Progress:

@@ -16,9 +16,12 @@ from typing import Any
 
 from accel_flowers.data.order import permutation, random_key
 from accel_flowers.errors import UserError
+from accel_flowers.reading import parse_json, read_text
 
 PARTS = ("train", "val", "test")
 _FORMAT = 1
+_MAX_BYTES = 2**30
+"""Size of a split.json; that of the ten million pictures of a large public data set has half of it."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def load_split(path: Path) -> Split:
         UserError: the file is missing, no JSON, or not of the form that `save_split` writes.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(read_text(path, max_bytes=_MAX_BYTES))
     except OSError as error:
         raise UserError(f"The split file {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
