@@ -24,9 +24,11 @@ from accel_flowers.config import Config, config_to_dict
 from accel_flowers.config_reading import ENVIRONMENT_KEY, config_from_yaml
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably
+from accel_flowers.launcher import identify_launcher, is_restart_of
 from accel_flowers.yaml_text import dump_yaml, parse_yaml
 
 CONFIG_FILE, SPLIT_FILE, MODEL_DIR = "config.yaml", "split.json", "model"
+_LAUNCHER_KEY = "launcher"
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
 )  # fmt: skip
@@ -41,6 +43,8 @@ def holds_run(run_dir: Path) -> bool:
 def check_run_dir(run_dir: Path, config: Config) -> None:
     """See that nothing would be overwritten, and that a resumed run is the same run.
 
+    The run that this launcher's earlier processes began goes on unasked.
+
     Raises:
         UserError: the directory holds a run and resuming was not asked for, or another configuration is given.
     """
@@ -49,7 +53,7 @@ def check_run_dir(run_dir: Path, config: Config) -> None:
     if not holds_run(run_dir):
         _check_writable(run_dir)
         return
-    if config.resume == "never":
+    if config.resume == "never" and not is_restart_of(_read_environment(run_dir).get(_LAUNCHER_KEY)):
         raise UserError(
             f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
             "or give another directory with --run-dir DIR."
@@ -101,20 +105,29 @@ def open_run_dir(run_dir: Path) -> dict[str, Any]:
     """Make the directory where it is not there.
 
     Returns:
-        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), versions
-        and hardware.
+        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), the
+        launcher that began it, versions and hardware.
 
     Raises:
         UserError: the directory cannot be made.
     """
     if holds_run(run_dir):
-        values = parse_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), str(run_dir / CONFIG_FILE))
-        return dict(values[ENVIRONMENT_KEY])
+        return _read_environment(run_dir)
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The run directory '{run_dir}' cannot be made: {error.strerror}.") from None
-    return {"run_id": secrets.token_hex(4), **_versions_and_hardware()}
+    launcher = identify_launcher()
+    return {
+        "run_id": secrets.token_hex(4),
+        **({_LAUNCHER_KEY: launcher} if launcher else {}),
+        **_versions_and_hardware(),
+    }
+
+
+def _read_environment(run_dir: Path) -> dict[str, Any]:
+    values = parse_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), str(run_dir / CONFIG_FILE))
+    return dict(values.get(ENVIRONMENT_KEY) or {})
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
