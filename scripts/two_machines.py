@@ -6,11 +6,13 @@ the cable; both read one folder of pictures and share the run directory. Linux o
 `nsenter`, and root or the right to make user namespaces. All traffic stays inside the namespaces, which go with this
 program, however it ends. The parts:
 
-  same   a whole run; it must end bit for bit as a run of two processes on one machine does
-  cut    the cable is cut in the middle of a run (no packet, no reset): both machines must end by themselves within
-         60 s, with a message and an exit code other than 0
-  kill   all processes of one machine are killed, then in a new run those of the other: what is left must end within
-         30 s, with a message and an exit code other than 0
+  same     a whole run; it must end bit for bit as a run of two processes on one machine does
+  restart  one process is killed under launchers with --max_restarts, on each machine in turn: the run must go on by
+           itself, and end the same
+  cut      the cable is cut in the middle of a run (no packet, no reset): both machines must end by themselves within
+           60 s, with a message and an exit code other than 0
+  kill     all processes of one machine are killed, then in a new run those of the other: what is left must end within
+           30 s, with a message and an exit code other than 0
 
   python scripts/two_machines.py             # all parts
   python scripts/two_machines.py same cut
@@ -30,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -45,6 +47,8 @@ MESSAGE_AFTER_CUT = re.compile(r"^.*\bnot been heard of\b.*$", re.MULTILINE)
 MESSAGE_AFTER_KILL = re.compile(r"^.*(\bnot been heard of\b|[Cc]onnection (closed|reset) by peer).*$", re.MULTILINE)
 CUT_AT = 6
 """Step at which a run is disturbed."""
+SHORT, LONG = ("--train.epochs", "3"), ("--train.epochs", "200")
+"""12 steps; and minutes, so that it cannot end before it is disturbed."""
 
 
 def enter_namespaces() -> None:
@@ -137,16 +141,25 @@ def two_machines() -> Iterator[tuple[Machine, Machine]]:
 
 
 class OnMachine(Launched):
-    """One machine's part of a run: its launcher and its process."""
+    """One machine's part of a run: its launcher and its process.
 
-    def __init__(self, machine: Machine, run_dir: Path, *words: str | Path) -> None:
+    Args:
+        machine: where.
+        run_dir: of the run.
+        words: what the program gets.
+        max_restarts: how often the launcher may start its process again.
+    """
+
+    def __init__(self, machine: Machine, run_dir: Path, *words: str | Path, max_restarts: int = 0) -> None:
         self.machine = machine
         launcher = [
             *machine.enter, *LAUNCH, "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"),
             "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(machine.rank),
             "--main_process_ip", ADDRESSES[0], "--main_process_port", str(PORT), "--mixed_precision", "no",
+            "--max_restarts", str(max_restarts),
         ]  # fmt: skip
-        super().__init__(launcher, run_dir, *words, log=run_dir.with_name(f"{run_dir.name}-machine-{machine.rank}.log"))
+        log = run_dir.with_name(f"{run_dir.name}-machine-{machine.rank}.log")
+        super().__init__(launcher, run_dir, *words, resume="never", log=log)
 
     def pids(self) -> dict[int, int | None]:
         return {pid: rank for pid, rank in super().pids().items() if namespace_of(pid) == self.machine.namespace}
@@ -169,21 +182,21 @@ class Trial:
 
     def same(self) -> None:
         """A whole run, beside one of two processes on one machine."""
-        together, alone = self._root / "two-machines", self._root / "one-machine"
-        words = [*self._words, "--train.epochs", "3"]
-        began = time.monotonic()
-        with ExitStack() as stack:
-            runs: list[Launched] = [
-                stack.enter_context(OnMachine(machine, together, *words)) for machine in self._machines
-            ]
-            runs.append(stack.enter_context(Forked(2, alone, *words)))
-            codes = [run.wait(PATIENCE) for run in runs]
-            if any(codes):
-                self.wrong += [f"same: exit codes {codes}", *(run.output() for run in runs)]
-                return
-        found = differences(together, alone)
-        self.wrong += [f"same: {name} differs" for name in found]
-        print(f"same: {', '.join(found) or 'bit-identical'}; both runs in {time.monotonic() - began:.0f} s", flush=True)
+        run_dir, alone = self._root / "two-machines", self._root / "one-machine"
+        with self._start(run_dir, *SHORT) as runs, Forked(2, alone, *self._words, *SHORT) as reference:
+            self._must_finish("same", [*runs, reference], run_dir, alone)
+
+    def restart(self) -> None:
+        """A process is killed: the other one fails with it, and both launchers start theirs again."""
+        alone = self._root / "one-machine-undisturbed"
+        with Forked(2, alone, *self._words, *SHORT) as reference:
+            self._must_finish("undisturbed", [reference], alone, alone)
+        for killed in (1, 0):
+            run_dir = self._root / f"restart-{killed}"
+            with self._start(run_dir, *SHORT, max_restarts=1) as runs:
+                runs[0].wait_for_step(CUT_AT)
+                runs[killed].signal(signal.SIGKILL, rank=killed)
+                self._must_finish(f"restart after process {killed} was killed", runs, run_dir, alone)
 
     def cut(self) -> None:
         """The cable is cut: the first machine sees a cable without the other end, the other one loses its interface."""
@@ -202,15 +215,33 @@ class Trial:
                 self._must_end(name, [runs[left]], AFTER_KILL, MESSAGE_AFTER_KILL)
 
     @contextmanager
-    def _run_until_disturbed(self, name: str) -> Iterator[list[OnMachine]]:
-        """A run that would take minutes, at the step at which it is disturbed; what is left of it is killed."""
-        run_dir = self._root / name
-        words = [*self._words, "--train.epochs", "200"]
+    def _start(self, run_dir: Path, *words: str, max_restarts: int = 0) -> Iterator[list[OnMachine]]:
+        """A run on both machines; what is left of it in the end is killed."""
         with ExitStack() as stack:
-            runs = [stack.enter_context(OnMachine(machine, run_dir, *words)) for machine in self._machines]
+            yield [
+                stack.enter_context(OnMachine(machine, run_dir, *self._words, *words, max_restarts=max_restarts))
+                for machine in self._machines
+            ]
+
+    @contextmanager
+    def _run_until_disturbed(self, name: str) -> Iterator[list[OnMachine]]:
+        """A run that would take minutes, at the step at which it is disturbed."""
+        with self._start(self._root / name, *LONG) as runs:
             runs[0].wait_for_step(CUT_AT)
             assert not any(run.has_ended() for run in runs), "".join(run.output() for run in runs)
             yield runs
+
+    def _must_finish(self, what: str, runs: Sequence[Launched], run_dir: Path, alone: Path) -> None:
+        """Wait for the end of a run, and compare it with one on one machine."""
+        began = time.monotonic()
+        codes = [run.wait(PATIENCE) for run in runs]
+        if any(codes):
+            self.wrong += [f"{what}: exit codes {codes}", *(run.output() for run in runs)]
+            return
+        found = differences(run_dir, alone)
+        self.wrong += [f"{what}: {name} differs" for name in found]
+        if run_dir != alone:
+            print(f"{what}: {', '.join(found) or 'bit-identical'} after {time.monotonic() - began:.0f} s", flush=True)
 
     def _must_end(self, what: str, runs: list[OnMachine], seconds: float, message: re.Pattern[str]) -> None:
         """Wait for the machines' ends and judge them."""
@@ -236,7 +267,9 @@ class Trial:
 
 
 def main() -> int:
-    parts: dict[str, Callable[[Trial], None]] = {"same": Trial.same, "cut": Trial.cut, "kill": Trial.kill}
+    parts: dict[str, Callable[[Trial], None]] = {
+        "same": Trial.same, "restart": Trial.restart, "cut": Trial.cut, "kill": Trial.kill,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; default: all")
     parser.add_argument("--keep", type=Path, help="new folder for runs and logs, kept; default: temporary")

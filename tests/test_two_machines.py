@@ -32,6 +32,11 @@ def test_a_run_over_two_machines_is_the_run_on_one() -> None:
 
 
 @pytest.mark.slow
+def test_launchers_on_both_machines_start_a_failed_run_again() -> None:
+    try_parts("restart")
+
+
+@pytest.mark.slow
 def test_both_machines_end_when_the_cable_is_cut() -> None:
     try_parts("cut")
 
