@@ -6,7 +6,7 @@ What can be wrong with a configuration, a folder, weights or a launch is found h
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,21 @@ from accel_flowers.data.inspect import decide_split, describe_split
 from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream, random_key
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform, check_repeatable
+from accel_flowers.ema import Ema
 from accel_flowers.errors import UserError
 from accel_flowers.freezing import freeze
+from accel_flowers.memory import can_run_short, fit_micro_batch
 from accel_flowers.models import build_network, check_input, wants_channels_last
 from accel_flowers.objectives import Objective, build_objective
 from accel_flowers.optim import LearningRate, build_lr_schedule, build_optimizer
-from accel_flowers.processes import decided_by_main, keep_own_buffers, main_first, num_local_processes
+from accel_flowers.processes import (
+    check_same_everywhere,
+    decided_by_main,
+    keep_own_buffers,
+    main_first,
+    num_local_processes,
+    settle_gradient_order,
+)
 from accel_flowers.progress import tell
 from accel_flowers.run_dir import SPLIT_FILE, holds_run
 from accel_flowers.saved_model import ModelCard
@@ -60,6 +69,30 @@ class Run:
     """What the saved model will say of itself."""
     checkpoints: Checkpoints
     state: TrainState
+    ema: Ema | None
+    stream: TrainStream
+    """The order of the training pictures; says which are in a micro-batch."""
+    training_files: tuple[str, ...]
+    """Name of each training picture."""
+
+    @property
+    def kept_network(self) -> nn.Module:
+        """The network that is worth keeping: the averaged one where there is an average."""
+        return self.ema.network if self.ema else self.network
+
+    @property
+    def averaged_network(self) -> nn.Module | None:
+        """The network that holds the moving average."""
+        return self.ema.network if self.ema else None
+
+    def files_of(self, micro_batch: int) -> list[str]:
+        """Names of the pictures of a micro-batch of the run."""
+        return [self.training_files[key.sample] for key in self.stream.micro_batch_at(micro_batch)]
+
+    def restore(self, state: TrainState) -> None:
+        """Put everything back to where a checkpoint stands; collective."""
+        self.checkpoints.load(self.network, self.optimizer, state.step, self.averaged_network)
+        self.state = state
 
 
 def build_run(config: Config, accelerator: Accelerator) -> Run:
@@ -70,45 +103,50 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     """
     assert config.run_dir is not None
     run_dir, seed, device = Path(config.run_dir), config.train.seed, accelerator.device
-    transforms, sizes = _build_transforms(config.data)
+    transforms, train_size, eval_size = _build_transforms(config.data)
     table = _load_table(config.data, accelerator)
     # The plan and the network come before the pictures are read one by one: their mistakes are quicker to find.
-    network = _build_network(config.model, table.class_names, sizes, accelerator, seed=seed)
-    StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
+    network = _build_network(config.model, table.class_names, {train_size, eval_size}, accelerator, seed=seed)
+    plan = StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     split = _decide_split(config, run_dir, table, accelerator)
+    check_same_everywhere(accelerator, _facts(table, split))
     parts = {part: Pictures(table, part, split, transforms[part], seed=seed) for part in PARTS if split.files_of(part)}
-    plan = StepPlan(
-        num_samples=len(parts["train"]),
-        epochs=config.train.epochs,
-        global_batch_size=config.train.global_batch_size,
-        num_processes=accelerator.num_processes,
-        micro_batch_size=config.train.micro_batch_size,
-    )
 
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
     newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
     if accelerator.is_main_process:
         tell(*passed_over)
     state = newest or TrainState()
-    if state.step:
-        checkpoints.load_weights(network, state.step)
+    network.to(device)
     channels_last = wants_channels_last(network)
     if channels_last:
         network.to(memory_format=torch.channels_last)
+    normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
+    if state.micro_batch_size:
+        plan = replace(plan, micro_batch_size=min(state.micro_batch_size, plan.micro_batch))
+    if can_run_short(device):
+        fits = fit_micro_batch(network, config.optim, normalizer, plan, train_size, accelerator)
+        if fits < plan.micro_batch:
+            _tell_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
+            plan, state.micro_batch_size = replace(plan, micro_batch_size=fits), fits
+    plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
+    stream = TrainStream(plan, config.train.seed)
+    ema = Ema(network, config.ema.decay) if config.ema.decay else None
     if config.train.compile:
         network.compile()  # in place: the names of the weights stay what they are
 
     model, optimizer, *loaders = accelerator.prepare(
-        network,
-        build_optimizer(network, config.optim),
-        *_build_loaders(config, parts, plan, state, accelerator),
+        network, build_optimizer(network, config.optim), *_build_loaders(config, parts, stream, accelerator)
     )
+    if ema:
+        accelerator.prepare_model(ema.network, evaluation_mode=True)
     keep_own_buffers(model)
-    if state.step:
-        checkpoints.load_trainers(network, optimizer, state.step)
+    settle_gradient_order(
+        model, network, normalizer(torch.zeros((2, 3, *train_size), dtype=torch.uint8, device=device))
+    )
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
-    return Run(
+    run = Run(
         config=config,
         run_dir=run_dir,
         accelerator=accelerator,
@@ -121,22 +159,43 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         plan=plan,
         objective=build_objective(config.loss, parts["train"].labels, len(split.class_names), device),
         lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
-        normalizer=Normalizer(config.data.mean, config.data.std, channels_last=channels_last),
+        normalizer=normalizer,
         card=_describe_model(config, split.class_names, accelerator),
         checkpoints=checkpoints,
         state=state,
+        ema=ema,
+        stream=stream,
+        training_files=parts["train"].files,
     )
+    if newest:
+        run.restore(newest)
+    return run
 
 
-def _build_transforms(data: DataConfig) -> tuple[dict[str, PictureTransform], set[tuple[int, int]]]:
-    """Part → what happens to its pictures, and the sizes (height, width) that come out.
+def _build_transforms(data: DataConfig) -> tuple[dict[str, PictureTransform], tuple[int, int], tuple[int, int]]:
+    """Part → what happens to its pictures, and the sizes (height, width) that come out in training and evaluation.
 
     First of all, because mistakes in a recipe's lists cost nothing to find.
     """
     for_training, train_size = build_transform(data.train_transforms, field="data.train_transforms")
     for_evaluation, eval_size = build_transform(data.eval_transforms, field="data.eval_transforms")
     check_repeatable(for_evaluation, field="data.eval_transforms")
-    return {"train": for_training, "val": for_evaluation, "test": for_evaluation}, {train_size, eval_size}
+    return {"train": for_training, "val": for_evaluation, "test": for_evaluation}, train_size, eval_size
+
+
+def _facts(table: ImageTable, split: Split) -> dict[str, object]:
+    """What every process must have found in the folder, and been told of the split."""
+    return {
+        "number of pictures": len(table.files),
+        "digest of their names and classes": random_key(*table.files, *map(int, table.labels)),
+        **{f"pictures to {part}": len(split.files_of(part)) for part in PARTS},
+        "digest of the split": random_key(*map(str, sorted(split.parts.items()))),
+    }
+
+
+def _tell_main(accelerator: Accelerator, line: str) -> None:
+    if accelerator.is_main_process:
+        tell(line)
 
 
 def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
@@ -185,15 +244,13 @@ def _build_network(
 
 
 def _build_loaders(
-    config: Config, parts: dict[str, Pictures], plan: StepPlan, state: TrainState, accelerator: Accelerator
+    config: Config, parts: dict[str, Pictures], stream: TrainStream, accelerator: Accelerator
 ) -> list[DataLoader[Batch]]:
     num_workers = choose_num_workers(config.data.num_workers, num_local_processes(accelerator))
     return [
         build_loader(
             pictures,
-            TrainStream(plan, config.train.seed, start_step=state.step)
-            if part == "train"
-            else EveryOnce(len(pictures), config.train.eval_batch_size),
+            stream if part == "train" else EveryOnce(len(pictures), config.train.eval_batch_size),
             num_workers=num_workers,
             pin_memory=accelerator.device.type == "cuda",
         )

@@ -1,7 +1,7 @@
 """Checkpoints of a run: whole or not there, from which any number of processes can go on.
 
-A checkpoint is a directory `checkpoints/step-N`: the network, the optimizer, the gradient scaler, each process's own
-batch-norm statistics and `TrainState`. Order and randomness follow from the step, so there is no generator to save.
+A checkpoint is a directory `checkpoints/step-N`: the network, the average of its weights where there is one, the
+optimizer, the gradient scaler, each process's own batch-norm statistics and `TrainState`. Order and randomness follow from the step, so there is no generator to save.
 It is written under a temporary name, flushed, and renamed; its manifest holds the size and digest of every file and is
 checked before anything is read. `last` and `best` are links for people; a resume takes the newest whole checkpoint.
 """
@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from accel_flowers.errors import UserError
 from accel_flowers.files import flush_to_disk, writing
 from accel_flowers.models import clean_state_dict, load_state
 from accel_flowers.processes import decided_by_main, gather_buffers, set_buffers
+from accel_flowers.run_dir import METRICS_FILE
 from accel_flowers.saved_model import WEIGHTS, read_state
 
 LAST, BEST = "last", "best"
+AVERAGED = "averaged.safetensors"
 _STATE, _OPTIMIZER, _BUFFERS, _MANIFEST = "state.json", "optimizer.pt", "buffers.safetensors", "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -48,10 +51,21 @@ class TrainState:
     """Optimizer step of the best value."""
     epochs_without_gain: int = 0
     """Evaluations since the best value."""
-    unlogged_losses: list[float] = field(default_factory=list)
-    """Sum of the losses since the last line of metrics.jsonl, of each process."""
-    unlogged_count: int = 0
-    """Micro-batches of one process in that sum."""
+    epochs_scored: int = 0
+    """Evaluations done; one less than the epochs that lie behind where a signal cut the last one off."""
+    skipped_steps: int = 0
+    """Steps in which fp16's gradients overflowed: they changed no weight and move no schedule."""
+    rollbacks: int = 0
+    """Returns to a checkpoint because of a loss that was no number; each halved the learning rate."""
+    micro_batch_size: int | None = None
+    """What was left of train.micro_batch_size where memory was short; None = all of it."""
+    unread_losses: list[list[float]] = field(default_factory=list)
+    """Losses since the last line of metrics.jsonl, of each process."""
+
+    @property
+    def lr_factor(self) -> float:
+        """What rollbacks left of the learning rate."""
+        return 0.5**self.rollbacks
 
     def take(self, value: float, *, epoch: int, lower_is_better: bool) -> bool:
         """Take in the value of an evaluation; of equal ones the first stays the best.
@@ -65,6 +79,7 @@ class TrainState:
             self.best_value, self.best_epoch, self.best_step, self.epochs_without_gain = value, epoch, self.step, 0
         else:
             self.epochs_without_gain += 1
+        self.epochs_scored = epoch
         return is_best
 
 
@@ -79,24 +94,35 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, accelerator: Accelerator, config: CheckpointConfig) -> None:
         self._root = run_dir / "checkpoints"
+        self._metrics = run_dir / METRICS_FILE
         self._accelerator = accelerator
         self._config = config
 
-    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+    def save(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, averaged: nn.Module | None = None
+    ) -> None:
         """Write a checkpoint of this step and make it `last`, and `best` where it is; collective.
 
         Args:
             network: unwrapped, so that its keys are plain names.
             optimizer: as prepared.
             state: where the run stands.
+            averaged: the network that holds the moving average of the weights.
 
         Raises:
             UserError: it cannot be written, for example because the disk is full; those before it are untouched.
         """
-        buffers = gather_buffers(network, self._accelerator)
-        decided_by_main(self._accelerator, lambda: self._write(network, optimizer, state, buffers))
+        networks = {WEIGHTS: network} | ({AVERAGED: averaged} if averaged else {})
+        buffers = {name: gather_buffers(each, self._accelerator) for name, each in networks.items()}
+        decided_by_main(self._accelerator, lambda: self._write(networks, optimizer, state, buffers))
 
-    def _write(self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, buffers: Tensor) -> None:
+    def _write(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+        buffers: dict[str, Tensor],
+    ) -> None:
         target = self._directory(state.step)
         partial = target.with_name(f".{target.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
@@ -110,14 +136,17 @@ class Checkpoints:
         ):
             try:
                 partial.mkdir(parents=True)
-                save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
-                save_file({"buffers": buffers}, partial / _BUFFERS)
+                for name, network in networks.items():
+                    save_file(clean_state_dict(network), partial / name, metadata={"format": "pt"})
+                save_file(buffers, partial / _BUFFERS)
                 with (partial / _OPTIMIZER).open("wb") as file:  # opened here: torch would not tell why a write fails
                     torch.save(trainers, file)
                 (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
                 (partial / _MANIFEST).write_text(json.dumps(_describe_files(partial), indent=1) + "\n")
                 for path in (*partial.iterdir(), partial):
                     flush_to_disk(path)
+                if self._metrics.exists():
+                    flush_to_disk(self._metrics)  # a checkpoint never knows of lines that a power cut could take
                 _put_in_place(partial, target)
                 self._link(state)
                 flush_to_disk(self._root)
@@ -128,7 +157,7 @@ class Checkpoints:
 
     def _link(self, state: TrainState) -> None:
         for name, step in ((LAST, state.step), (BEST, state.best_step)):
-            if step:
+            if name == LAST or step:
                 fresh = self._root / f".{name}.part"
                 fresh.unlink(missing_ok=True)
                 fresh.symlink_to(self._directory(step).name, target_is_directory=True)
@@ -217,27 +246,39 @@ class Checkpoints:
         wrong = [name for name, entry in manifest.items() if there.get(name) != entry]
         return f"{wrong[0]} is not what was written" if wrong else None
 
-    def load_weights(self, network: nn.Module, step: int) -> None:
+    def load_weights(self, network: nn.Module, step: int, name: str = WEIGHTS) -> None:
         """Put a checkpoint's weights into an unwrapped network.
+
+        Args:
+            network: on any device.
+            step: of the checkpoint.
+            name: WEIGHTS, or AVERAGED for their moving average.
 
         Raises:
             UserError: the file is missing, damaged, or of another network.
         """
-        path = self._directory(step) / WEIGHTS
+        path = self._directory(step) / name
         load_state(network, read_state(path), source=str(path))
 
-    def load_trainers(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Put back the optimizer, the scaler, and this process's batch-norm statistics.
+    def load(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, averaged: nn.Module | None = None
+    ) -> None:
+        """Put back all that a checkpoint holds but its state: the arguments are those of `save`.
 
         Raises:
             UserError: a file is missing or damaged.
         """
+        networks = {WEIGHTS: network} | ({AVERAGED: averaged} if averaged else {})
+        for name, each in networks.items():
+            self.load_weights(each, step, name)
         path = self._directory(step) / _OPTIMIZER
         try:
             with warnings.catch_warnings(action="ignore"):  # they announce what ends as an error anyway
                 saved = torch.load(path, map_location="cpu", weights_only=True)
             optimizer.load_state_dict(saved["optimizer"])
-            set_buffers(network, load_file(path.with_name(_BUFFERS))["buffers"], self._accelerator)
+            buffers = load_file(path.with_name(_BUFFERS))
+            for name, each in networks.items():
+                set_buffers(each, buffers[name], self._accelerator)
         except OSError as error:
             raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
         except Exception as error:  # noqa: BLE001 - a damaged file makes its reader fail in any way it likes

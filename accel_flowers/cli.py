@@ -1,6 +1,6 @@
 """The command line: words → configuration → one function → exit code. No logic, and no torch before it is needed.
 
-Exit codes: 0 done; 1 done, but some pictures could not be read; 2 a mistake of the user's, told in one message;
+Exit codes: 0 done; 1 done, but some pictures could not be read, or another process was lost; 2 a mistake of the user's, told in one message;
 75 stopped by a signal after a checkpoint: resume me.
 """
 
@@ -21,7 +21,7 @@ import tyro
 from accel_flowers import __version__
 from accel_flowers.config import Config
 from accel_flowers.config_reading import config_from_flags, load_recipe, recipe_names
-from accel_flowers.errors import Interrupted, UserError, did_you_mean
+from accel_flowers.errors import Interrupted, PeerLost, UserError, did_you_mean
 
 
 def _train(words: Sequence[str]) -> int:
@@ -213,9 +213,15 @@ def main(words: Sequence[str] | None = None) -> None:
         if _is_main_process():
             print(f"accel-flowers: {stop}", file=sys.stderr)
         sys.exit(Interrupted.RESUME_ME)
+    except KeyboardInterrupt:
+        print("accel-flowers: stopped by the keyboard; what was saved is kept", file=sys.stderr)
+        sys.exit(130)
+    except PeerLost as lost:
+        print(f"accel-flowers: process {os.environ['RANK']}: {lost}", file=sys.stderr)
+        sys.exit(1)
     except UserError as error:
         if _is_main_process():
-            print(f"accel-flowers: {error}", file=sys.stderr)
+            print("\n".join([f"accel-flowers: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         _let_main_speak()
         sys.exit(2)
 

@@ -202,10 +202,17 @@ class TrainConfig(Section):
     """Validation metric that names the best epoch."""
     early_stopping_epochs: int | None = Field(default=None, ge=1)
     """Stop after so many epochs without a better best_metric; None = never."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
     compile: bool = False
     """Compile the model with torch.compile."""
     log_every_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of training loss in metrics.jsonl."""
+
+
+class EmaConfig(Section):
+    decay: float | None = Field(default=None, gt=0, lt=1)
+    """Share of a moving average of the weights that a step keeps, for example 0.999; None = no average. It warms up as (1 + step) / (10 + step). With it, averaged weights are scored beside the raw ones (val_ema/...), name the best epoch and are what model/ holds."""
 
 
 class CheckpointConfig(Section):
@@ -249,6 +256,8 @@ class Config(Section):
     """Learning rate over the run."""
     train: TrainConfig = TrainConfig()
     """Length, batches, seed, choice of the best."""
+    ema: EmaConfig = EmaConfig()
+    """Moving average of the weights."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved, and what is kept."""
     tracking: TrackingConfig = TrackingConfig()

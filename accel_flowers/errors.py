@@ -1,6 +1,7 @@
-"""The two ends of a run that are no bugs: a mistake of the user's, and a signal."""
+"""The ends of a run that are no bugs: a mistake of the user's, a signal, a process that is lost."""
 
 import signal
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -9,6 +10,10 @@ class UserError(ValueError):
     The message says what was given, what is allowed and what to type instead. The command line
     prints it without a traceback and exits with status 2; everything else is a bug and keeps its traceback.
     """
+
+
+class OutOfMemory(UserError):
+    """There is not enough memory for a step; a mistake of the recipe's, on this machine."""
 
 
 class Interrupted(Exception):
@@ -24,6 +29,29 @@ class Interrupted(Exception):
 
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped by a signal after step {step}, which is saved: go on with --resume auto")
+
+
+class PeerLost(Exception):
+    """Another process of the run failed or is gone, so this one ended, too; the message says which and where.
+
+    The command line prints it on every process, because each may be the only one left on its machine.
+    """
+
+
+class Diverged(Exception):
+    """A loss or the weights are no longer numbers; raised on every process of the run for the same step.
+
+    Args:
+        step: the optimizer step (from 1) in which it was seen.
+        lr: its learning rate.
+        what: for example "the loss is nan (process 1)".
+        files: pictures of the micro-batch, where it was a loss.
+    """
+
+    def __init__(self, step: int, lr: float, what: str, files: Sequence[str] = ()) -> None:
+        held = f"; the micro-batch held {', '.join(files)}" if files else ""
+        super().__init__(f"In step {step}, at learning rate {lr:.3g}, {what}{held}.")
+        self.step = step
 
 
 def did_you_mean(given: str, allowed: list[str] | tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
+from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers, each_batch
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.inspect import check_readable
 from accel_flowers.data.order import EveryOnce
@@ -32,7 +33,13 @@ _PADDING = -1
 
 @torch.inference_mode()
 def predict_loader(
-    network: nn.Module, loader: DataLoader[Batch], normalizer: Normalizer, accelerator: Accelerator, *, num_images: int
+    network: nn.Module,
+    loader: DataLoader[Batch],
+    normalizer: Normalizer,
+    accelerator: Accelerator,
+    *,
+    num_images: int,
+    after_round: Callable[[], None] | None = None,
 ) -> Predictions:
     """Run a network in evaluation mode over a prepared loader; collective.
 
@@ -42,6 +49,7 @@ def predict_loader(
         normalizer: uint8 pictures → network input.
         accelerator: the processes among which the batches were dealt out.
         num_images: pictures of the part.
+        after_round: called whenever each process has had a batch, equally often on all of them; may raise.
 
     Returns:
         The same predictions on every process, in the part's order.
@@ -52,12 +60,18 @@ def predict_loader(
     network.eval()
     tables: list[Tensor] = []
     probabilities: list[Tensor] = []
-    for batch in loader:
+    rounds = _num_rounds(len(loader), accelerator)
+    for batch in each_batch(loader):
         logits = network(normalizer(batch["pixels"])).float()
         losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
         # float64 holds sample numbers and labels exactly, so that one table carries everything
         tables.append(torch.stack([batch["samples"].double(), batch["labels"].double(), losses.double()], dim=1))
         probabilities.append(logits.softmax(dim=1))
+        if after_round:
+            after_round()
+    for _ in range(rounds - len(tables)):  # this process had no batch in the last round
+        if after_round:
+            after_round()
     num_classes = _agreed_width(probabilities, accelerator)
     device = accelerator.device
     local = torch.cat(tables) if tables else torch.empty(0, 3, dtype=torch.float64, device=device)
@@ -74,6 +88,11 @@ def predict_loader(
         probabilities=spread[kept][order],
         losses=table[kept, 2].astype(np.float32)[order],
     )
+
+
+def _num_rounds(num_batches: int, accelerator: Accelerator) -> int:
+    """Batches of the process that has most of them."""
+    return int(accelerator.gather(torch.tensor([num_batches], device=accelerator.device)).max())
 
 
 def _agreed_width(probabilities: list[Tensor], accelerator: Accelerator) -> int:

@@ -6,14 +6,14 @@ Only this module, train, evaluate, checkpoint and tracking know that there may b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from accel_flowers.errors import UserError
@@ -135,6 +135,56 @@ def keep_own_buffers(model: nn.Module) -> None:
         model.broadcast_buffers = False
 
 
+def settle_gradient_order(model: nn.Module, network: nn.Module, pixels: Tensor) -> None:
+    """Let DDP lay out its gradient buckets before the first step instead of after it; collective.
+
+    It rebuilds them once, after a first backward pass, and sums in another order from then on, which on three
+    processes and more changes the last digits: without this the first step after a resume would differ.
+
+    Args:
+        model: as Accelerate wrapped it, before any training.
+        network: the same, unwrapped; its batch-norm statistics are put back.
+        pixels: any input, float [B, C, H, W].
+    """
+    if not isinstance(model, nn.parallel.DistributedDataParallel) or torch.distributed.get_world_size() < 3:
+        return
+    before = [buffer.clone() for buffer in network.buffers()]
+    for _ in range(2):  # the layout changes at the beginning of the second pass
+        model(pixels).sum().mul(0).backward()
+        model.zero_grad()
+    with torch.no_grad():
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)
+
+
+def check_same_everywhere(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
+    """See that all processes are of one mind before they train together; collective.
+
+    Args:
+        accelerator: the processes.
+        facts: what must be equal: name → value, of plain types.
+
+    Raises:
+        UserError: naming each fact that differs, with a process on either side; the same on every process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    everywhere: list[dict[str, object]] = gather_object([dict(facts)])
+    first = everywhere[0]
+    lines = []
+    for name in sorted({name for each in everywhere for name in each}):
+        other = next((rank for rank, each in enumerate(everywhere) if each.get(name) != first.get(name)), None)
+        if other is not None:
+            lines.append(
+                f"  {name}: {first.get(name)!r} on process 0, {everywhere[other].get(name)!r} on process {other}"
+            )
+    if lines:
+        raise UserError(
+            "The processes do not agree, so they cannot train together:\n" + "\n".join(lines) + "\n"
+            "Give all machines the same versions, the same words and the same pictures."
+        )
+
+
 class Agreement:
     """Flags that one process raises and all act on: a small message a step between the CPUs.
 
@@ -188,4 +238,5 @@ def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
     for module in network.modules():
         for buffer in module.buffers(recurse=False):
             if module.training and buffer.is_floating_point():
-                buffer.copy_(accelerator.reduce(buffer, reduction="mean"))
+                # In float64 the mean of equal values is that value, so that to average twice changes nothing.
+                buffer.copy_(accelerator.reduce(buffer.double(), reduction="mean"))

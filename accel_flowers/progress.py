@@ -48,8 +48,10 @@ class Progress:
         if self._enabled:
             tell(text)
 
-    def close(self) -> None:
-        """Take the bar away."""
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 

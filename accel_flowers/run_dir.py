@@ -9,13 +9,16 @@ model/               best weights, class names, preprocessing: all that evaluate
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import platform
 import secrets
 import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -23,14 +26,16 @@ from accel_flowers import __version__
 from accel_flowers.config import Config, config_to_dict
 from accel_flowers.config_reading import ENVIRONMENT_KEY, config_from_yaml
 from accel_flowers.errors import UserError
-from accel_flowers.files import write_text_durably
+from accel_flowers.files import write_text_durably, writing
 from accel_flowers.launcher import identify_launcher, is_restart_of
 from accel_flowers.yaml_text import dump_yaml, parse_yaml
 
-CONFIG_FILE, SPLIT_FILE, MODEL_DIR = "config.yaml", "split.json", "model"
+CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
+_LOCK_FILE = ".lock"
 _LAUNCHER_KEY = "launcher"
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
+    "train.on_nan",
 )  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew."""
 
@@ -40,13 +45,14 @@ def holds_run(run_dir: Path) -> bool:
     return (run_dir / CONFIG_FILE).exists()
 
 
-def check_run_dir(run_dir: Path, config: Config) -> None:
+def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     """See that nothing would be overwritten, and that a resumed run is the same run.
 
     The run that this launcher's earlier processes began goes on unasked.
 
     Raises:
-        UserError: the directory holds a run and resuming was not asked for, or another configuration is given.
+        UserError: the directory holds a run and resuming was not asked for, another configuration is given, or the run
+            is still going on.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"The run directory '{run_dir}' is a file. Give another one with --run-dir DIR.")
@@ -59,7 +65,7 @@ def check_run_dir(run_dir: Path, config: Config) -> None:
             "or give another directory with --run-dir DIR."
         )
     before = config_from_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), source=str(run_dir / CONFIG_FILE))
-    old, new = _fixed_fields(before), _fixed_fields(config)
+    old, new = fixed_fields(before), fixed_fields(config)
     changed = [
         f"  {name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in sorted(old) if old[name] != new[name]
     ]
@@ -69,6 +75,7 @@ def check_run_dir(run_dir: Path, config: Config) -> None:
             + "\n".join(changed)
             + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR."
         )
+    lock.take(run_dir)
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -84,7 +91,8 @@ def _check_writable(run_dir: Path) -> None:
         ) from None
 
 
-def _fixed_fields(config: Config) -> dict[str, Any]:
+def fixed_fields(config: Config) -> dict[str, Any]:
+    """What makes a run this run and no other: dotted name → value."""
     flat: dict[str, Any] = {}
 
     def visit(values: dict[str, Any], prefix: str) -> None:
@@ -101,22 +109,73 @@ def _fixed_fields(config: Config) -> dict[str, Any]:
     return flat
 
 
-def open_run_dir(run_dir: Path) -> dict[str, Any]:
-    """Make the directory where it is not there.
+class RunDirLock:
+    """Keeps a run directory for one run at a time; the operating system frees it when the process ends, however."""
+
+    PATIENCE_SECONDS = 10.0
+    """For a run that was killed just now."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def take(self, run_dir: Path) -> None:
+        """Take it, or keep it where it was taken before.
+
+        Raises:
+            UserError: another run has it.
+        """
+        if self._file is not None:
+            return
+        file = (run_dir / _LOCK_FILE).open("a+")
+        deadline = time.monotonic() + self.PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    break  # a file system without locks: as good as none
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    holder = file.read().strip()
+                    file.close()
+                    raise UserError(
+                        f"'{run_dir}' is being trained by {holder or 'another process'}: wait for it, end it, or give "
+                        "another directory with --run-dir DIR."
+                    ) from None
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        self._file = file
+
+    def __enter__(self) -> RunDirLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
+    """Make the directory where it is not there, and keep it for this run.
 
     Returns:
         What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), the
         launcher that began it, versions and hardware.
 
     Raises:
-        UserError: the directory cannot be made.
+        UserError: the directory cannot be made, or another run began in it just now.
     """
-    if holds_run(run_dir):
-        return _read_environment(run_dir)
-    try:
+    held_run = holds_run(run_dir)
+    with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The run directory '{run_dir}' cannot be made: {error.strerror}.") from None
+    lock.take(run_dir)
+    if holds_run(run_dir) != held_run:
+        raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
+    if held_run:
+        return _read_environment(run_dir)
     launcher = identify_launcher()
     return {
         "run_id": secrets.token_hex(4),
@@ -131,16 +190,28 @@ def _read_environment(run_dir: Path) -> dict[str, Any]:
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
-    """Write config.yaml: from here on the directory holds a run."""
-    write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**config_to_dict(config), ENVIRONMENT_KEY: environment}))
+    """Write config.yaml: from here on the directory holds a run.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with writing(f"The run directory '{run_dir}'", "Make room, or give another one with --run-dir DIR."):
+        write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**config_to_dict(config), ENVIRONMENT_KEY: environment}))
 
 
-def _versions_and_hardware() -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Of this program and of what its numbers may depend on."""
     packages = ("torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "pillow")
     return {
         "accel_flowers": __version__,
         "python": platform.python_version(),
         **{package: metadata.version(package) for package in packages},
+    }
+
+
+def _versions_and_hardware() -> dict[str, Any]:
+    return {
+        **versions(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)),

@@ -14,9 +14,7 @@ from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
-from accel_flowers.files import write_text_durably
-
-METRICS_FILE = "metrics.jsonl"
+from accel_flowers.files import write_text_durably, writing
 
 
 class JsonlTracker(GeneralTracker):
@@ -44,7 +42,10 @@ class JsonlTracker(GeneralTracker):
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         """Add a line."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with (
+            writing(f"'{self.path}'", "Make room and go on with --resume auto."),
+            self.path.open("a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
@@ -54,10 +55,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines that a run resumed at `step` will write again: later ones, and the test scores of the end."""
-    lines = read_metrics(path)
-    kept = [line for line in lines if line["step"] <= step and not any(name.startswith("test/") for name in line)]
+def forget_after(path: Path, step: int, *, scored: bool) -> None:
+    """Drop the lines that a run resumed at `step` will write again.
+
+    Args:
+        path: a `metrics.jsonl`.
+        step: later lines go, and so do the test scores of the end.
+        scored: whether the validation scores of `step` itself are there to stay.
+    """
+
+    def stays(line: dict[str, Any]) -> bool:
+        groups = {name.partition("/")[0] for name in line}
+        again = {"test"} if scored or line["step"] < step else {"test", "val", "val_ema"}
+        return bool(line["step"] <= step and not groups & again)
+
+    kept = [line for line in read_metrics(path) if stays(line)]
     write_text_durably(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 

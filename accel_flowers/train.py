@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-import math
-import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from accel_flowers.build import Run, build_run
+from accel_flowers.checkpoint import AVERAGED
 from accel_flowers.config import Config, config_to_dict
+from accel_flowers.data.batches import each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
-from accel_flowers.errors import Interrupted
+from accel_flowers.errors import Diverged, Interrupted, UserError
 from accel_flowers.evaluate import predict_loader
 from accel_flowers.freezing import set_training_mode
+from accel_flowers.memory import told_when_short
+from accel_flowers.meter import Meter
 from accel_flowers.metrics import headline, summarize
 from accel_flowers.optim import set_lr
-from accel_flowers.processes import average_buffers, build_accelerator, decided_by_main
+from accel_flowers.peers import Peers
+from accel_flowers.processes import average_buffers, build_accelerator, check_same_everywhere, decided_by_main
 from accel_flowers.progress import Progress
-from accel_flowers.run_dir import MODEL_DIR, SPLIT_FILE, check_run_dir, holds_run, open_run_dir, write_config
-from accel_flowers.saved_model import save_model
-from accel_flowers.tracking import (
+from accel_flowers.run_dir import (
     METRICS_FILE,
-    JsonlTracker,
-    forget_after,
-    prefixed,
-    start_trackers,
-    tracker_names,
-    write_summary,
+    MODEL_DIR,
+    SPLIT_FILE,
+    RunDirLock,
+    check_run_dir,
+    fixed_fields,
+    holds_run,
+    open_run_dir,
+    versions,
+    write_config,
 )
+from accel_flowers.saved_model import WEIGHTS, save_model
+from accel_flowers.tracking import JsonlTracker, forget_after, prefixed, start_trackers, tracker_names, write_summary
 from accel_flowers.watch import Watch
+
+MAX_ROLLBACKS = 3
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -45,55 +54,81 @@ def train(config: Config) -> dict[str, Any]:
         Part → scores: of the best epoch on "val" and, where there is such a part, on "test".
 
     Raises:
-        UserError: a mistake in the configuration, the folder, the weights or the launch, found before the first step.
+        UserError: a mistake in the configuration, the folder, the weights or the launch, found before the first step;
+            a disk that refuses to write; a loss that is no number.
+        Interrupted: a signal; a checkpoint was written.
+        PeerLost: another process is gone.
     """
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
     trackers = [JsonlTracker(run_dir / METRICS_FILE), *tracker_names(config.tracking)]
     accelerator = build_accelerator(trackers=trackers, run_dir=run_dir)
-    decided_by_main(accelerator, lambda: check_run_dir(run_dir, config))
-    run = build_run(config, accelerator)
-    _begin(run)
-    progress = Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process)
-    try:
-        with Watch(accelerator, config.checkpoint) as watch:
-            loop(run, progress, watch)
-        return _finish(run, progress)
-    finally:
-        progress.close()
-        accelerator.end_training()
+    with ExitStack() as stack:
+        stack.callback(accelerator.end_training)
+        peers = stack.enter_context(Peers(accelerator))
+        check_same_everywhere(accelerator, {**versions(), **fixed_fields(config)})
+        lock = stack.enter_context(RunDirLock())
+        decided_by_main(accelerator, lambda: check_run_dir(run_dir, config, lock))
+        run = build_run(config, accelerator)
+        peers.files_of = run.files_of
+        _begin(run, lock)
+        progress = stack.enter_context(
+            Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process)
+        )
+        watch = stack.enter_context(Watch(accelerator, config.checkpoint, peers))
+        while True:
+            try:
+                with told_when_short():
+                    loop(run, progress, watch)
+                return _finish(run, progress, watch)
+            except Diverged as diverged:
+                _roll_back(run, diverged, progress)
 
 
-def _begin(run: Run) -> None:
-    """Write what the run directory holds from the start, and open the trackers."""
+def _begin(run: Run, lock: RunDirLock) -> None:
+    """Write what the run directory holds from the start, and open the trackers; collective."""
     accelerator, run_dir = run.accelerator, run.run_dir
-    environment = decided_by_main(accelerator, lambda: open_run_dir(run_dir))
+    environment = decided_by_main(accelerator, lambda: open_run_dir(run_dir, lock))
+
+    def write() -> None:
+        if not holds_run(run_dir):
+            # The configuration comes last: from then on the directory holds a run, which nothing overwrites.
+            on = {
+                "num_processes": accelerator.num_processes,
+                "precision": accelerator.mixed_precision,
+                "device": str(accelerator.device),
+            }
+            save_split(run.split, run_dir / SPLIT_FILE)
+            write_config(run_dir, run.config, {**environment, **on})
+        forget_after(run_dir / METRICS_FILE, run.state.step, scored=_is_scored(run))
+
+    decided_by_main(accelerator, write)
     values = config_to_dict(run.config)
     start_trackers(accelerator, run.config.tracking, values, run_dir=run_dir, run_id=environment["run_id"])
-    if accelerator.is_main_process and not holds_run(run_dir):
-        # The configuration comes last: from then on the directory holds a run, which nothing overwrites.
-        on = {
-            "num_processes": accelerator.num_processes,
-            "precision": accelerator.mixed_precision,
-            "device": str(accelerator.device),
-        }
-        save_split(run.split, run_dir / SPLIT_FILE)
-        write_config(run_dir, run.config, {**environment, **on})
-    if accelerator.is_main_process:
-        forget_after(run_dir / METRICS_FILE, run.state.step)
+    if run.config.train.on_nan == "rollback" and not run.state.step:
+        _save(run)  # something to go back to from the first epoch, too
 
 
 def loop(run: Run, progress: Progress, watch: Watch) -> None:
-    """The whole training: one pass over the stream of micro-batches, from the step where the run stands; collective."""
+    """The whole training: one pass over the stream of micro-batches, from the step where the run stands; collective.
+
+    Raises:
+        Interrupted: a signal; a checkpoint was written.
+        Diverged: a loss or the weights are no numbers; nothing of that was saved.
+    """
     accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
     config, plan, state = run.config, run.plan, run.state
     progress.line(_what_comes(run))
+    meter = Meter(accelerator, plan, state.unread_losses)
+    if not _is_scored(run):
+        progress.line(_end_epoch(run, watch))  # a signal had cut off the evaluation
     if _out_of_patience(run):
         return  # it was stopped early, and interrupted before the end
-    meter = _Meter(run)
     set_training_mode(run.network)
-    for batch in run.loaders["train"]:
-        lr = run.lr_at(plan.epoch_at(state.step))
+    run.stream.start_step = state.step
+    for batch in each_batch(run.loaders["train"]):
+        watch.begins(state.step, batch["micro_batch"])
+        lr = run.lr_at(plan.epoch_at(state.step - state.skipped_steps)) * state.lr_factor
         set_lr(optimizer, lr)
         _seed_dropout(config.train.seed, batch["micro_batch"])
         with accelerator.accumulate(model):
@@ -103,30 +138,37 @@ def loop(run: Run, progress: Progress, watch: Watch) -> None:
                 accelerator.clip_grad_norm_(run.network.parameters(), config.optim.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
-        meter.add(loss.detach())
+        meter.add(batch["micro_batch"], loss)
         if not accelerator.sync_gradients:
             continue
 
         # An optimizer step is done.
         state.step += 1
+        if accelerator.optimizer_step_was_skipped:
+            state.skipped_steps += 1
+        elif run.ema:
+            run.ema.update(state.step - state.skipped_steps)
         epoch_ends = plan.epochs_completed_at(state.step) > plan.epochs_completed_at(state.step - 1)
-        if epoch_ends or state.step % config.train.log_every_steps == 0:
+        log = epoch_ends or state.step % config.train.log_every_steps == 0
+        save, stop = watch.after_step(state.step)
+        if log or save or stop:
+            _check_numbers(run, meter, lr)
+        if log:
             loss_mean, images_per_second = meter.read()
             _log_step(run, loss_mean, lr, images_per_second)
             progress.step(state.step, loss=loss_mean, lr=lr, images_per_second=images_per_second)
+        if stop:
+            _save(run, meter, watch)
+            raise Interrupted(state.step)
         if epoch_ends:
-            progress.line(_end_epoch(run))
+            progress.line(_end_epoch(run, watch))
             if _out_of_patience(run):
                 progress.line(f"no gain in {state.epochs_without_gain} epochs: stopping early")
                 break
             set_training_mode(run.network)
             meter.restart()
-        save, stop = watch.after_step(state.step, saved=epoch_ends)
-        if save:
-            state.unlogged_losses, state.unlogged_count = meter.unread()
-            run.checkpoints.save(run.network, optimizer, state)
-        if stop:
-            raise Interrupted(state.step)
+        elif save:
+            _save(run, meter, watch)
 
 
 def _what_comes(run: Run) -> str:
@@ -147,45 +189,56 @@ def _seed_dropout(seed: int, micro_batch: int) -> None:
         torch.cuda.manual_seed(key)
 
 
-class _Meter:
-    """Mean loss over all processes and pictures a second, since the last reading."""
+def _check_numbers(run: Run, meter: Meter, lr: float) -> None:
+    """See that no loss since the last look, and no weight, is nan or infinite; collective.
 
-    def __init__(self, run: Run) -> None:
-        self._accelerator, self._plan = run.accelerator, run.plan
-        self._sum: Tensor | None = None
-        self._count = 0
-        self._begun = time.perf_counter()
-        if sums := run.state.unlogged_losses:
-            # Where another number of processes goes on, each takes an equal share of what is not logged yet.
-            same = len(sums) == self._plan.num_processes
-            own = sums[self._accelerator.process_index] if same else sum(sums) / self._plan.num_processes
-            self._sum = torch.tensor(own, device=self._accelerator.device)
-            self._count = run.state.unlogged_count * len(sums) // self._plan.num_processes
+    Raises:
+        Diverged: on every process, with what was found first.
+    """
+    found = meter.first_bad()
+    if found:
+        micro_batch, loss = found
+        step = micro_batch // run.plan.micro_batches_per_step
+        lr = run.lr_at(run.plan.epoch_at(step - run.state.skipped_steps)) * run.state.lr_factor
+        process = micro_batch % run.plan.num_processes
+        raise Diverged(step + 1, lr, f"the loss is {loss} (process {process})", run.files_of(micro_batch))
+    if not all(bool(parameter.isfinite().all()) for parameter in run.network.parameters()):
+        raise Diverged(run.state.step, lr, "weights became nan or infinite")
 
-    def unread(self) -> tuple[list[float], int]:
-        """The sum of each process and its count, for a checkpoint between two readings; collective."""
-        if self._sum is None:
-            return [], 0
-        return self._accelerator.gather(self._sum.float().reshape(1)).tolist(), self._count
 
-    def restart(self) -> None:
-        """Forget, so that the time of an evaluation does not count."""
-        self._sum, self._count = None, 0
-        self._begun = time.perf_counter()
+def _roll_back(run: Run, diverged: Diverged, progress: Progress) -> None:
+    """Go back to the last checkpoint, with half the learning rate; collective.
 
-    def add(self, loss: Tensor) -> None:
-        """Take in the loss of one micro-batch of this process; does not wait for the device."""
-        self._sum = loss if self._sum is None else self._sum + loss
-        self._count += 1
+    Raises:
+        UserError: that is not what the recipe says, or it was done often enough.
+    """
+    rollbacks = run.state.rollbacks
+    if run.config.train.on_nan == "stop" or rollbacks == MAX_ROLLBACKS:
+        tried = f" That was after {rollbacks} rollbacks." if rollbacks else ""
+        raise UserError(
+            f"{diverged}{tried} What was saved before is untouched. Try a lower --optim.lr, --optim.max-grad-norm 1, "
+            "a warm-up (--schedule.warmup-epochs 1)" + ("." if tried else " or --train.on-nan rollback.")
+        )
+    newest, _ = decided_by_main(run.accelerator, run.checkpoints.find_newest)
+    assert newest is not None, "one is written before the first step"
+    run.restore(newest)
+    run.optimizer.zero_grad()
+    run.state.rollbacks = rollbacks + 1
+    decided_by_main(
+        run.accelerator,
+        lambda: forget_after(run.run_dir / METRICS_FILE, run.state.step, scored=_is_scored(run)),
+    )
+    run.accelerator.log({"rollbacks": run.state.rollbacks, "diverged_at": diverged.step}, step=run.state.step)
+    _save(run)
+    progress.line(f"{diverged} Going back to step {run.state.step}, with the rate times {run.state.lr_factor:g}.")
 
-    def read(self) -> tuple[float, float]:
-        """Mean loss, images/s; collective, and waits for the device."""
-        assert self._sum is not None
-        mean = float(self._accelerator.reduce(self._sum / self._count, reduction="mean"))
-        images = self._count * self._plan.micro_batch * self._plan.num_processes
-        speed = images / max(time.perf_counter() - self._begun, math.ulp(1.0))
-        self.restart()
-        return mean, speed
+
+def _save(run: Run, meter: Meter | None = None, watch: Watch | None = None) -> None:
+    """Write a checkpoint of where the run stands; collective."""
+    run.state.unread_losses = meter.unread() if meter else []
+    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network)
+    if watch:
+        watch.saved()
 
 
 def _log_step(run: Run, loss: float, lr: float, images_per_second: float) -> None:
@@ -194,29 +247,53 @@ def _log_step(run: Run, loss: float, lr: float, images_per_second: float) -> Non
     run.accelerator.log(values, step=run.state.step)
 
 
-def _end_epoch(run: Run) -> str:
+def _is_scored(run: Run) -> bool:
+    """Whether every epoch that lies behind was evaluated."""
+    return run.state.epochs_scored == run.plan.epochs_completed_at(run.state.step)
+
+
+def _end_epoch(run: Run, watch: Watch) -> str:
     """Score the validation part, save, remember whether this is the best so far; collective.
 
     Returns:
         The line for people.
+
+    Raises:
+        Interrupted: a signal; a checkpoint was written, and the evaluation will be done again.
     """
     state, metric = run.state, run.config.train.best_metric
     epoch = run.plan.epochs_completed_at(state.step)
-    average_buffers(run.network, run.accelerator)
-    scores = _score(run, "val")
-    is_best = state.take(scores[metric], epoch=epoch, lower_is_better=metric == "loss")
-    values = {"epoch": run.plan.epoch_at(state.step), **prefixed("val", headline(scores))}
+    try:
+        scores = {"val": _score(run, "val", run.network, watch)}
+        if run.ema:
+            scores["val_ema"] = _score(run, "val", run.ema.network, watch)
+    except Interrupted:
+        _save(run, watch=watch)
+        raise
+    kept = scores.get("val_ema", scores["val"])
+    is_best = state.take(kept[metric], epoch=epoch, lower_is_better=metric == "loss")
+    values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
+    for name, each in scores.items():
+        values |= prefixed(name, headline(each))
     run.accelerator.log(values, step=state.step)
-    state.unlogged_losses, state.unlogged_count = [], 0
-    run.checkpoints.save(run.network, run.optimizer, state)
-    if is_best and run.accelerator.is_main_process:
-        _save_model(run, {"val": scores})
-    return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(scores)}" + ("  best so far" if is_best else "")
+    _save(run, watch=watch)
+    if is_best:
+        decided_by_main(run.accelerator, lambda: _save_model(run, {"val": kept}))
+    averaged = f"  averaged {_in_words(kept)}" if run.ema else ""
+    best = "  best so far" if is_best else ""
+    return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(scores['val'])}{averaged}{best}"
 
 
-def _score(run: Run, part: str) -> dict[str, Any]:
+def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> dict[str, Any]:
+    set_training_mode(network)  # it says whose statistics move
+    average_buffers(network, run.accelerator)
     predictions = predict_loader(
-        run.network, run.loaders[part], run.normalizer, run.accelerator, num_images=run.num_images[part]
+        network,
+        run.loaders[part],
+        run.normalizer,
+        run.accelerator,
+        num_images=run.num_images[part],
+        after_round=watch.while_scoring(run.state.step),
     )
     return summarize(predictions, run.card.class_names)
 
@@ -228,7 +305,7 @@ def _in_words(scores: dict[str, Any]) -> str:
 def _save_model(run: Run, results: dict[str, Any]) -> None:
     where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
     described = {part: {**scores, **where} for part, scores in results.items()}
-    save_model(run.run_dir / MODEL_DIR, run.network, run.card.model_copy(update={"scores": described}))
+    save_model(run.run_dir / MODEL_DIR, run.kept_network, run.card.model_copy(update={"scores": described}))
 
 
 def _out_of_patience(run: Run) -> bool:
@@ -236,19 +313,20 @@ def _out_of_patience(run: Run) -> bool:
     return patience is not None and run.state.epochs_without_gain >= patience
 
 
-def _finish(run: Run, progress: Progress) -> dict[str, Any]:
+def _finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
     """Score the best weights: validation again, and the test part for the first and only time; collective."""
-    state = run.state
-    run.checkpoints.load_weights(run.network, state.best_step)
-    results: dict[str, Any] = {part: _score(run, part) for part in ("val", "test") if part in run.loaders}
+    state, network = run.state, run.kept_network
+    run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
+    parts = (part for part in ("val", "test") if part in run.loaders)
+    results: dict[str, Any] = {part: _score(run, part, network, watch) for part in parts}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
     if "test" in results:
         summary |= prefixed("test", headline(results["test"]))
         run.accelerator.log(prefixed("test", headline(results["test"])), step=state.step)
     write_summary(run.accelerator, summary)
-    if run.accelerator.is_main_process:
-        _save_model(run, results)  # anew: a run killed after its best checkpoint may not have come to it
+    # Anew: a run killed after its best checkpoint may not have come to it.
+    decided_by_main(run.accelerator, lambda: _save_model(run, results))
 
     looks = run.plan.epochs_completed_at(state.step)
     flatters = f"  (the best of {looks} looks, so it flatters)" if looks > 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from accel_flowers.config import CheckpointConfig
 from accel_flowers.errors import Interrupted
+from accel_flowers.peers import Peers
 from accel_flowers.processes import Agreement
 
 
@@ -21,10 +23,12 @@ class Watch:
     Args:
         accelerator: the processes that must agree.
         config: when a checkpoint is due inside an epoch.
+        peers: to be told where this process stands.
     """
 
-    def __init__(self, accelerator: Accelerator, config: CheckpointConfig) -> None:
+    def __init__(self, accelerator: Accelerator, config: CheckpointConfig, peers: Peers) -> None:
         self._agreement = Agreement(accelerator)
+        self._peers = peers
         self._config = config
         self._signalled = False
         self._saved_at = time.monotonic()
@@ -43,17 +47,36 @@ class Watch:
         del number, frame
         self._signalled = True
 
-    def after_step(self, step: int, *, saved: bool) -> tuple[bool, bool]:
-        """Whether to save now and whether to stop after that; the same answer on every process.
+    def begins(self, step: int, micro_batch: int) -> None:
+        """A micro-batch of the step after `step` is here."""
+        self._peers.at("training", step, micro_batch)
+
+    def after_step(self, step: int) -> tuple[bool, bool]:
+        """Whether a checkpoint is due and whether a signal says to stop; the same answer on every process.
 
         Args:
             step: optimizer steps done.
-            saved: whether this step was saved already.
         """
         steps, minutes = self._config.every_steps, self._config.every_minutes
         late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
         stop, late = self._agreement.any(self._signalled, late)
-        save = not saved and (stop or late or (steps is not None and step % steps == 0))
-        if save or saved:
-            self._saved_at = time.monotonic()
-        return save, stop
+        return late or (steps is not None and step % steps == 0), stop
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self._saved_at = time.monotonic()
+
+    def while_scoring(self, step: int) -> Callable[[], None]:
+        """To be called after every round of batches of an evaluation after `step`.
+
+        Raises (the function that is returned):
+            Interrupted: a signal says to stop, on every process.
+        """
+
+        def look() -> None:
+            self._peers.at("evaluating", step)
+            if self._agreement.any(self._signalled)[0]:
+                raise Interrupted(step)
+
+        self._peers.at("evaluating", step)
+        return look

@@ -1,15 +1,21 @@
 #!/usr/bin/env python
-"""Kill training runs at random moments, resume them, and compare how they end with a run that nobody disturbed.
+"""Disturb training runs at random moments, resume them, and compare how they end with a run that nobody disturbed.
 
-Draws a few pictures, trains a tiny network with batch norm and dropout on the CPU once without disturbance, then again
-and again with kills: while it starts, between steps, while a checkpoint is written. Each run is resumed with
---resume auto until it is done; then weights, optimizer, state, model and the lines of metrics.jsonl (without speed/*)
-must be bit-identical (on three processes and more they are not: DDP sums the first step's gradients in another order).
+Draws a few pictures, trains a tiny network with batch norm, dropout and a moving average on the CPU once without
+disturbance, then again and again with them: while it starts, between steps, while a checkpoint is written. Each run is
+resumed with --resume auto until it is done; then weights, averages, optimizer, state, model and the lines of
+metrics.jsonl (without speed/*) must be bit-identical. Resumed on another number of processes (--resume-on; then with a
+network without batch norm), the lines must be the same and the losses agree to 1e-5.
 Exit code 0: no difference; 1: a difference, a run that hangs, or one that fails by itself.
 
-  python scripts/fault_drill.py --kills 20
-  python scripts/fault_drill.py --kills 20 --signal TERM
-  python scripts/fault_drill.py --kills 200 --fork            # ranks without the launcher: seconds less for each start
+  python scripts/fault_drill.py                                  # 50 x SIGKILL to both of two processes
+  python scripts/fault_drill.py --disturb term --kills 20        # SIGTERM: each must save and end with 75
+  python scripts/fault_drill.py --disturb one --kills 20         # SIGKILL to one: the other must end within 30 s
+  python scripts/fault_drill.py --disturb disk --kills 20        # files cannot grow: each must end with the cause
+  python scripts/fault_drill.py --disturb damage --kills 20      # SIGKILL, and the newest checkpoint is damaged
+  python scripts/fault_drill.py --resume-on 1 --kills 10         # begun on two processes, resumed on one
+  python scripts/fault_drill.py --processes 1 --resume-on 4 --kills 10
+  python scripts/fault_drill.py --launcher --kills 6             # with accelerate launch: seconds more for each start
 """
 
 from __future__ import annotations
@@ -19,11 +25,9 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -32,64 +36,21 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 from tests.conftest import make_folder  # noqa: E402
-from tests.faults import Launched, differences, fault_recipe  # noqa: E402
+from tests.faults import (  # noqa: E402
+    Forked,
+    Launched,
+    differences,
+    far_apart,
+    fault_recipe,
+    recipe_without_batch_norm,
+)
 from tests.runs import TWO_PROCESSES  # noqa: E402
 
 EPOCHS, TRAIN_PICTURES = 8, 30
 PATIENCE = 180
 """Seconds that a run may take, from its start to its end."""
-
-
-class Forked(Launched):
-    """The same ranks, forked from this process, which has imported everything, instead of started by the launcher."""
-
-    def __init__(self, processes: int, run_dir: Path, *words: str | Path) -> None:
-        from accel_flowers import cli, train  # noqa: F401 - what takes the time
-
-        self.run_dir = run_dir
-        self._log = (run_dir.parent / f"{run_dir.name}.log").open("w+")
-        self._codes: dict[int, int] = {}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
-        self._ranks: dict[int, int | None] = {}
-        for rank in range(processes):
-            pid = os.fork()
-            if pid == 0:
-                for stream in (1, 2):
-                    os.dup2(self._log.fileno(), stream)
-                own = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes, "ACCELERATE_USE_CPU": "true"}
-                os.environ.update({name: str(value) for name, value in {**shared, **own}.items()})
-                code = 1
-                try:
-                    cli.main(["train", *map(str, words), "--run-dir", str(run_dir), "--resume", "auto"])
-                except SystemExit as end:
-                    code = int(end.code or 0)
-                except BaseException:  # noqa: BLE001 - the fork must end here, whatever it was
-                    traceback.print_exc()
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)
-            self._ranks[pid] = rank
-
-    def pids(self) -> dict[int, int | None]:
-        for pid in self._ranks.keys() - self._codes.keys():
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                self._codes[pid] = os.waitstatus_to_exitcode(status)
-        return {pid: rank for pid, rank in self._ranks.items() if pid not in self._codes}
-
-    def has_ended(self) -> bool:
-        return not self.pids()
-
-    def wait(self, timeout: float) -> int:
-        deadline = time.monotonic() + timeout
-        while not self.has_ended():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"after {timeout} s these are left: {self.pids()}\n{self.output()}")
-            time.sleep(0.01)
-        return max(self._codes.values(), key=abs)
+SOON = 30
+"""Seconds within which a disturbed run must have ended."""
 
 
 class Drill:
@@ -100,83 +61,117 @@ class Drill:
         self._root = root
         self._chance = random.Random(asked.seed)
         photos = make_folder(root / "photos", per_class=12)
-        batch = 4 * asked.processes  # two micro-batches on each
+        counts = [asked.processes, *asked.resume_on]
+        self._elsewhere = set(counts) != {asked.processes}
+        # Two micro-batches on each process; the same global batch for all numbers of processes.
+        batch = 4 * asked.processes if not self._elsewhere else 8
         self._num_steps = -(-EPOCHS * TRAIN_PICTURES // batch)
         flags = ["--data.path", photos, "--train.epochs", EPOCHS, "--train.global-batch-size", batch]
-        self._words = [fault_recipe(root / "recipe.yaml"), *map(str, flags)]
+        recipe = recipe_without_batch_norm if self._elsewhere else fault_recipe
+        self._words = [recipe(root / "recipe.yaml"), *map(str, flags)]
         self._rows: Counter[str] = Counter()
+        self._bad: list[str] = []
 
-    def start(self, run_dir: Path) -> Launched:
-        if self._asked.fork:
-            return Forked(self._asked.processes, run_dir, *self._words)
-        launcher = [*TWO_PROCESSES, "--num_processes", str(self._asked.processes)]
-        return Launched(launcher, run_dir, *self._words)
+    def start(self, run_dir: Path, processes: int) -> Launched | Forked:
+        if self._asked.launcher:
+            return Launched([*TWO_PROCESSES, "--num_processes", str(processes)], run_dir, *self._words)
+        return Forked(processes, run_dir, *self._words)
 
     def run(self) -> bool:
         """Returns whether all went well."""
         asked, began = self._asked, time.monotonic()
         undisturbed = self._root / "undisturbed"
-        with self.start(undisturbed) as run:
-            code = run.wait(PATIENCE)
-            if code != 0:
+        with self.start(undisturbed, asked.processes) as run:
+            if self._wait(run, PATIENCE) != 0:
                 print(run.output())
                 return False
         once = time.monotonic() - began
         print(f"undisturbed: {self._num_steps} steps on {asked.processes} processes in {once:.1f} s", flush=True)
-        print(f"{'kill':>4} {'run':>3} {'moment':<8} {'from':>4} {'at':>4}  left behind", flush=True)
+        print(f"{'':>4} {'run':>3} {'on':>2} {'moment':<8} {'from':>4} {'at':>4}  left behind", flush=True)
 
         kills = finished = 0
-        bad: list[str] = []
-        while kills < asked.kills and time.monotonic() - began < 60 * asked.minutes:
+        processes = asked.processes
+        while not self._bad:
             run_dir = self._root / f"run-{finished}"
-            with self.start(run_dir) as run:
-                moment = self._disturb(run, starts_in=once / 2)
-                code = run.wait(30 if moment else PATIENCE)
+            last = kills >= asked.kills or time.monotonic() - began > 60 * asked.minutes
+            with self.start(run_dir, processes) as run:
+                moment = None if last else self._disturb(run, starts_in=once / 2)
+                code = self._wait(run, SOON if moment else PATIENCE)
                 said = run.output()
-                half = "a checkpoint half written" if run.is_writing() else ""
+                left = "a checkpoint half written" if run.is_writing() else ""
                 at = run.steps_seen()
-            if moment and code != 0:
-                kills += 1
-                since = said.split("going on after step ")[1].split()[0] if "going on after" in said else 0
-                saved = said.split("stopped by a signal after step ")[1:]
-                if saved:
-                    half = f"step {saved[0].split(',')[0]} saved"
-                elif asked.signal == "TERM" and moment != "start":
-                    bad.append(f"kill {kills}: no checkpoint after SIGTERM\n{said}")
-                print(f"{kills:4} {finished:3} {moment:<8} {since:>4} {at:4}  {half}", flush=True)
-                self._rows[moment] += 1
-                self._rows["left half a checkpoint"] += half.startswith("a checkpoint")
-                self._rows["saved at the signal"] += bool(saved)
+            if code == 0:
+                self._compare(undisturbed, run_dir)
+                finished += 1
+                processes = asked.processes
+                if last:
+                    break
                 continue
-            if code != 0:
-                bad.append(f"run {finished} failed by itself\n{said}")
+            if moment is None:
+                self._bad.append(f"run {finished} failed by itself\n{said}")
                 break
-            bad += self._compare(undisturbed, run_dir)
-            finished += 1
-        # The last one is brought to its end undisturbed.
-        run_dir = self._root / f"run-{finished}"
-        if run_dir.exists() and not bad:
-            with self.start(run_dir) as run:
-                if run.wait(PATIENCE) != 0:
-                    bad.append(f"run {finished} failed by itself\n{run.output()}")
-                else:
-                    bad += self._compare(undisturbed, run_dir)
-                    finished += 1
-        print(f"{kills} kills in {time.monotonic() - began:.0f} s: {dict(self._rows)}; {finished} runs compared")
-        print("\n".join(bad) if bad else "no difference")
-        return not bad
+            kills += 1
+            left += self._judge(moment, said, code, run_dir, kills)
+            since = said.split("going on after step ")[1].split()[0] if "going on after" in said else 0
+            print(f"{kills:4} {finished:3} {processes:2} {moment:<8} {since:>4} {at:4}  {left}", flush=True)
+            self._rows[moment] += 1
+            self._rows["half a checkpoint"] += left.startswith("a checkpoint")
+            if asked.resume_on and run.steps_seen():
+                processes = asked.resume_on[kills % len(asked.resume_on)]
+        took = time.monotonic() - began
+        print(f"{kills} x {asked.disturb} in {took:.0f} s: {dict(self._rows)}; {finished} runs compared")
+        print("\n".join(self._bad) if self._bad else "no difference")
+        return not self._bad and kills > 0
 
-    def _compare(self, undisturbed: Path, run_dir: Path) -> list[str]:
-        found = differences(undisturbed, run_dir)
-        print(f"         run {run_dir.name} done: {'bit-identical' if not found else ', '.join(found)}", flush=True)
+    def _judge(self, moment: str, said: str, code: int, run_dir: Path, kills: int) -> str:
+        """Whether a disturbed run ended as it should; returns what to say of it."""
+        if self._asked.disturb == "term" and moment != "start":
+            saved = said.split("stopped by a signal after step ")[1:]
+            if not saved or (code != 75 and not self._asked.launcher):
+                self._bad.append(f"{kills}: exit code {code}, no checkpoint after SIGTERM\n{said}")
+                return ""
+            return f"step {saved[0].split(',')[0]} saved"
+        if self._asked.disturb == "disk":
+            if "cannot be written: File too large" not in said or "Traceback" in said:
+                self._bad.append(f"{kills}: not told that the disk is full\n{said}")
+            return said.partition("accel-flowers: ")[2].partition(" cannot be written")[0]
+        if self._asked.disturb == "damage":
+            return self._damage_newest(run_dir)
+        return ""
+
+    def _damage_newest(self, run_dir: Path) -> str:
+        """Of the two newest checkpoints that are kept, the newer one."""
+        chance = self._chance
+        whole = sorted((run_dir / "checkpoints").glob("step-*"))
+        if len(whole) < 2:
+            return ""
+        file = chance.choice(sorted(whole[-1].iterdir()))
+        content = bytearray(file.read_bytes())
+        match chance.choice(["flip", "cut", "remove"]):
+            case "flip":
+                content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+                file.write_bytes(content)
+            case "cut":
+                file.write_bytes(content[: chance.randrange(len(content))])
+            case _:
+                file.unlink()
+        return f"{file.parent.name}/{file.name} damaged"
+
+    def _wait(self, run: Launched | Forked, seconds: float) -> int:
+        return run.wait(seconds) if isinstance(run, Launched) else max(run.codes(seconds), key=abs)
+
+    def _compare(self, undisturbed: Path, run_dir: Path) -> None:
+        found = far_apart(undisturbed, run_dir) if self._elsewhere else differences(undisturbed, run_dir)
+        good = "losses agree" if self._elsewhere else "bit-identical"
+        print(f"         {run_dir.name} done: {', '.join(found) or good}", flush=True)
+        self._bad += [f"{run_dir.name}: {name}" for name in found]
         if not found and not self._asked.keep:
             shutil.rmtree(run_dir)
-        return [f"{run_dir.name}: {name}" for name in found]
 
-    def _disturb(self, run: Launched, *, starts_in: float) -> str | None:
-        """Wait for a random moment and send the signal; returns the moment's kind, None if the run was faster."""
-        chance = self._chance
-        moment = chance.choices(("start", "steps", "writing"), (1, 5, 4))[0]
+    def _disturb(self, run: Launched | Forked, *, starts_in: float) -> str | None:
+        """Wait for a random moment and disturb; returns the moment's kind, None if the run was faster."""
+        chance, disturb = self._chance, self._asked.disturb
+        moment = "steps" if disturb == "disk" else chance.choices(("start", "steps", "writing"), (1, 5, 4))[0]
         if moment == "start":
             time.sleep(chance.uniform(0, starts_in))
         else:
@@ -185,21 +180,32 @@ class Drill:
             time.sleep(chance.uniform(0, 0.3 if moment == "steps" else 0.03))
         if run.has_ended():
             return None
-        rank = chance.randrange(self._asked.processes) if self._asked.one_rank else None
-        run.signal(signal.Signals[f"SIG{self._asked.signal}"], rank=rank)
+        if disturb == "disk":
+            assert isinstance(run, Forked), "--disturb disk needs no launcher"
+            run.limit_file_size(chance.choice([0, 500, 2_000, 100_000, 1_000_000, 2_000_000]))
+            return moment
+        ranks = range(self._asked.processes) if isinstance(run, Launched) else range(len(run.pids))
+        number = signal.SIGTERM if disturb == "term" else signal.SIGKILL
+        if isinstance(run, Launched):
+            run.signal(number, rank=chance.choice(ranks) if disturb == "one" else None)
+        else:
+            for rank in [chance.choice(ranks)] if disturb == "one" else ranks:
+                run.signal(rank, number)
         return moment
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="kills in all; default %(default)s")
-    parser.add_argument("--minutes", type=float, default=30, help="no new start after so many; default %(default)s")
-    parser.add_argument("--processes", type=int, default=2, help="of each run; default %(default)s")
-    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL", help="default %(default)s")
-    parser.add_argument("--one-rank", action="store_true", help="hit one rank only: all must end within 30 s")
+    parser.add_argument("--kills", type=int, default=50, help="disturbances in all; default %(default)s")
+    parser.add_argument("--disturb", choices=("kill", "term", "one", "disk", "damage"), default="kill")
+    parser.add_argument("--processes", type=int, default=2, help="of each run at its start; default %(default)s")
+    parser.add_argument("--resume-on", type=int, nargs="+", default=[], help="numbers of processes after that")
+    parser.add_argument(
+        "--minutes", type=float, default=30, help="no new disturbance after so many; default %(default)s"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default %(default)s")
     parser.add_argument("--keep", type=Path, help="new folder for all runs, kept; default: temporary")
-    parser.add_argument("--fork", action="store_true", help="fork the ranks from this process instead of launching")
+    parser.add_argument("--launcher", action="store_true", help="use accelerate launch")
     asked = parser.parse_args()
     if asked.keep:
         asked.keep.mkdir(parents=True)

@@ -87,10 +87,8 @@ os.environ |= {
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from fault_drill import Forked  # noqa: E402 - this folder is where Python looks first
-
 from tests.conftest import make_folder  # noqa: E402
-from tests.faults import Launched, differences, fault_recipe  # noqa: E402
+from tests.faults import Forked, Launched, differences, fault_recipe  # noqa: E402
 from tests.runs import LAUNCH  # noqa: E402
 
 
@@ -165,6 +163,11 @@ class OnMachine(Launched):
         return {pid: rank for pid, rank in super().pids().items() if namespace_of(pid) == self.machine.namespace}
 
 
+def codes_of(run: Launched | Forked) -> list[int]:
+    """Exit codes, after the end."""
+    return [run.wait(PATIENCE)] if isinstance(run, Launched) else run.codes(PATIENCE)
+
+
 class Trial:
     """The parts, on two machines.
 
@@ -231,10 +234,10 @@ class Trial:
             assert not any(run.has_ended() for run in runs), "".join(run.output() for run in runs)
             yield runs
 
-    def _must_finish(self, what: str, runs: Sequence[Launched], run_dir: Path, alone: Path) -> None:
+    def _must_finish(self, what: str, runs: Sequence[Launched | Forked], run_dir: Path, alone: Path) -> None:
         """Wait for the end of a run, and compare it with one on one machine."""
         began = time.monotonic()
-        codes = [run.wait(PATIENCE) for run in runs]
+        codes = [code for run in runs for code in codes_of(run)]
         if any(codes):
             self.wrong += [f"{what}: exit codes {codes}", *(run.output() for run in runs)]
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -12,23 +13,84 @@ from typing import Any
 
 import torch
 
-from accel_flowers.tracking import METRICS_FILE, read_metrics
+from accel_flowers.run_dir import METRICS_FILE
+from accel_flowers.tracking import read_metrics
+from tests.ranks import Ranks
 from tests.runs import PROGRAM, PROJECT, write_recipe
 
 
 def fault_recipe(path: Path) -> Path:
-    """Batch norm, dropout, accumulation, a moving rate, checkpoints inside epochs and between two log lines."""
+    """Batch norm, dropout, accumulation, a moving rate and average, checkpoints inside epochs and between log lines."""
     return write_recipe(
         path,
         model={"name": "shufflenet_v2_x0_5", "dropout": 0.3},
         optim={"name": "adamw", "lr": 1e-3},
         schedule={"name": "cosine"},
         train={"epochs": 5, "micro_batch_size": 2, "log_every_steps": 3},
+        ema={"decay": 0.9},
         checkpoint={"every_steps": 2},
     )
 
 
-class Launched:
+def recipe_without_batch_norm(path: Path) -> Path:
+    """The same arithmetic on any number of processes: dropout, accumulation, momentum, no batch norm."""
+    return write_recipe(
+        path,
+        model={"dropout": 0.3},
+        train={"epochs": 5, "global_batch_size": 8, "micro_batch_size": 2, "log_every_steps": 3},
+        ema={"decay": 0.9},
+        checkpoint={"every_steps": 2},
+    )
+
+
+class Watched:
+    """A run seen from outside, through its directory."""
+
+    run_dir: Path
+
+    def has_ended(self) -> bool:
+        """Whether the run has, well or not."""
+        raise NotImplementedError
+
+    def steps_seen(self) -> int:
+        """The step of the newest checkpoint, whole or being written."""
+        names = [entry.name for entry in (self.run_dir / "checkpoints").glob("*step-*")]
+        steps = [int(name.removeprefix(".").removeprefix("step-").partition(".")[0]) for name in names]
+        return max([0, *steps])
+
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is half there."""
+        return any((self.run_dir / "checkpoints").glob(".step-*.part"))
+
+    def wait_for_step(self, step: int, timeout: float = 120, *, writing: bool = False) -> None:
+        """Until the run has come to a step, or has ended; where asked for, until it writes that checkpoint."""
+        deadline = time.monotonic() + timeout
+        while not self.has_ended() and time.monotonic() < deadline:
+            if self.steps_seen() >= step and (not writing or self.is_writing()):
+                return
+            time.sleep(0.0005 if writing else 0.005)
+
+
+class Forked(Ranks, Watched):
+    """A training run in processes that nobody launched: seconds less for each start."""
+
+    def __init__(self, processes: int, run_dir: Path, *words: str | Path) -> None:
+        self.run_dir = run_dir
+        own = ["train", *words, "--run-dir", run_dir, "--resume", "auto"]
+        super().__init__(run_dir.parent, *[own] * processes)
+
+    def has_ended(self) -> bool:
+        """Whether one of its processes has."""
+        return any(self.code(rank) is not None for rank in range(len(self.pids)))
+
+    def limit_file_size(self, size: int) -> None:
+        """From now on the kernel refuses to let a file grow beyond `size` bytes, as a full disk would."""
+        for rank, pid in enumerate(self.pids):
+            if self.code(rank) is None:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, size))
+
+
+class Launched(Watched):
     """A training run in processes of its own; leaving it kills what is left of them.
 
     The launcher gives each rank a session of its own, so a signal to its process group would reach the launcher alone.
@@ -88,6 +150,10 @@ class Launched:
         """It tells the ranks, and with each all processes in its session: the loaders' workers, W&B's service."""
         self._process.send_signal(number)
 
+    def has_ended(self) -> bool:
+        """Whether the launcher has, and with it the run."""
+        return self._process.poll() is not None
+
     def wait(self, timeout: float) -> int:
         """Until all processes have ended.
 
@@ -104,31 +170,9 @@ class Launched:
             time.sleep(0.02)
         return self._process.returncode
 
-    def has_ended(self) -> bool:
-        """Whether the launcher has, and with it the run."""
-        return self._process.poll() is not None
-
     def output(self) -> str:
         """What all processes wrote so far."""
         return Path(self._log.name).read_text()
-
-    def steps_seen(self) -> int:
-        """The step of the newest checkpoint, whole or being written."""
-        names = [entry.name for entry in (self.run_dir / "checkpoints").glob("*step-*")]
-        steps = [int(name.removeprefix(".").removeprefix("step-").removesuffix(".part")) for name in names]
-        return max([0, *steps])
-
-    def is_writing(self) -> bool:
-        """Whether a checkpoint is half there."""
-        return any((self.run_dir / "checkpoints").glob(".step-*.part"))
-
-    def wait_for_step(self, step: int, timeout: float = 120, *, writing: bool = False) -> None:
-        """Until the run has come to a step, or has ended; where asked for, until it writes that checkpoint."""
-        deadline = time.monotonic() + timeout
-        while not self.has_ended() and time.monotonic() < deadline:
-            if self.steps_seen() >= step and (not writing or self.is_writing()):
-                return
-            time.sleep(0.0005 if writing else 0.005)
 
 
 def differences(one: Path, other: Path) -> list[str]:
@@ -138,7 +182,10 @@ def differences(one: Path, other: Path) -> list[str]:
         a, b = (run_dir / "checkpoints" / which for run_dir in (one, other))
         if os.readlink(a) != os.readlink(b):
             found.append(f"{which}: {os.readlink(a)} and {os.readlink(b)}")
-        for file in ("model.safetensors", "buffers.safetensors", "state.json"):
+        if {file.name for file in a.iterdir()} != {file.name for file in b.iterdir()}:
+            found.append(f"files in {which}")
+            continue
+        for file in sorted(file.name for file in a.iterdir() if file.name not in ("optimizer.pt", "manifest.json")):
             if (a / file).read_bytes() != (b / file).read_bytes():
                 found.append(f"{which}/{file}")
         saved, again = (torch.load(path / "optimizer.pt", weights_only=True) for path in (a, b))
@@ -149,6 +196,19 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(file)
     if _lines(one) != _lines(other):
         found.append(METRICS_FILE)
+    return found
+
+
+def far_apart(one: Path, other: Path, tolerance: float = 1e-5) -> list[str]:
+    """What two runs on other numbers of processes differ in: lines, or losses by more than the tolerance."""
+    a, b = _lines(one), _lines(other)
+    if [line["step"] for line in a] != [line["step"] for line in b]:
+        return [f"steps of {METRICS_FILE}"]
+    found = []
+    for line, again in zip(a, b, strict=True):
+        for name in ("lr", "epoch", "train/loss", "val/loss", "val_ema/loss", "test/loss"):
+            if abs(line.get(name, 0.0) - again.get(name, 0.0)) > tolerance:
+                found.append(f"step {line['step']}: {name} {line[name]} and {again[name]}")
     return found
 
 

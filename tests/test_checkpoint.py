@@ -122,8 +122,11 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
             "best_epoch": best,
             "best_step": 10 * best,
             "epochs_without_gain": place - best,
-            "unlogged_losses": [],
-            "unlogged_count": 0,
+            "epochs_scored": place,
+            "skipped_steps": 0,
+            "rollbacks": 0,
+            "micro_batch_size": None,
+            "unread_losses": [],
         }
 
 
@@ -178,7 +181,7 @@ def test_state_weights_and_optimizer_come_back(training: Training, accelerator: 
     training.save()
     best = weights(training.network)
     training.step(2)
-    training.state.unlogged_losses, training.state.unlogged_count = [0.1 + 0.2], 2
+    training.state.unread_losses = [[0.1 + 0.2, 0.7]]
     training.save()
 
     again = begin(training.root.parent, accelerator, seed=1)
@@ -188,8 +191,7 @@ def test_state_weights_and_optimizer_come_back(training: Training, accelerator: 
     again.checkpoints.load_weights(again.network, state.best_step)
     torch.testing.assert_close(weights(again.network), best, rtol=0, atol=0)
 
-    again.checkpoints.load_weights(again.network, state.step)
-    again.checkpoints.load_trainers(again.network, again.optimizer, state.step)
+    again.checkpoints.load(again.network, again.optimizer, state.step)
     again.state = state
     torch.testing.assert_close(again.optimizer.state_dict(), training.optimizer.state_dict(), rtol=0, atol=0)
     for run in (training, again):  # both go on alike
@@ -247,7 +249,7 @@ def test_an_interrupted_write_leaves_the_one_before_whole(
     loaded = copy.deepcopy(training.network)
     training.checkpoints.load_weights(loaded, state.step)
     torch.testing.assert_close(weights(loaded), before, rtol=0, atol=0)
-    training.checkpoints.load_trainers(training.network, training.optimizer, state.step)
+    training.checkpoints.load(training.network, training.optimizer, state.step)
 
     training.step()  # another one than was cut off
     training.save(is_best=True)
@@ -422,7 +424,7 @@ def test_an_optimizer_file_of_another_form_is_told(training: Training, content: 
     training.save()
     torch.save(content, training.root / LAST / "optimizer.pt")
     with pytest.raises(UserError, match=r"optimizer\.pt is damaged or of another optimizer"):
-        training.checkpoints.load_trainers(training.network, training.optimizer, 1)
+        training.checkpoints.load(training.network, training.optimizer, 1)
 
 
 def test_weights_of_another_network_are_told(training: Training) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from accel_flowers.errors import UserError
 from accel_flowers.launcher import identify_launcher, is_restart_of
-from accel_flowers.run_dir import check_run_dir, open_run_dir, write_config
+from accel_flowers.run_dir import RunDirLock, check_run_dir, open_run_dir, write_config
 from tests.conftest import make_folder
 from tests.faults import Launched, differences, fault_recipe
 from tests.runs import TWO_PROCESSES, tiny_config
@@ -81,17 +81,19 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_only_the_launcher_that_began_a_run_goes_on_with_it(launched: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = tiny_config(tmp_path, tmp_path / "run")
-    environment = open_run_dir(tmp_path / "run")
-    write_config(tmp_path / "run", config, environment)
-    with pytest.raises(UserError, match="holds a run already"):
-        check_run_dir(tmp_path / "run", config)
-    launched.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    check_run_dir(tmp_path / "run", config)
-    for other in ({**environment, "launcher": {**environment["launcher"], "started": 1}}, {"run_id": "abc"}, {}):
-        write_config(tmp_path / "run", config, other)
+    run_dir = tmp_path / "run"
+    config = tiny_config(tmp_path, run_dir)
+    with RunDirLock() as lock:
+        environment = open_run_dir(run_dir, lock)
+        write_config(run_dir, config, environment)
         with pytest.raises(UserError, match="holds a run already"):
-            check_run_dir(tmp_path / "run", config)
+            check_run_dir(run_dir, config, lock)
+        launched.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        check_run_dir(run_dir, config, lock)
+        for other in ({**environment, "launcher": {**environment["launcher"], "started": 1}}, {"run_id": "abc"}, {}):
+            write_config(run_dir, config, other)
+            with pytest.raises(UserError, match="holds a run already"):
+                check_run_dir(run_dir, config, lock)
 
 
 @pytest.mark.parametrize("change", [{"host": "h"}, {"process": 1}, {"started": 1}, {"boot": "b"}, {"run_id": "r"}])

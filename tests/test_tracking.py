@@ -10,7 +10,8 @@ import pytest
 
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
-from accel_flowers.tracking import METRICS_FILE, JsonlTracker, forget_after, prefixed, read_metrics, tracker_names
+from accel_flowers.run_dir import METRICS_FILE
+from accel_flowers.tracking import JsonlTracker, forget_after, prefixed, read_metrics, tracker_names
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_last_line_that_was_cut_off_is_left_out(path: Path, cut: int) -> None:
     assert len(json.dumps(last)) >= 29
     path.write_bytes(whole[:-cut])
     assert read_metrics(path) == [first]
-    forget_after(path, 5)
+    forget_after(path, 5, scored=True)
     write(path, 4)
     assert [line["step"] for line in read_metrics(path)] == [1, 4], "a resumed run goes on with a line of its own"
 
@@ -73,14 +74,14 @@ def test_a_last_line_that_was_cut_off_is_left_out(path: Path, cut: int) -> None:
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (1, [1]), (2, [1]), (3, [1, 3, 3]), (9, [1, 3, 3, 5])])
 def test_what_comes_after_a_step_is_forgotten(path: Path, step: int, kept: list[int]) -> None:
     lines = write(path, 1, 3, 3, 5)
-    forget_after(path, step)
+    forget_after(path, step, scored=True)
     assert read_metrics(path) == [line for line in lines if line["step"] <= step]
     assert [line["step"] for line in read_metrics(path)] == kept
     assert [entry.name for entry in path.parent.iterdir()] == [METRICS_FILE], "no temporary file stays"
 
 
 def test_forgetting_before_anything_was_logged(path: Path) -> None:
-    forget_after(path, 0)
+    forget_after(path, 0, scored=True)
     assert read_metrics(path) == []
 
 

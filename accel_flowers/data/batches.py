@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, parent_process
 from typing import Any, TypedDict
 
 import datasets
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from accel_flowers.data.decode import decode_image
+from accel_flowers.data.decode import BadImageError, decode_image
 from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.order import EveryOnce, SampleKey, TrainStream, random_key
 from accel_flowers.data.split import Split
@@ -37,10 +38,15 @@ class Batch(TypedDict):
 
 def decode_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """The on-the-fly transform given to `datasets`: encoded pictures → upright RGB."""
-    pictures = [
-        decode_image(read_bytes(image), image["path"] or "a picture of the data set") for image in rows["image"]
-    ]
-    return {**rows, "image": pictures}
+    return {**rows, "image": [_decode(image, image["path"] or "a picture of the data set") for image in rows["image"]]}
+
+
+def _decode(image: dict[str, Any], name: str) -> Image.Image:
+    try:
+        data = read_bytes(image)
+    except OSError as error:
+        raise BadImageError(name, error.strerror or str(error)) from None
+    return decode_image(data, name)
 
 
 class Pictures(Dataset[Batch]):
@@ -68,8 +74,12 @@ class Pictures(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        pictures = self._table[[self._rows[key.sample] for key in keys]]["image"]
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
+        """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
+        try:
+            pictures = self._table[[self._rows[key.sample] for key in keys]]["image"]
+        except BadImageError as error:
+            return error
         pixels = []
         for key, picture in zip(keys, pictures, strict=True):
             # Chance belongs to the sample and the epoch: not to the worker, the process or what came before.
@@ -84,6 +94,19 @@ class Pictures(Dataset[Batch]):
 def _as_it_is(batch: Any) -> Any:
     """`__getitems__` made the whole batch already."""
     return batch
+
+
+def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The batches of a loader.
+
+    Raises:
+        BadImageError: a picture could be read before the training, and now it cannot.
+    """
+    batch: Batch | BadImageError
+    for batch in loader:
+        if isinstance(batch, BadImageError):
+            raise batch
+        yield batch
 
 
 def build_loader(

@@ -128,11 +128,11 @@ class StepPlan:
         return min(step * self.global_batch_size // self.num_samples, self.epochs)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainStream:
     """Batch sampler over the micro-batches of all processes in global order, from one step to the end of the run.
 
-    Accelerate hands micro-batch j to process j mod W, which is just what the plan says; so each yields a list of
+    `start_step` may be set anew: the next pass begins there. Accelerate hands micro-batch j to process j mod W, which is just what the plan says; so each yields a list of
     `SampleKey` and knows nothing about processes.
     """
 

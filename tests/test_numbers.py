@@ -1,0 +1,244 @@
+"""Numbers that go wrong: losses that are none, steps that fp16 skips, memory that is short."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from accel_flowers import build, processes
+from accel_flowers import train as training
+from accel_flowers.data.order import StepPlan
+from accel_flowers.data.split import load_split
+from accel_flowers.errors import UserError
+from accel_flowers.memory import smaller_micro_batches
+from accel_flowers.meter import Meter
+from accel_flowers.tracking import read_metrics
+from accel_flowers.train import train
+from tests.conftest import make_folder
+from tests.ranks import Ranks
+from tests.runs import PROJECT, TWO_PROCESSES, metrics, tiny_config, write_recipe
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "photos", per_class=12)
+
+
+def lose_numbers(monkeypatch: pytest.MonkeyPatch, *calls: int, value: float = math.nan) -> None:
+    """Give these calls of the loss (from 0) another value."""
+    make = build.build_objective
+    count = iter(range(10**6))
+
+    def build_objective(*args: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        objective = make(*args)
+        return lambda logits, labels: objective(logits, labels) * (value if next(count) in calls else 1.0)
+
+    monkeypatch.setattr(build, "build_objective", build_objective)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    lose_numbers(monkeypatch, 11, value=value)  # the second micro-batch of step 6
+    config = tiny_config(photos, tmp_path / "run", train={"log_every_steps": 5}, checkpoint={"every_steps": 1})
+    with pytest.raises(UserError, match=rf"In step 6, at learning rate 0\.0\d+, the loss is {value}") as error:
+        train(config)
+    training_files = load_split(tmp_path / "run/split.json").files_of("train")
+    named = str(error.value).partition("held ")[2].partition(".")[0]
+    assert sum(name.partition(".")[0] in named for name in training_files) >= 1
+    assert sum(name in str(error.value) for name in training_files) == 4, "one micro-batch"
+    state = json.loads((tmp_path / "run/checkpoints/last/state.json").read_text())
+    assert state["step"] == 5, "what was good is kept, what went wrong is not"
+
+
+def test_weights_that_are_no_numbers_are_never_saved(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss is still fine in the step whose gradients are not."""
+    step = torch.optim.SGD.step
+
+    def poison(self: torch.optim.SGD, *args: Any) -> Any:
+        done = step(self, *args)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0][0] = math.inf
+        return done
+
+    monkeypatch.setattr(torch.optim.SGD, "step", poison)
+    config = tiny_config(photos, tmp_path / "run", checkpoint={"every_steps": 1})
+    with pytest.raises(UserError, match=r"In step 1, .* weights became nan or infinite"):
+        train(config)
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
+
+
+def test_rollback_goes_on_with_half_the_rate(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = {"name": "constant"}
+    lose_numbers(monkeypatch, 11)
+    run_dir = tmp_path / "run"
+    config = tiny_config(photos, run_dir, train={"on_nan": "rollback"}, schedule=schedule)
+    train(config)
+    steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in line]
+    assert steps == list(range(1, 9)), "no line is lost or doubled"
+    # The checkpoint is that of the first epoch's end, step 4.
+    assert metrics(run_dir, "lr") == [0.01] * 4 + [0.005] * 4
+    assert [(line["step"], line["diverged_at"]) for line in read_metrics(run_dir / "metrics.jsonl") if "rollbacks" in line] == [(4, 6)]  # fmt: skip
+    assert all(math.isfinite(loss) for loss in metrics(run_dir, "train/loss"))
+    state = json.loads((run_dir / "checkpoints/last/state.json").read_text())
+    assert state["rollbacks"] == 1
+
+
+def test_rollback_works_before_the_first_checkpoint_and_ends_after_three(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_numbers(monkeypatch, *range(100))
+    config = tiny_config(photos, tmp_path / "run", train={"on_nan": "rollback"})
+    with pytest.raises(UserError, match=r"In step 1, .* That was after 3 rollbacks"):
+        train(config)
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [line["rollbacks"] for line in lines if "rollbacks" in line] == [1, 2, 3]
+
+
+@pytest.mark.multiprocess
+def test_several_processes_agree_on_what_went_wrong(photos: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", optim={"lr": 1e30}, train={"on_nan": "rollback"})
+    words = ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run"]
+    with Ranks(tmp_path, words, words) as ranks:
+        assert ranks.codes(60) == [2, 2], ranks.output()
+        said = ranks.said(0)
+    assert said.count("Going back to step 0") == 3
+    assert "the loss is nan (process " in said
+    assert "That was after 3 rollbacks" in said
+    assert "Traceback" not in ranks.output()
+
+
+# Steps that fp16 skips
+
+
+def test_a_skipped_step_moves_no_schedule(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scale so large that the first gradients overflow; it is halved after each."""
+
+    def build_accelerator(**words: Any) -> Accelerator:
+        accelerator = processes.build_accelerator(**words)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+        return accelerator
+
+    monkeypatch.setattr(training, "build_accelerator", build_accelerator)
+    lose_numbers(monkeypatch, *range(1000), value=8.0)
+    run_dir = tmp_path / "run"
+    train(
+        tiny_config(
+            photos, run_dir, schedule={"name": "cosine"}, optim={"lr": 1e-4}, ema={"decay": 0.9}, train={"epochs": 4}
+        )
+    )
+    state = json.loads((run_dir / "checkpoints/last/state.json").read_text())
+    skipped = state["skipped_steps"]
+    assert 1 <= skipped < 10
+    rates = metrics(run_dir, "lr")
+    assert rates == sorted(rates, reverse=True)
+    assert rates[:2] == [1e-4, 1e-4], "the first step overflowed, so the second has its rate"
+    assert len(set(rates)) == len(rates) - skipped, "each skipped step's rate comes once more"
+
+
+# Memory
+
+
+@given(micro_batch=st.integers(1, 64), accumulation=st.integers(1, 8), processes=st.sampled_from([1, 2, 3, 4, 8]))
+def test_smaller_micro_batches_keep_the_global_batch(micro_batch: int, accumulation: int, processes: int) -> None:
+    plan = StepPlan(1, 1, micro_batch * accumulation * processes, processes, micro_batch)
+    sizes = smaller_micro_batches(plan)
+    assert sizes[0] == micro_batch
+    assert sizes[-1] == 1
+    for larger, smaller in itertools.pairwise(sizes):
+        assert smaller <= larger / 2
+        assert plan.global_batch_size % (smaller * processes) == 0
+    if micro_batch & (micro_batch - 1) == 0:
+        assert len(sizes) == micro_batch.bit_length(), "powers of two are halved"
+
+
+LIMITED = """
+import os, resource, sys
+from accel_flowers import build, cli
+
+resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
+fit = build.fit_micro_batch
+
+def fit_in_little(*words):
+    used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
+    if os.environ.get("RANK", "0") == sys.argv[1]:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20, resource.RLIM_INFINITY))
+    try:
+        return fit(*words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
+
+build.fit_micro_batch = fit_in_little
+cli.main(sys.argv[2:])
+"""
+"""Process argv[1] finds 900 MiB left for its trials: under a limit, as `ulimit -v` sets it, a CPU's allocations fail."""
+
+
+@pytest.mark.multiprocess
+def test_short_memory_on_one_process_halves_the_micro_batch_of_all(photos: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        data={"train_transforms": [{"Resize": {"size": [160, 160]}}]},
+        train={"epochs": 1, "global_batch_size": 256, "micro_batch_size": 128},
+    )
+    script = tmp_path / "limited.py"
+    script.write_text(LIMITED)
+    words = ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run"]
+    done = subprocess.run(
+        [*TWO_PROCESSES, str(script), "1", *map(str, words)],
+        capture_output=True, text=True, timeout=240, check=False, cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    state = json.loads((tmp_path / "run/checkpoints/last/state.json").read_text())
+    fits = state["micro_batch_size"]
+    assert fits in (64, 32, 16, 8, 4, 2)
+    assert f"out of memory: {fits} pictures in a forward pass instead of 128" in done.stderr
+    assert f"a step is 256 pictures: {128 // fits} x {fits} on each process" in done.stderr
+    assert state["step"] == 1
+
+
+# The meter
+
+
+def test_meter_finds_the_first_that_is_no_number() -> None:
+    meter = Meter(Accelerator(cpu=True), StepPlan(100, 1, 8, 1, 4))
+    for number, loss in enumerate([1.0, 2.0]):
+        meter.add(number, torch.tensor(loss))
+    assert meter.first_bad() is None
+    meter.add(2, torch.tensor(math.inf))
+    meter.add(3, torch.tensor(math.nan))
+    assert meter.first_bad() == (2, math.inf)
+
+
+def test_meter_goes_on_where_it_was_saved() -> None:
+    accelerator, plan = Accelerator(cpu=True), StepPlan(100, 1, 8, 1, 4)
+    losses = [0.1, 0.7, 1 / 3, 2.0]
+    whole, first = Meter(accelerator, plan), Meter(accelerator, plan)
+    for number, loss in enumerate(losses):
+        whole.add(number, torch.tensor(loss))
+    for number, loss in enumerate(losses[:2]):
+        first.add(number, torch.tensor(loss))
+    second = Meter(accelerator, plan, json.loads(json.dumps(first.unread())))
+    for number, loss in enumerate(losses[2:], start=2):
+        second.add(number, torch.tensor(loss))
+    assert second.read()[0] == whole.read()[0], "to the last bit"
+    of_two = Meter(accelerator, plan, [[1.0, 2.0], [3.0, 4.0]])
+    of_two.add(8, torch.tensor(5.0))
+    assert of_two.read()[0] == pytest.approx(3.0), "two processes' losses, read by one"

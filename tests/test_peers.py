@@ -1,0 +1,133 @@
+"""No process of a run waits in silence: one that dies, fails, sleeps or differs ends all of them, with a message."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from accel_flowers.peers import SILENT_SECONDS, STUCK_SECONDS, Standing, judge
+from tests.conftest import make_folder
+from tests.ranks import Ranks
+from tests.runs import write_recipe
+
+SOON = 30.0
+"""Seconds within which all must have ended."""
+
+
+def training(step: int = 5, **fields: str) -> Standing:
+    return Standing(doing="training", step=step, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("standings", "silent", "apart", "found"),
+    [
+        ([training(), training(), training()], [0, 1, 2], [0, 0, 0], None),
+        ([training(), training(), training()], [0, SILENT_SECONDS + 1, 2], [0, 0, 0], (1, "has not been heard of")),
+        ([training(), training(state="done")], [0, 999], [0, 0], None),
+        ([training(), training(state="failed", words="no disk")], [0, 0], [0, 0], (1, "failed: no disk")),
+        # one that waits for its disk, and one that waits for us
+        ([training(6), training(5)], [0, 0], [0, STUCK_SECONDS - 1], None),
+        ([training(5), training(6)], [0, 0], [0, STUCK_SECONDS - 1], None),
+        ([training(6), training(5)], [0, 0], [0, STUCK_SECONDS + 1], (1, "stands elsewhere")),
+        ([training(7), training(5)], [0, 0], [0, SILENT_SECONDS + 1], (1, "stands elsewhere")),
+        ([training(5), Standing(doing="evaluating", step=5)], [0, 0], [0, SILENT_SECONDS + 1], (1, "stands elsewhere")),
+        # the one that failed is told before the one that fell silent for it
+        ([training(), training(), training(state="failed", words="x")], [0, 99, 0], [0, 0, 0], (2, "failed: x")),
+    ],
+)
+def test_judge(
+    standings: list[Standing], silent: list[float], apart: list[float], found: tuple[int, str] | None
+) -> None:
+    verdict = judge(0, standings, silent, apart)
+    if found is None:
+        assert verdict is None
+    else:
+        assert verdict is not None
+        assert verdict[0] == found[0]
+        assert verdict[1].startswith(found[1])
+
+
+def test_nobody_is_elsewhere_while_one_starts_or_leaves() -> None:
+    here = training(5)
+    assert here.is_elsewhere(training(6))
+    assert not here.is_elsewhere(training(5))
+    assert not here.is_elsewhere(Standing())
+    assert not here.is_elsewhere(Standing(state="done", doing="training", step=9))
+
+
+# Real processes
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str | Path]:
+    recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 400}, checkpoint={"every_steps": 2})
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    return ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run"]
+
+
+@pytest.mark.multiprocess
+def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
+    with Ranks(tmp_path, words, words) as ranks:
+        ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
+        time.sleep(2)  # so that each has heard of the other's training
+        ranks.signal(1, signal.SIGKILL)
+        began = time.monotonic()
+        codes = ranks.codes(SOON)
+        assert codes == [1, -signal.SIGKILL], ranks.said(0)
+        assert time.monotonic() - began < SOON
+        said = ranks.said(0)
+    assert "process 1 has not been heard of" in said
+    assert "training after step " in said.rpartition("process 1 has not been")[2]
+    assert ".png" in said.rpartition("last batch: ")[2]
+    assert "Traceback" not in said
+
+
+@pytest.mark.multiprocess
+def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path: Path) -> None:
+    """A picture that goes away during the training is missed by the process whose turn it is."""
+    with Ranks(tmp_path, words, words) as ranks:
+        ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
+        for picture in (tmp_path / "photos/rose").iterdir():
+            picture.write_bytes(b"no picture any more")
+        codes = ranks.codes(SOON)
+        said = [ranks.said(0), ranks.said(1)]
+    assert set(codes) <= {1, 2}
+    for words_of_one in said:
+        assert "Traceback" not in words_of_one
+    assert "rose/" in said[0]
+    assert "after step " in said[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
+    with Ranks(tmp_path, words, words) as ranks:
+        ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
+        ranks.signal(0, signal.SIGSTOP)  # it holds the store
+        began = time.monotonic()
+        while ranks.code(1) is None and time.monotonic() - began < SOON:
+            time.sleep(0.1)
+        assert ranks.code(1) == 1
+        assert "process 0 has not been heard of" in ranks.said(1)
+
+
+@pytest.mark.multiprocess
+def test_processes_that_differ_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
+    other = [*words, "--optim.lr", "0.5", "--train.log-every-steps", "3"]
+    with Ranks(tmp_path, words, other) as ranks:
+        assert ranks.codes(60) == [2, 2], ranks.said(0)
+        said = ranks.said(0)
+    assert "optim.lr: 0.01 on process 0, 0.5 on process 1" in said
+    assert "log_every_steps" not in said, "which changes nothing that is learned"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.multiprocess
+def test_processes_that_see_other_pictures_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
+    fewer = make_folder(tmp_path / "other-disk", per_class=12)
+    next((fewer / "rose").iterdir()).unlink()
+    with Ranks(tmp_path, words, [*words, "--data.path", fewer]) as ranks:
+        assert ranks.codes(60) == [2, 2], ranks.said(0)
+        assert "number of pictures: 36 on process 0, 35 on process 1" in ranks.said(0)
