@@ -43,8 +43,7 @@ PATIENCE = 180
 """Seconds that a whole run may take."""
 AFTER_CUT, AFTER_KILL = 60, 30
 """Seconds in which a machine must notice that it is alone, and end."""
-MESSAGE_AFTER_CUT = re.compile(r"^.*\bnot been heard of\b.*$", re.MULTILINE)
-MESSAGE_AFTER_KILL = re.compile(r"^.*(\bnot been heard of\b|[Cc]onnection (closed|reset) by peer).*$", re.MULTILINE)
+MESSAGE = re.compile(r"^accel-flowers: .*\bnot been heard of\b.*$", re.MULTILINE)
 CUT_AT = 6
 """Step at which a run is disturbed."""
 SHORT, LONG = ("--train.epochs", "3"), ("--train.epochs", "200")
@@ -206,7 +205,7 @@ class Trial:
         cable_end = self._machines[1]
         with self._run_until_disturbed("cut") as runs:
             cable_end.ip(f"link set dev {CABLE} down")
-            self._must_end("cut", runs, AFTER_CUT, MESSAGE_AFTER_CUT)
+            self._must_end("cut", runs, AFTER_CUT)
         cable_end.ip(f"link set dev {CABLE} up")
 
     def kill(self) -> None:
@@ -215,7 +214,7 @@ class Trial:
             name = f"kill machine {killed}"
             with self._run_until_disturbed(f"kill-{killed}") as runs:
                 runs[killed].signal(signal.SIGKILL)
-                self._must_end(name, [runs[left]], AFTER_KILL, MESSAGE_AFTER_KILL)
+                self._must_end(name, [runs[left]], AFTER_KILL)
 
     @contextmanager
     def _start(self, run_dir: Path, *words: str, max_restarts: int = 0) -> Iterator[list[OnMachine]]:
@@ -246,7 +245,7 @@ class Trial:
         if run_dir != alone:
             print(f"{what}: {', '.join(found) or 'bit-identical'} after {time.monotonic() - began:.0f} s", flush=True)
 
-    def _must_end(self, what: str, runs: list[OnMachine], seconds: float, message: re.Pattern[str]) -> None:
+    def _must_end(self, what: str, runs: list[OnMachine], seconds: float) -> None:
         """Wait for the machines' ends and judge them."""
         began = time.monotonic()
         said_before = {run: len(run.output()) for run in runs}
@@ -263,7 +262,7 @@ class Trial:
                 print(f"{name} is still running after {seconds} s: {sorted(run.pids().values(), key=str)}", flush=True)
                 self.wrong.append(f"{name} did not end within {seconds} s; it said since:\n{said}")
                 continue
-            found, code = message.search(said), run.wait(0)
+            found, code = MESSAGE.search(said), run.wait(0)
             print(f"{name} ended after {ended[run]:.1f} s, code {code}: {found[0].strip() if found else 'no message'}")
             if code == 0 or not found:
                 self.wrong.append(f"{name} ended with code {code}; it said since:\n{said}")
