@@ -59,8 +59,8 @@ class Run:
     """As Accelerate wrapped it."""
     loaders: dict[str, DataLoader[Batch]]
     """Part → loader; the one of "train" goes through the whole run, from the step where it stands."""
-    num_images: dict[str, int]
-    """Part → number of its pictures."""
+    parts: dict[str, Pictures]
+    """Part → its pictures."""
     plan: StepPlan
     objective: Objective
     lr_at: LearningRate
@@ -72,8 +72,6 @@ class Run:
     ema: Ema | None
     stream: TrainStream
     """The order of the training pictures; says which are in a micro-batch."""
-    training_files: tuple[str, ...]
-    """Name of each training picture."""
 
     @property
     def kept_network(self) -> nn.Module:
@@ -87,7 +85,7 @@ class Run:
 
     def files_of(self, micro_batch: int) -> list[str]:
         """Names of the pictures of a micro-batch of the run."""
-        return [self.training_files[key.sample] for key in self.stream.micro_batch_at(micro_batch)]
+        return [self.parts["train"].files[key.sample] for key in self.stream.micro_batch_at(micro_batch)]
 
     def restore(self, state: TrainState) -> None:
         """Put everything back to where a checkpoint stands; collective."""
@@ -155,7 +153,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         model=model,
         optimizer=optimizer,
         loaders=dict(zip(parts, loaders, strict=True)),
-        num_images={part: len(pictures) for part, pictures in parts.items()},
+        parts=parts,
         plan=plan,
         objective=build_objective(config.loss, parts["train"].labels, len(split.class_names), device),
         lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
@@ -165,7 +163,6 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         state=state,
         ema=ema,
         stream=stream,
-        training_files=parts["train"].files,
     )
     if newest:
         run.restore(newest)

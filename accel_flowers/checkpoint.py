@@ -246,18 +246,22 @@ class Checkpoints:
         wrong = [name for name, entry in manifest.items() if there.get(name) != entry]
         return f"{wrong[0]} is not what was written" if wrong else None
 
+    def weights_of(self, step: int, name: str = WEIGHTS) -> Path:
+        """The file that holds a checkpoint's weights: WEIGHTS, or AVERAGED for their moving average."""
+        return self._directory(step) / name
+
     def load_weights(self, network: nn.Module, step: int, name: str = WEIGHTS) -> None:
         """Put a checkpoint's weights into an unwrapped network.
 
         Args:
             network: on any device.
             step: of the checkpoint.
-            name: WEIGHTS, or AVERAGED for their moving average.
+            name: as of `weights_of`.
 
         Raises:
             UserError: the file is missing, damaged, or of another network.
         """
-        path = self._directory(step) / name
+        path = self.weights_of(step, name)
         load_state(network, read_state(path), source=str(path))
 
     def load(

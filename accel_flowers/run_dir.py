@@ -178,7 +178,8 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
         return _read_environment(run_dir)
     launcher = identify_launcher()
     return {
-        "run_id": secrets.token_hex(4),
+        # The agent of a W&B sweep has named the run already.
+        "run_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
         **({_LAUNCHER_KEY: launcher} if launcher else {}),
         **_versions_and_hardware(),
     }

@@ -206,7 +206,7 @@ def far_apart(one: Path, other: Path, tolerance: float = 1e-5) -> list[str]:
         return [f"steps of {METRICS_FILE}"]
     found = []
     for line, again in zip(a, b, strict=True):
-        for name in ("lr", "epoch", "train/loss", "val/loss", "val_ema/loss", "test/loss"):
+        for name in ("lr/all", "epoch", "train/loss", "val/loss", "val_ema/loss", "test/loss"):
             if abs(line.get(name, 0.0) - again.get(name, 0.0)) > tolerance:
                 found.append(f"step {line['step']}: {name} {line[name]} and {again[name]}")
     return found

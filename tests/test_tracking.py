@@ -11,7 +11,7 @@ import pytest
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
 from accel_flowers.run_dir import METRICS_FILE
-from accel_flowers.tracking import JsonlTracker, forget_after, prefixed, read_metrics, tracker_names
+from accel_flowers.tracking import JsonlTracker, forget_after, prefixed, read_metrics, build_trackers
 
 
 @pytest.fixture
@@ -103,16 +103,16 @@ def test_values_that_are_no_numbers_survive(path: Path) -> None:
     ],
     ids=str,
 )
-def test_tracker_names(options: dict[str, object], names: list[str]) -> None:
-    assert tracker_names(TrackingConfig.model_validate(options)) == names
+def test_build_trackers(options: dict[str, object], names: list[str]) -> None:
+    assert build_trackers(TrackingConfig.model_validate(options)) == names
 
 
 def test_tensorboard_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find(name, *rest))  # fmt: skip
-    assert tracker_names(TrackingConfig(wandb="offline")) == ["wandb"]
+    assert build_trackers(TrackingConfig(wandb="offline")) == ["wandb"]
     with pytest.raises(UserError, match=r"tracking\.tensorboard needs .* pip install 'accel-flowers\[tensorboard\]'"):
-        tracker_names(TrackingConfig(tensorboard=True))
+        build_trackers(TrackingConfig(tensorboard=True))
 
 
 def test_names_get_a_prefix() -> None:

@@ -74,6 +74,15 @@ class Pictures(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def picture(self, sample: int) -> Image.Image:
+        """One picture as people see it: upright RGB, whole.
+
+        Raises:
+            BadImageError: it cannot be read any more.
+        """
+        picture: Image.Image = self._table[self._rows[sample]]["image"]
+        return picture
+
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
         try:
