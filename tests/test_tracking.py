@@ -11,7 +11,7 @@ import pytest
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
 from accel_flowers.run_dir import METRICS_FILE
-from accel_flowers.tracking import JsonlTracker, forget_after, prefixed, read_metrics, build_trackers
+from accel_flowers.tracking import JsonlTracker, build_trackers, forget_after, prefixed, read_metrics
 
 
 @pytest.fixture
