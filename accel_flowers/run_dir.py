@@ -29,11 +29,13 @@ from accel_flowers.config import Config, config_to_dict
 from accel_flowers.config_reading import ENVIRONMENT_KEY, read_config
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably, writing
+from accel_flowers.launcher import identify_launcher, is_restart_of, num_restarts
 from accel_flowers.reading import parse_json, read_text
 from accel_flowers.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 
 CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
 _LOCK_FILE = ".lock"
+_LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
@@ -50,6 +52,8 @@ def holds_run(run_dir: Path) -> bool:
 def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     """See that nothing would be overwritten, and that a resumed run is the same run.
 
+    The run that this launcher's earlier processes began goes on unasked.
+
     Raises:
         UserError: the directory holds a run and resuming was not asked for, another configuration is given, or the run
             is still going on.
@@ -59,7 +63,8 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     if not holds_run(run_dir):
         _check_writable(run_dir)
         return
-    if config.resume == "never":
+    goes_on = num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
+    if config.resume == "never" and not goes_on:
         raise UserError(
             f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
             "or give another directory with --run-dir DIR."
@@ -164,8 +169,8 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     """Make the directory where it is not there, and keep it for this run.
 
     Returns:
-        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), versions
-        and hardware.
+        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), the
+        launcher that began it, versions and hardware.
 
     Raises:
         UserError: the directory cannot be made, or another run began in it just now.
@@ -178,9 +183,13 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
         raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
     if held_run:
         return _read_environment(run_dir / CONFIG_FILE)
-    # The agent of a W&B sweep has named the run already.
-    run_id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
-    return {"run_id": run_id, **_versions_and_hardware()}
+    launcher = identify_launcher()
+    return {
+        # The agent of a W&B sweep has named the run already.
+        "run_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
+        **({_LAUNCHER_KEY: launcher} if launcher else {}),
+        **_versions_and_hardware(),
+    }
 
 
 def _read_environment(file: Path) -> dict[str, Any]:

@@ -98,13 +98,17 @@ class Launched(Watched):
         launcher: the words before the program.
         run_dir: its directory, by which its processes are known.
         words: what the program gets besides.
+        resume: what is said of going on.
+        log: file for all output; None = beside the run directory.
     """
 
-    def __init__(self, launcher: list[str], run_dir: Path, *words: str | Path) -> None:
+    def __init__(
+        self, launcher: list[str], run_dir: Path, *words: str | Path, resume: str = "auto", log: Path | None = None
+    ) -> None:
         self.run_dir = run_dir
-        self._log = (run_dir.parent / f"{run_dir.name}.log").open("w+")
+        self._log = (log or run_dir.with_name(f"{run_dir.name}.log")).open("w+")
         self._process = subprocess.Popen(
-            [*launcher, *PROGRAM, "train", *map(str, words), "--run-dir", str(run_dir), "--resume", "auto"],
+            [*launcher, *PROGRAM, "train", *map(str, words), "--run-dir", str(run_dir), "--resume", resume],
             stdout=self._log,
             stderr=self._log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
