@@ -23,6 +23,7 @@ from accel_flowers.data.inspect import decide_split, describe_split
 from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream, random_key
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform, check_repeatable
+from accel_flowers.debugging import thin_for_debugging
 from accel_flowers.ema import Ema
 from accel_flowers.errors import UserError
 from accel_flowers.freezing import freeze
@@ -109,7 +110,8 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     split = _decide_split(config, run_dir, table, accelerator)
     check_same_everywhere(accelerator, _facts(table, split))
     parts = {part: Pictures(table, part, split, transforms[part], seed=seed) for part in PARTS if split.files_of(part)}
-
+    if config.debug.overfit_batches:
+        parts = {part: Pictures(table, "train", split, transforms["val"], seed=seed) for part in ("train", "val")}
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
     newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
     if accelerator.is_main_process:
@@ -208,6 +210,8 @@ def _decide_split(config: Config, run_dir: Path, table: ImageTable, accelerator:
 
     def decide() -> Split:
         split = decide_split(table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image)
+        if not holds_run(run_dir):
+            split = thin_for_debugging(split, table, config)
         tell(*describe_split(table, split))
         return split
 

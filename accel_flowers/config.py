@@ -239,6 +239,27 @@ class CheckpointConfig(Section):
     """Best checkpoints that are kept."""
 
 
+class DebugConfig(Section):
+    fast_dev_run: bool = False
+    """Everything once and quickly: one epoch of two steps, one batch of each evaluation; to see that a recipe runs."""
+    subset: float | None = Field(default=None, gt=0, le=1)
+    """Share of the pictures of each part and class to work with, 0..1; the others are listed as left out in split.json."""
+    overfit_batches: int | None = Field(default=None, ge=1)
+    """Train on so many steps' worth of pictures again and again, without augmentation, and validate on the same: a network that can learn comes close to loss 0."""
+    profile: bool = False
+    """Profile a few steps: a Chrome trace and a table of data, forward, backward and optimizer in RUN_DIR/profile."""
+    detect_anomaly: bool = False
+    """Name the operation whose gradient is nan (torch's anomaly detection; about twice as slow)."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, also on a GPU; an error where an operation has none."""
+
+    @model_validator(mode="after")
+    def _one_way_to_see_less(self) -> DebugConfig:
+        if sum([self.fast_dev_run, self.subset is not None, self.overfit_batches is not None]) > 1:
+            raise ValueError("fast_dev_run, subset and overfit_batches go one at a time")
+        return self
+
+
 class TrackingConfig(Section):
     wandb: Literal["off", "online", "offline"] = "off"
     """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
@@ -273,6 +294,8 @@ class Config(Section):
     """Moving average of the weights."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved, and what is kept."""
+    debug: DebugConfig = DebugConfig()
+    """To find out what is wrong, on one GPU or none."""
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
 

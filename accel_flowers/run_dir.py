@@ -39,7 +39,7 @@ _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
-    "train.on_nan",
+    "train.on_nan", "debug.profile", "debug.detect_anomaly",
 )  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew."""
 

@@ -13,6 +13,7 @@ from accel_flowers.config import Config, config_to_dict
 from accel_flowers.data.batches import each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
+from accel_flowers.debugging import StepProfiler, shorten, stricter
 from accel_flowers.errors import Diverged, Interrupted, UserError
 from accel_flowers.freezing import set_training_mode
 from accel_flowers.memory import peak_memory_gib, told_when_short
@@ -54,6 +55,7 @@ def train(config: Config) -> dict[str, Any]:
         Interrupted: a signal; a checkpoint was written.
         PeerLost: another process is gone.
     """
+    config = shorten(config)
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
     trackers = build_trackers(config.tracking, run_dir)
@@ -71,10 +73,12 @@ def train(config: Config) -> dict[str, Any]:
             Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process)
         )
         watch = stack.enter_context(Watch(accelerator, config.checkpoint, peers))
+        profiler = stack.enter_context(StepProfiler(config.debug, run_dir, accelerator, run.network))
+        stack.enter_context(stricter(config.debug))
         while True:
             try:
                 with told_when_short():
-                    loop(run, progress, watch)
+                    loop(run, progress, watch, profiler)
                 return finish(run, progress, watch)
             except Diverged as diverged:
                 _roll_back(run, diverged, progress)
@@ -104,7 +108,7 @@ def _begin(run: Run, lock: RunDirLock) -> None:
         save(run)  # something to go back to from the first epoch, too
 
 
-def loop(run: Run, progress: Progress, watch: Watch) -> None:
+def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> None:
     """The whole training: one pass over the stream of micro-batches, from the step where the run stands; collective.
 
     Raises:
@@ -143,6 +147,8 @@ def loop(run: Run, progress: Progress, watch: Watch) -> None:
             state.skipped_steps += 1
         elif run.ema:
             run.ema.update(state.step - state.skipped_steps)
+        if table := profiler.step():
+            progress.line(table)
         epoch_ends = plan.epochs_completed_at(state.step) > plan.epochs_completed_at(state.step - 1)
         log = epoch_ends or state.step % config.train.log_every_steps == 0
         due, stop = watch.after_step(state.step)

@@ -45,6 +45,31 @@ class Split:
         return sorted(name for name, its_part in self.parts.items() if its_part == part)
 
 
+def thin_out(split: Split, labels: Mapping[str, int], sizes: Mapping[str, int], *, seed: int, cause: str) -> Split:
+    """The same split with fewer pictures, classes in proportion, drawn from `seed`.
+
+    Args:
+        split: whole.
+        labels: class of each file.
+        sizes: part → number of pictures to keep; other parts stay whole. At least one of each class is kept, but 0
+            keeps none.
+        seed: what the choice follows from.
+        cause: stands in `left_out` for the others.
+    """
+    parts, left_out = dict(split.parts), dict(split.left_out)
+    for part, size in sizes.items():
+        files = split.files_of(part)
+        share = size / max(len(files), 1)
+        for label in sorted({labels[name] for name in files}):
+            its_files = [name for name in files if labels[name] == label]
+            kept = min(len(its_files), max(1, round(share * len(its_files)))) if size else 0
+            order = permutation(random_key(seed, "thin out", part, label), len(its_files))
+            for place in order[kept:]:
+                del parts[its_files[place]]
+                left_out[its_files[place]] = cause
+    return Split(split.class_names, parts, left_out, split.duplicates)
+
+
 def parse_fractions(text: str) -> dict[str, float]:
     """`"80/20"` or `"80/10/10"` → the share of each part.
 
