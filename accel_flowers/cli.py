@@ -37,11 +37,18 @@ def _train(words: Sequence[str]) -> int:
     recipe = words[0]
     config = config_from_flags(load_recipe(recipe), words[1:], program=program, speaks=_is_main_process())
     if config.run_dir is None:
-        config = config.model_copy(update={"run_dir": f"runs/{Path(recipe).stem}"})
+        config = config.model_copy(update={"run_dir": _default_run_dir(Path(recipe).stem, config)})
     from accel_flowers.train import train
 
     train(config)
     return 0
+
+
+def _default_run_dir(recipe: str, config: Config) -> str:
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and run:
+        return f"runs/sweep-{sweep}/{run}"  # a W&B sweep runs one recipe many times
+    return f"runs/{recipe}" + ("-fast-dev-run" if config.debug.fast_dev_run else "")
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,16 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from accel_flowers import cli
+from accel_flowers.config_reading import config_from_flags, load_recipe
 from accel_flowers.dashboards import draw_matrix
 from accel_flowers.run_dir import read_metrics
 from accel_flowers.saved_model import load_card
+from accel_flowers.yaml_text import parse_yaml
 from tests.conftest import make_folder
 from tests.faults import Forked
 from tests.ranks import Ranks, finish
-from tests.runs import metrics, write_recipe
+from tests.runs import PROJECT, metrics, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +230,28 @@ def test_a_network_that_goes_away_slows_nothing(photos: Path, tmp_path: Path, se
         assert trained < 30, "the training itself does not wait"
         assert ranks.codes(150) == [0], ranks.output()
     assert len(metrics(tmp_path / "run", "val/loss")) == 4
+
+
+# Sweeps
+
+
+def test_the_sweep_drives_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command, expanded as W&B's agent does, is one that the program reads."""
+    sweep = parse_yaml((PROJECT / "scripts/sweep.yaml").read_text(), "sweep")
+    words: list[str] = []
+    for name, parameter in sweep["parameters"].items():
+        values = parameter.get("values") or [parameter.get("value", parameter.get("min"))]
+        words.append(f"--{name}={values[-1]}")
+    command = sweep["command"]
+    assert command[0] == "${env}"
+    assert command[1:4] == ["python", "-m", "accel_flowers"]
+    assert command[4] == "train"
+    assert command[-1] == "${args}"
+    config = config_from_flags(load_recipe(command[5]), words, program="test")
+    assert config.tracking.wandb == "online"
+    assert config.optim.lr == sweep["parameters"]["optim.lr"]["min"]
+    assert config.schedule.name == "step"
+    assert sweep["metric"]["name"] == "val/accuracy"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    assert cli._default_run_dir("resnet18-finetune", config) == "runs/sweep-s1/r1"
