@@ -33,8 +33,8 @@ def read_file(path: str | Path, *, max_bytes: int) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if found.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"larger than the {max_bytes >> 20:,} MiB allowed", str(path))
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(max_bytes)
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.readall()
     finally:
         os.close(descriptor)
 

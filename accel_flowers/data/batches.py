@@ -36,17 +36,23 @@ class Batch(TypedDict):
     """number of the batch in the run, over all processes"""
 
 
-def decode_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The on-the-fly transform given to `datasets`: encoded pictures → upright RGB."""
-    return {**rows, "image": [_decode(image, image["path"] or "a picture of the data set") for image in rows["image"]]}
+def read_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The on-the-fly transform given to `datasets`: rows → encoded pictures, or the error instead of one."""
+    paths = [image["path"] or "a picture of the data set" for image in rows["image"]]
+    return {**rows, "image": [_read(image) for image in rows["image"]], "path": paths}
 
 
-def _decode(image: dict[str, Any], name: str) -> Image.Image:
+def _read(image: dict[str, Any]) -> bytes | BadImageError:
     try:
-        data = read_bytes(image)
+        return read_bytes(image)
     except OSError as error:
-        raise BadImageError(name, error.strerror or str(error)) from None
-    return decode_image(data, name)
+        return BadImageError(image["path"] or "a picture of the data set", error.strerror or str(error))
+
+
+def _encoded(data: bytes | BadImageError) -> bytes:
+    if isinstance(data, BadImageError):
+        raise data
+    return data
 
 
 class Pictures(Dataset[Batch]):
@@ -67,7 +73,7 @@ class Pictures(Dataset[Batch]):
         self.labels = torch.from_numpy(table.labels[[row_of[name] for name in chosen]])
         # Row numbers are kept here and not in the table: `select` would add a mapping to every access.
         self._rows: list[int] = [row_of[name] for name in chosen]
-        self._table: datasets.Dataset = table.dataset.with_transform(decode_rows)
+        self._table: datasets.Dataset = table.dataset.with_transform(read_rows)
         self._transform = transform
         self._seed = seed
 
@@ -80,24 +86,19 @@ class Pictures(Dataset[Batch]):
         Raises:
             BadImageError: it cannot be read any more.
         """
-        picture: Image.Image = self._table[self._rows[sample]]["image"]
-        return picture
+        return decode_image(_encoded(self._table[self._rows[sample]]["image"]), self.files[sample])
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
-        try:
-            pictures = self._table[[self._rows[key.sample] for key in keys]]["image"]
-        except BadImageError as error:
-            return error
+        rows = self._table[[self._rows[key.sample] for key in keys]]
         pixels = []
-        for key, picture in zip(keys, pictures, strict=True):
+        for key, data, path in zip(keys, rows["image"], rows["path"], strict=True):
             # Chance belongs to the sample and the epoch: not to the worker, the process or what came before.
             torch.default_generator.manual_seed(random_key(self._seed, "augment", key.epoch, key.sample))
             try:
-                pixels.append(self._transform(picture))
-            except (ValueError, RuntimeError, MemoryError) as error:  # a picture smaller than a crop, for example
-                cause = f"its {picture.width} x {picture.height} pixels cannot be transformed: {error}"
-                return BadImageError(self.files[key.sample], cause)
+                pixels.append(self._transform.of_file(_encoded(data), path))
+            except BadImageError as error:
+                return error
         samples = torch.tensor([key.sample for key in keys])
         return Batch(
             pixels=torch.stack(pixels), labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch
