@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,23 @@ def _cause(error: BaseException) -> str:
             return behind.strerror
         behind = behind.__context__
     return str(error)
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """See that a file can be written, before the work whose result it shall hold.
+
+    Raises:
+        UserError: its folder does not exist or refuses new files, or there is a folder of its name.
+    """
+    advice = f"Give another file with {flag} FILE."
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder. {advice}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(
+            f"'{path}' cannot be written: there is no folder '{path.parent}'. Make it, or give another file."
+        )
+    with writing(f"'{path}'", advice), tempfile.TemporaryFile(dir=path.absolute().parent):
+        pass
 
 
 def write_text_durably(path: Path, text: str) -> None:

@@ -14,6 +14,11 @@ def tell(*lines: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """Text of others, such as the name of a file, as part of one line: what moves the cursor is written out."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
 class Progress:
     """A bar where there is a terminal, a line every few seconds where there is a log file.
 

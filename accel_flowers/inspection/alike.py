@@ -6,6 +6,7 @@ large folder; here pictures meet only where a part of their hashes almost agrees
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -38,7 +39,7 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
     """
     num_bands = max_bits // 2 + 1
     edges = np.linspace(0, BITS, num_bands + 1).round().astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         width = int(high - low)
         bands = (hashes >> np.uint64(low)) & np.uint64((1 << width) - 1)
         order = np.argsort(bands, kind="stable")
