@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -12,6 +14,30 @@ def tell(*lines: str) -> None:
     """Print lines without tearing a progress bar."""
     for line in lines:
         tqdm.write(line, file=sys.stderr)
+
+
+_T = TypeVar("_T")
+
+
+def counted(things: Iterable[_T], total: int, *, unit: str, bar: bool = True) -> Iterator[_T]:
+    """The same things, with a bar on a terminal and a line every few seconds in a log file, if it takes long.
+
+    Args:
+        things: what is gone through.
+        total: how many there are.
+        unit: what one is called.
+        bar: False where a bar would stand among other lines of the same terminal.
+    """
+    begun = spoke = time.monotonic()
+    if sys.stderr.isatty():
+        yield from tqdm(things, total=total, unit=unit, disable=not bar, delay=1, dynamic_ncols=True, leave=False)
+        return
+    for done, thing in enumerate(things, start=1):
+        yield thing
+        now = time.monotonic()
+        if now - spoke > Progress.SECONDS_BETWEEN_LINES:
+            spoke = now
+            tell(f"{done:,} of {total:,} {unit}s, {_clock((now - begun) / done * (total - done))} left")
 
 
 def printable(text: str) -> str:

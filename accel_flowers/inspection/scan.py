@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-
-from tqdm import tqdm
+from itertools import chain
 
 from accel_flowers.data.folder import ImageTable
 from accel_flowers.errors import UserError
 from accel_flowers.inspection.look import Seen, look_at_all
+from accel_flowers.progress import counted
 
 _CHUNK = 16
 """Pictures that a process looks at before it reports."""
@@ -36,13 +35,7 @@ def look_at_table(table: ImageTable, *, num_workers: int | None = None) -> list[
     if num_workers is None:
         num_workers = min(len(os.sched_getaffinity(0)), total // _WORTH_A_PROCESS)
     looked = _here(table) if num_workers < 2 else _in_processes(table, num_workers)
-    found: list[Seen] = []
-    # The bar comes where somebody watches, and only if there is something to wait for.
-    with tqdm(total=total, unit="picture", disable=not sys.stderr.isatty(), delay=2, dynamic_ncols=True) as bar:
-        for chunk in looked:
-            found += chunk
-            bar.update(len(chunk))
-    return found
+    return list(counted(chain.from_iterable(looked), total, unit="picture"))
 
 
 def _chunks(table: ImageTable) -> Iterator[tuple[list[bytes | str], list[str]]]:
