@@ -25,7 +25,8 @@ KNOW_ACCELERATE = {
 }  # fmt: skip
 KNOW_NOTHING_OF_PROCESSES = [
     "metrics", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
-    *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.data.")),
+    "pages", "gallery", "prediction_output", "prediction_command",
+    *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith(("accel_flowers.data.", "accel_flowers.inspection."))),
 ]  # fmt: skip
 
 
@@ -90,6 +91,7 @@ def test_the_command_line_starts_without_heavy_libraries(module: str) -> None:
     for needed in everything_below(module, whole_file=False):
         assert not libraries(needed, whole_file=False) & {
             "torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "PIL", "wandb", "safetensors",
+            "imagehash", "jinja2", "pyarrow",
         }, needed  # fmt: skip
 
 
@@ -113,6 +115,16 @@ def test_metrics_are_numpy_alone() -> None:
 
 def test_predict_needs_the_saved_model_and_not_the_training() -> None:
     assert not everything_below("predict") & {"train", "build", "optim", "objectives", "checkpoint", "tracking"}
+
+
+def test_worker_processes_of_an_inspection_start_without_heavy_libraries() -> None:
+    for needed in everything_below("inspection.look"):
+        assert not libraries(needed) & {"torch", "torchvision", "datasets", "scipy"}, needed
+
+
+@pytest.mark.parametrize("module", ["inspection.alike", "inspection.far", "inspection.findings"])
+def test_findings_touch_no_files(module: str) -> None:
+    assert not libraries(module) & {"torch", "datasets", "pathlib", "os"}
 
 
 def test_nothing_imports_the_command_line() -> None:

@@ -172,18 +172,18 @@ def glance_at(data: bytes, name: str, *, side: int) -> Glance:
     """
     with _open(data, name) as image:
         (width, height), mode = image.size, image.mode
+        stored = image.tag_v2.get(Tag.Orientation, 1) if isinstance(image, _Tiff) else None
         if isinstance(image, _Jpeg):
             image.draft(None, (side, side))
-        rgb = _load_rgb(image, name)
+        rgb = _load_rgb(image, name)  # takes the orientation from a TIFF, which is upright then
         orientation = _orientation(image)
         if orientation >= 5:
             width, height = height, width
         turn = _TURNS.get(orientation)
         factor = min(rgb.size) // side
         small = rgb.reduce(factor) if factor > 1 else rgb.copy()
-        if isinstance(image, _Tiff):  # turned by Pillow on loading, in place and in size
-            stored = image.tag_v2.get(Tag.Orientation, 1)
-            orientation = stored if stored in _TURNS else 1
+        if stored in _TURNS:
+            orientation = stored
     info = ImageInfo(width, height, mode, image.format or "")
     return Glance(info, orientation, small if turn is None else small.transpose(turn))
 
