@@ -28,16 +28,18 @@ def counted(things: Iterable[_T], total: int, *, unit: str, bar: bool = True) ->
         unit: what one is called.
         bar: False where a bar would stand among other lines of the same terminal.
     """
-    begun = spoke = time.monotonic()
     if sys.stderr.isatty():
         yield from tqdm(things, total=total, unit=unit, disable=not bar, delay=1, dynamic_ncols=True, leave=False)
         return
-    for done, thing in enumerate(things, start=1):
-        yield thing
+    begun = spoke = 0.0
+    for done, thing in enumerate(things):
         now = time.monotonic()
-        if now - spoke > Progress.SECONDS_BETWEEN_LINES:
+        if done == 0:
+            begun = spoke = now  # what came before, such as loading a model, is not repeated for each
+        elif now - spoke > Progress.SECONDS_BETWEEN_LINES:
             spoke = now
             tell(f"{done:,} of {total:,} {unit}s, {_clock((now - begun) / done * (total - done))} left")
+        yield thing
 
 
 def printable(text: str) -> str:

@@ -119,7 +119,7 @@ def test_predict_needs_the_saved_model_and_not_the_training() -> None:
 
 def test_worker_processes_of_an_inspection_start_without_heavy_libraries() -> None:
     for needed in everything_below("inspection.look"):
-        assert not libraries(needed) & {"torch", "torchvision", "datasets", "scipy"}, needed
+        assert not libraries(needed) & {"torch", "torchvision", "datasets"}, needed
 
 
 @pytest.mark.parametrize("module", ["inspection.alike", "inspection.far", "inspection.findings"])

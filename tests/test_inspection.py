@@ -479,6 +479,12 @@ def test_many_equal_pictures_are_one_group() -> None:
     assert group_alike(same, same) == [list(range(50_000))]
 
 
+def test_thousands_that_are_all_near_each_other_are_one_group() -> None:
+    """Frames of a film, for example: millions of pairs."""
+    numbers = np.arange(3000, dtype=np.uint64)
+    assert group_alike(numbers, np.zeros_like(numbers)) == [list(range(3000))]
+
+
 def test_little_memory_is_enough_for_many_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = np.unique(np.random.Generator(np.random.Philox(1)).integers(0, 2**12, 600).astype(np.uint64))
     expected = sorted(map(tuple, np.concatenate([np.stack(p, 1) for p in near_pairs(numbers, 2)]).tolist()))

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from PIL import Image
 
 from accel_flowers import pages
 from accel_flowers.cli import main
-from accel_flowers.data.folder import load_images
+from accel_flowers.data.folder import ImageTable, load_images
+from accel_flowers.data.order import random_key
 from accel_flowers.errors import UserError
 from accel_flowers.gallery import Gallery
 from accel_flowers.inspection.findings import Picture, find
@@ -107,12 +109,7 @@ def shown(name: str) -> str:
 @pytest.fixture
 def hostile_inspection(tmp_path: Path) -> Path:
     """A page on a folder whose classes and files have hostile names, with every kind of finding."""
-    photos = tmp_path / "<b>photos&"
-    for name in HOSTILE_NAMES[:-1]:
-        (photos / name).mkdir(parents=True)
-        draw_picture("rose", 1).save(photos / name / f"{name}.png")
-        (photos / name / f"{name}.jpg").write_text("no picture")
-    findings_of = load_images(str(make_folder(tmp_path / "plain", per_class=2)))  # thumbnails come from any table
+    plain = load_images(str(make_folder(tmp_path / "plain", per_class=2)))  # whose pictures are shown
     pictures = []
     for place, name in enumerate(HOSTILE_NAMES):
         good = Seen(
@@ -121,20 +118,15 @@ def hostile_inspection(tmp_path: Path) -> Path:
         for seen in (good, good, Seen(cause=f"broken by {name}")):
             pictures.append(Picture(f"{name}/{len(pictures)}{name}", name, f"part {place % 2} {name}", seen))
     findings = find("<b>photos&", HOSTILE_NAMES, pictures, ignored=HOSTILE_NAMES)
-    names = tuple(picture.file for picture in pictures)
-    table = findings_of.__class__(**{**findings_of.__dict__, "files": names[: len(findings_of.files)]})
     page = tmp_path / "page.html"
-    monkey = {name: 0 for name in names}
-    assert monkey
-    write_inspection_page(page, findings, _with_all(table, names))
+    write_inspection_page(page, findings, renamed(plain, [picture.file for picture in pictures]))
     return page
 
 
-def _with_all(table, names):  # type: ignore[no-untyped-def]
-    import datasets
-
-    rows = datasets.concatenate_datasets([table.dataset] * (len(names) // len(table.dataset) + 1))
-    return table.__class__(**{**table.__dict__, "files": names, "dataset": rows.select(range(len(names)))})
+def renamed(table: ImageTable, names: list[str]) -> ImageTable:
+    """The same few pictures again and again, under these names."""
+    rows = [number % len(table.files) for number in range(len(names))]
+    return replace(table, files=tuple(names), dataset=table.dataset.select(rows))
 
 
 @pytest.fixture
@@ -195,12 +187,12 @@ def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         pictures.append(
             Picture(
                 f"c/{number:04d}.png", "rose" if number % 2 else "tulip", None,
-                Seen(digest=digest, width=50, height=500, mode="CMYK", format="TIFF", orientation=3, phash=number << 20, dhash=0),
+                Seen(digest=digest, width=50, height=500, mode="CMYK", format="TIFF", orientation=3, phash=random_key(digest), dhash=0),
             )
         )  # fmt: skip
     monkeypatch.setattr("accel_flowers.inspection.findings._far", lambda pictures: ())
     findings = find("photos", ("rose", "tulip"), pictures)
-    every = _with_all(table, tuple(picture.file for picture in pictures))
+    every = renamed(table, [picture.file for picture in pictures])
     write_inspection_page(tmp_path / "page.html", findings, every)
     page = check_stands_alone((tmp_path / "page.html").read_text())
     assert 100 < sum(name == "src" for name, _ in page.attributes) <= pages.MAX_THUMBNAILS

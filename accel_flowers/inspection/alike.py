@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -87,23 +89,27 @@ def group_alike(
     both = np.stack([phashes, dhashes], axis=1)
     points, point_of = np.unique(both, axis=0, return_inverse=True)
     point_of = point_of.reshape(-1)
-    leader = np.arange(len(points))
+    group_of = np.arange(len(points))
+    links: list[npt.NDArray[np.int64]] = []
 
-    def lead(point: int) -> int:
-        while leader[point] != point:
-            leader[point] = leader[leader[point]]
-            point = int(leader[point])
-        return point
-
-    def join(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> None:
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            one, other = lead(one), lead(other)
-            leader[max(one, other)] = min(one, other)
+    def settle() -> None:
+        """Join the groups that are linked."""
+        nonlocal group_of
+        if links:
+            linked = group_of[np.concatenate(links, axis=1)]
+            size = int(group_of.max()) + 1
+            graph = coo_array((np.ones(linked.shape[1], np.bool_), (linked[0], linked[1])), shape=(size, size))
+            group_of = connected_components(graph, directed=False)[1][group_of]
+            links.clear()
 
     for first, second in near_pairs(points[:, 0], max_phash_bits):
-        close = np.bitwise_count(points[first, 1] ^ points[second, 1]) <= max_dhash_bits
-        join(first[close], second[close])
+        close = group_of[first] != group_of[second]
+        close &= np.bitwise_count(points[first, 1] ^ points[second, 1]) <= max_dhash_bits
+        links.append(np.stack([first[close], second[close]]))
+        if sum(link.shape[1] for link in links) > _AT_ONCE:
+            settle()
+    settle()
     members: dict[int, list[int]] = {}
     for picture, point in enumerate(point_of.tolist()):
-        members.setdefault(lead(point), []).append(picture)
+        members.setdefault(int(group_of[point]), []).append(picture)
     return sorted(group for group in members.values() if len(group) > 1)
