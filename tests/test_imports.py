@@ -122,6 +122,15 @@ def test_worker_processes_of_an_inspection_start_without_heavy_libraries() -> No
         assert not libraries(needed) & {"torch", "torchvision", "datasets"}, needed
 
 
+def test_an_inspection_without_a_sheet_needs_no_torch() -> None:
+    for needed in everything_below("inspection.command", whole_file=False):
+        assert not libraries(needed, whole_file=False) & {"torch", "torchvision"}, needed
+
+
+def test_an_inspection_needs_no_model() -> None:
+    assert not everything_below("inspection.command") & {"train", "build", "models", "saved_model", "evaluate"}
+
+
 @pytest.mark.parametrize("module", ["inspection.alike", "inspection.far", "inspection.findings"])
 def test_findings_touch_no_files(module: str) -> None:
     assert not libraries(module) & {"torch", "datasets", "pathlib", "os"}

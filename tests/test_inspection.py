@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from accel_flowers.data.inspect import decide_split, examine
 from accel_flowers.data.order import StepPlan, TrainStream
 from accel_flowers.data.split import Split, save_split
 from accel_flowers.data.transforms import build_transform
-from accel_flowers.inspection.alike import group_alike, near_pairs
+from accel_flowers.inspection.alike import agree, group_alike, near_pairs
 from accel_flowers.inspection.far import MAX_FAR, far_from_all
 from accel_flowers.inspection.findings import Picture, find
 from accel_flowers.inspection.look import NUM_FEATURES, Seen, look_at
@@ -427,7 +428,7 @@ def test_processes_see_what_one_process_sees(folder: Path) -> None:
     assert len(alone) == len(table.files) == 31
     for one, other in zip(alone, together, strict=True):
         assert one.cause == other.cause
-        assert (one.digest, one.phash, one.dhash) == (other.digest, other.phash, other.dhash)
+        assert (one.digest, one.phash) == (other.digest, other.phash)
         assert np.array_equal(one.features, other.features) if one.features is not None else other.features is None
 
 
@@ -455,34 +456,44 @@ def test_near_pairs_are_those_of_brute_force(numbers: list[int], max_bits: int) 
     }
 
 
-@given(hashes(), st.integers(0, 12), st.integers(0, 20))
-def test_groups_are_those_of_brute_force(numbers: list[int], max_phash: int, max_dhash: int) -> None:
-    others = numbers[::-1]
+SKETCHES = np.random.Generator(np.random.Philox(4)).integers(0, 256, (4, 256)).astype(np.uint8)
+"""Four that have nothing in common; in groups below the third is a paler version of the second."""
+SKETCHES[2] = SKETCHES[1] // 2 + 60
+
+
+@given(hashes(), st.randoms(use_true_random=False), st.integers(0, 12))
+def test_groups_are_those_of_brute_force(numbers: list[int], random: Random, max_bits: int) -> None:
+    kinds = [random.randrange(4) for _ in numbers]
+    same = {(0, 0), (1, 1), (2, 2), (3, 3), (1, 2), (2, 1)}
     groups: list[set[int]] = [{i} for i in range(len(numbers))]
     for j in range(len(numbers)):
         for i in range(j):
-            near = (numbers[i] ^ numbers[j]).bit_count() <= max_phash
-            if near and (others[i] ^ others[j]).bit_count() <= max_dhash:
+            if (numbers[i] ^ numbers[j]).bit_count() <= max_bits and (kinds[i], kinds[j]) in same:
                 one, two = (next(group for group in groups if k in group) for k in (i, j))
                 if one is not two:
                     groups.remove(two)
                     one |= two
-    found = group_alike(
-        np.array(numbers, np.uint64), np.array(others, np.uint64), max_phash_bits=max_phash, max_dhash_bits=max_dhash
-    )
+    found = group_alike(np.array(numbers, np.uint64), SKETCHES[np.array(kinds, int)], max_bits=max_bits)
     assert found == sorted(sorted(group) for group in groups if len(group) > 1)
+
+
+def test_sketches_agree_whatever_their_brightness_and_contrast() -> None:
+    one, other, paler = SKETCHES[0], SKETCHES[1], SKETCHES[2]
+    flat, noisy = np.full(256, 200, np.uint8), np.full(256, 30, np.uint8) + np.arange(256, dtype=np.uint8) % 3
+    pairs = [(one, one), (other, paler), (flat, noisy), (one, other), (one, flat)]
+    assert agree(*map(np.stack, zip(*pairs, strict=True))).tolist() == [True, True, True, False, False]
 
 
 def test_many_equal_pictures_are_one_group() -> None:
     """And no square of pairs."""
-    same = np.full(50_000, 2**63 + 5, np.uint64)
-    assert group_alike(same, same) == [list(range(50_000))]
+    hashes, sketches = np.full(20_000, 2**63 + 5, np.uint64), np.full((20_000, 256), 9, np.uint8)
+    assert group_alike(hashes, sketches) == [list(range(20_000))]
 
 
 def test_thousands_that_are_all_near_each_other_are_one_group() -> None:
     """Frames of a film, for example: millions of pairs."""
     numbers = np.arange(3000, dtype=np.uint64)
-    assert group_alike(numbers, np.zeros_like(numbers)) == [list(range(3000))]
+    assert group_alike(numbers, np.tile(SKETCHES[0], (3000, 1))) == [list(range(3000))]
 
 
 def test_little_memory_is_enough_for_many_candidates(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,14 @@ def hostile_inspection(tmp_path: Path) -> Path:
     pictures = []
     for place, name in enumerate(HOSTILE_NAMES):
         good = Seen(
-            digest="same", width=20, height=200, mode=name, format=name, orientation=6, features=np.ones(27, np.float16)
+            digest="same",
+            width=20,
+            height=200,
+            mode=name,
+            format=name,
+            orientation=6,
+            sketch=np.ones(256, np.uint8),
+            features=np.ones(27, np.float16),
         )
         for seen in (good, good, Seen(cause=f"broken by {name}")):
             pictures.append(Picture(f"{name}/{len(pictures)}{name}", name, f"part {place % 2} {name}", seen))
@@ -187,7 +194,7 @@ def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         pictures.append(
             Picture(
                 f"c/{number:04d}.png", "rose" if number % 2 else "tulip", None,
-                Seen(digest=digest, width=50, height=500, mode="CMYK", format="TIFF", orientation=3, phash=random_key(digest), dhash=0),
+                Seen(digest=digest, width=50, height=500, mode="CMYK", format="TIFF", orientation=3, phash=random_key(digest), sketch=np.ones(256, np.uint8)),
             )
         )  # fmt: skip
     monkeypatch.setattr("accel_flowers.inspection.findings._far", lambda pictures: ())

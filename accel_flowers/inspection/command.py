@@ -15,7 +15,6 @@ from accel_flowers.inspection.findings import Findings, Picture, find
 from accel_flowers.inspection.look import Seen
 from accel_flowers.inspection.page import write_inspection_page
 from accel_flowers.inspection.scan import look_at_table
-from accel_flowers.inspection.sheet import write_sheet
 
 
 def inspect_source(
@@ -66,6 +65,8 @@ def inspect_source(
     if html:
         write_inspection_page(html, findings, table)
     if config:
+        from accel_flowers.inspection.sheet import write_sheet  # the one part that needs torch, which takes seconds
+
         split = decide_split(
             table,
             str(split_file) if split_file else config.data.split,

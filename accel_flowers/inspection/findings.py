@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from accel_flowers.inspection.alike import MAX_PHASH_BITS, group_alike
+from accel_flowers.inspection.alike import MAX_BITS, group_alike
 from accel_flowers.inspection.far import far_from_all
 from accel_flowers.inspection.look import Seen
 
@@ -149,7 +149,7 @@ def find(
     *,
     unreadable: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
-    max_bits: int = MAX_PHASH_BITS,
+    max_bits: int = MAX_BITS,
 ) -> Findings:
     """Put together what was seen.
 
@@ -202,9 +202,9 @@ def _identical(pictures: Sequence[Picture]) -> tuple[Copies, ...]:
 def _alike(pictures: Sequence[Picture], max_bits: int) -> tuple[Copies, ...]:
     if not pictures:
         return ()
-    phashes = np.array([picture.seen.phash for picture in pictures], np.uint64)
-    dhashes = np.array([picture.seen.dhash for picture in pictures], np.uint64)
-    groups = ([pictures[place] for place in group] for group in group_alike(phashes, dhashes, max_phash_bits=max_bits))
+    hashes = np.array([picture.seen.phash for picture in pictures], np.uint64)
+    sketches = np.stack([picture.seen.sketch for picture in pictures if picture.seen.sketch is not None])
+    groups = ([pictures[place] for place in group] for group in group_alike(hashes, sketches, max_bits=max_bits))
     return tuple(Copies(tuple(group)) for group in groups if len({picture.seen.digest for picture in group}) > 1)
 
 

@@ -41,8 +41,8 @@ class Seen:
     """Of EXIF: 1 is upright, 2 to 8 ask for a turn or a mirror image."""
     phash: int = 0
     """64 bits: signs of the low frequencies of the brightness."""
-    dhash: int = 0
-    """64 bits: does the brightness rise to the right, on a grid of 8 x 8."""
+    sketch: npt.NDArray[np.uint8] | None = None
+    """[256]: brightness of a grid of 16 x 16."""
     features: npt.NDArray[np.float16] | None = None
     """[NUM_FEATURES]: see `features_of`."""
 
@@ -75,7 +75,7 @@ def look_at(source: bytes | str, name: str) -> Seen:
         format=glance.info.format,
         orientation=glance.orientation,
         phash=_as_number(imagehash.phash(glance.small)),
-        dhash=_as_number(imagehash.dhash(glance.small)),
+        sketch=np.asarray(glance.small.convert("L").resize((16, 16), Image.Resampling.BOX)).ravel(),
         features=features_of(glance.small),
     )
 
