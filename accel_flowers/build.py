@@ -23,6 +23,7 @@ from accel_flowers.data.inspect import decide_split, describe_split
 from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream, random_key
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform, check_repeatable
+from accel_flowers.debugging import thin_for_debugging
 from accel_flowers.ema import Ema
 from accel_flowers.errors import UserError
 from accel_flowers.freezing import freeze
@@ -59,8 +60,8 @@ class Run:
     """As Accelerate wrapped it."""
     loaders: dict[str, DataLoader[Batch]]
     """Part → loader; the one of "train" goes through the whole run, from the step where it stands."""
-    num_images: dict[str, int]
-    """Part → number of its pictures."""
+    parts: dict[str, Pictures]
+    """Part → its pictures."""
     plan: StepPlan
     objective: Objective
     lr_at: LearningRate
@@ -72,8 +73,6 @@ class Run:
     ema: Ema | None
     stream: TrainStream
     """The order of the training pictures; says which are in a micro-batch."""
-    training_files: tuple[str, ...]
-    """Name of each training picture."""
 
     @property
     def kept_network(self) -> nn.Module:
@@ -87,7 +86,7 @@ class Run:
 
     def files_of(self, micro_batch: int) -> list[str]:
         """Names of the pictures of a micro-batch of the run."""
-        return [self.training_files[key.sample] for key in self.stream.micro_batch_at(micro_batch)]
+        return [self.parts["train"].files[key.sample] for key in self.stream.micro_batch_at(micro_batch)]
 
     def restore(self, state: TrainState) -> None:
         """Put everything back to where a checkpoint stands; collective."""
@@ -111,7 +110,8 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     split = _decide_split(config, run_dir, table, accelerator)
     check_same_everywhere(accelerator, _facts(table, split))
     parts = {part: Pictures(table, part, split, transforms[part], seed=seed) for part in PARTS if split.files_of(part)}
-
+    if config.debug.overfit_batches:
+        parts = {part: Pictures(table, "train", split, transforms["val"], seed=seed) for part in ("train", "val")}
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
     newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
     if accelerator.is_main_process:
@@ -155,7 +155,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         model=model,
         optimizer=optimizer,
         loaders=dict(zip(parts, loaders, strict=True)),
-        num_images={part: len(pictures) for part, pictures in parts.items()},
+        parts=parts,
         plan=plan,
         objective=build_objective(config.loss, parts["train"].labels, len(split.class_names), device),
         lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
@@ -165,7 +165,6 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         state=state,
         ema=ema,
         stream=stream,
-        training_files=parts["train"].files,
     )
     if newest:
         run.restore(newest)
@@ -211,6 +210,8 @@ def _decide_split(config: Config, run_dir: Path, table: ImageTable, accelerator:
 
     def decide() -> Split:
         split = decide_split(table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image)
+        if not holds_run(run_dir):
+            split = thin_for_debugging(split, table, config)
         tell(*describe_split(table, split))
         return split
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from pydantic import ConfigDict, TypeAdapter, with_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from accel_flowers.errors import UserError
 from accel_flowers.files import flush_to_disk, writing
 from accel_flowers.models import clean_state_dict, load_state
 from accel_flowers.processes import decided_by_main, gather_buffers, set_buffers
+from accel_flowers.reading import parse_json, read_text
 from accel_flowers.run_dir import METRICS_FILE
 from accel_flowers.saved_model import WEIGHTS, read_state
 
@@ -35,6 +37,7 @@ LAST, BEST = "last", "best"
 AVERAGED = "averaged.safetensors"
 _STATE, _OPTIMIZER, _BUFFERS, _MANIFEST = "state.json", "optimizer.pt", "buffers.safetensors", "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_MAX_JSON_BYTES = 2**24
 
 
 @dataclass
@@ -81,6 +84,9 @@ class TrainState:
             self.epochs_without_gain += 1
         self.epochs_scored = epoch
         return is_best
+
+
+_STATE_READER = TypeAdapter(with_config(ConfigDict(extra="forbid"))(TrainState))
 
 
 class Checkpoints:
@@ -167,7 +173,8 @@ class Checkpoints:
         """Steps of the checkpoints that are there under their final name, rising."""
         if not self._root.is_dir():
             return []
-        names = (_NAME.fullmatch(entry.name) for entry in self._root.iterdir())
+        directories = (entry for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink())
+        names = (_NAME.fullmatch(entry.name) for entry in directories)
         return sorted(int(name[1]) for name in names if name)
 
     def _directory(self, step: int) -> Path:
@@ -179,7 +186,7 @@ class Checkpoints:
         What lies after the newest was damaged and passed over: the run comes there again.
         """
         for partial in self._root.glob(".step-*.part"):  # a write that was cut off
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
         present = self._steps()
         steps = [step for step in present if step <= newest]
         states = {step: state for step in steps if (state := self._read_state(step))}
@@ -192,10 +199,11 @@ class Checkpoints:
 
     def _read_state(self, step: int) -> TrainState | None:
         try:
-            values: dict[str, Any] = dict(json.loads((self._directory(step) / _STATE).read_text()))
-            return TrainState(**values)
-        except (OSError, ValueError, TypeError):
+            text = read_text(self._directory(step) / _STATE, max_bytes=_MAX_JSON_BYTES)
+            state = _STATE_READER.validate_json(text, strict=True)
+        except (OSError, ValueError):
             return None
+        return state if state.step == step and 0 <= state.best_step <= step else None
 
     def find_newest(self) -> tuple[TrainState | None, list[str]]:
         """Where the run stands in its newest whole checkpoint; sets the links to it, which a crash may have kept back.
@@ -229,7 +237,7 @@ class Checkpoints:
         for old in self._root.glob(".step-*.old"):
             target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
             if target.exists():
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
             else:
                 old.rename(target)
 
@@ -237,7 +245,7 @@ class Checkpoints:
         """What is wrong with a checkpoint: files against their sizes and digests in the manifest."""
         directory = self._directory(step)
         try:
-            manifest = json.loads((directory / _MANIFEST).read_text())
+            manifest = parse_json(read_text(directory / _MANIFEST, max_bytes=_MAX_JSON_BYTES))
             if not isinstance(manifest, dict) or not manifest.keys() >= {WEIGHTS, _OPTIMIZER, _BUFFERS, _STATE}:
                 return f"{_MANIFEST} is incomplete"
             there = _describe_files(directory)
@@ -246,18 +254,22 @@ class Checkpoints:
         wrong = [name for name, entry in manifest.items() if there.get(name) != entry]
         return f"{wrong[0]} is not what was written" if wrong else None
 
+    def weights_of(self, step: int, name: str = WEIGHTS) -> Path:
+        """The file that holds a checkpoint's weights: WEIGHTS, or AVERAGED for their moving average."""
+        return self._directory(step) / name
+
     def load_weights(self, network: nn.Module, step: int, name: str = WEIGHTS) -> None:
         """Put a checkpoint's weights into an unwrapped network.
 
         Args:
             network: on any device.
             step: of the checkpoint.
-            name: WEIGHTS, or AVERAGED for their moving average.
+            name: as of `weights_of`.
 
         Raises:
             UserError: the file is missing, damaged, or of another network.
         """
-        path = self._directory(step) / name
+        path = self.weights_of(step, name)
         load_state(network, read_state(path), source=str(path))
 
     def load(
@@ -275,6 +287,7 @@ class Checkpoints:
         try:
             with warnings.catch_warnings(action="ignore"):  # they announce what ends as an error anyway
                 saved = torch.load(path, map_location="cpu", weights_only=True)
+            _check_fits(saved["optimizer"], optimizer)
             optimizer.load_state_dict(saved["optimizer"])
             buffers = load_file(path.with_name(_BUFFERS))
             for name, each in networks.items():
@@ -287,6 +300,22 @@ class Checkpoints:
             ) from None
         if self._accelerator.scaler is not None and saved["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def _check_fits(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """An optimizer takes whatever it is given, and would fail, or do something else, in its next step.
+
+    Raises:
+        ValueError: settings of other types, or a state that is none of the parameters' own.
+    """
+    for given, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        if any(type(given.get(key, value)) is not type(value) for key, value in own.items()):
+            raise ValueError("other settings")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, values in saved["state"].items():
+        shapes = (parameters[place].shape, torch.Size())
+        if any(value is not None and torch.as_tensor(value).shape not in shapes for value in values.values()):
+            raise ValueError("a state of other shapes")
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -303,7 +332,7 @@ def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     return {
         file.name: {"bytes": file.stat().st_size, "blake2b": _digest(file)}
         for file in sorted(directory.iterdir())
-        if file.name != _MANIFEST
+        if file.name != _MANIFEST and file.is_file()
     }
 
 

@@ -21,7 +21,10 @@ import tyro
 from accel_flowers import __version__
 from accel_flowers.config import Config
 from accel_flowers.config_reading import config_from_flags, load_recipe, recipe_names
-from accel_flowers.errors import Interrupted, PeerLost, UserError, did_you_mean
+from accel_flowers.errors import Interrupted, PeerLost, UserError, did_you_mean, printable
+
+_LONGEST_MESSAGE = 20_000
+"""Characters; a name inside a stranger's file may have millions."""
 
 
 def _train(words: Sequence[str]) -> int:
@@ -34,11 +37,18 @@ def _train(words: Sequence[str]) -> int:
     recipe = words[0]
     config = config_from_flags(load_recipe(recipe), words[1:], program=program, speaks=_is_main_process())
     if config.run_dir is None:
-        config = config.model_copy(update={"run_dir": f"runs/{Path(recipe).stem}"})
+        config = config.model_copy(update={"run_dir": _default_run_dir(Path(recipe).stem, config)})
     from accel_flowers.train import train
 
     train(config)
     return 0
+
+
+def _default_run_dir(recipe: str, config: Config) -> str:
+    sweep, run = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and run:
+        return f"runs/sweep-{sweep}/{run}"  # a W&B sweep runs one recipe many times
+    return f"runs/{recipe}" + ("-fast-dev-run" if config.debug.fast_dev_run else "")
 
 
 @dataclass(frozen=True)
@@ -74,14 +84,14 @@ def _evaluate(words: Sequence[str]) -> int:
 def _scores_in_words(scores: dict[str, object]) -> str:
     per_class = scores["per_class"]
     assert isinstance(per_class, dict)
-    width = max(len(name) for name in per_class)
+    width = max(len(printable(name)) for name in per_class)
     lines = [
         f"{scores['num_images']} pictures ({scores['part']}): accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f}, "
         f"macro F1 {scores['macro_f1']:.4f}",
         f"{'':<{width}}  precision  recall      F1  pictures",
     ]
     lines += [
-        f"{name:<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['count']:8d}"
+        f"{printable(name):<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['count']:8d}"
         for name, row in per_class.items()
     ]
     return "\n".join(lines)
@@ -294,9 +304,15 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except UserError as error:
         if _is_main_process():
-            print("\n".join([f"accel-flowers: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+            print(f"accel-flowers: {_message(error)}", file=sys.stderr)
         _let_main_speak()
         sys.exit(2)
+
+
+def _message(error: UserError) -> str:
+    """What the error says, fit for a terminal."""
+    words = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    return printable(words[:_LONGEST_MESSAGE], lines=True)
 
 
 def _let_main_speak() -> None:

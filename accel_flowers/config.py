@@ -73,6 +73,15 @@ TransformList = Annotated[
 ]
 
 
+def _is_utf8(text: str) -> bool:
+    """Not so where the shell gave bytes of another encoding, which no file of a run could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class Section(BaseModel):
     """What all sections share: unknown keys are errors, values cannot change after reading."""
 
@@ -85,6 +94,10 @@ class Section(BaseModel):
         field = cls.model_fields[str(info.field_name)]
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("true and false are not allowed here")
+        if isinstance(value, int) and abs(value) > 2**63:
+            raise ValueError("must be a number of 64 bits")
+        if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+            raise ValueError("must be UTF-8 text without NUL characters")
         return None if value == "None" and field.default is None else value
 
 
@@ -114,7 +127,7 @@ class DataConfig(Section):
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
     std: Annotated[ThreeNumbers, StandardDeviation] = (0.229, 0.224, 0.225)
     """Standard deviation that is divided by, in the same scale."""
-    num_workers: int | None = Field(default=None, ge=0)
+    num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
 
 
@@ -226,6 +239,27 @@ class CheckpointConfig(Section):
     """Best checkpoints that are kept."""
 
 
+class DebugConfig(Section):
+    fast_dev_run: bool = False
+    """Everything once and quickly: one epoch of two steps, one batch of each evaluation; to see that a recipe runs."""
+    subset: float | None = Field(default=None, gt=0, le=1)
+    """Share of the pictures of each part and class to work with, 0..1; the others are listed as left out in split.json."""
+    overfit_batches: int | None = Field(default=None, ge=1)
+    """Train on so many steps' worth of pictures again and again, without augmentation, and validate on the same: a network that can learn comes close to loss 0."""
+    profile: bool = False
+    """Profile a few steps: a Chrome trace and a table of data, forward, backward and optimizer in RUN_DIR/profile."""
+    detect_anomaly: bool = False
+    """Name the operation whose gradient is nan (torch's anomaly detection; about twice as slow)."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, also on a GPU; an error where an operation has none."""
+
+    @model_validator(mode="after")
+    def _one_way_to_see_less(self) -> DebugConfig:
+        if sum([self.fast_dev_run, self.subset is not None, self.overfit_batches is not None]) > 1:
+            raise ValueError("fast_dev_run, subset and overfit_batches go one at a time")
+        return self
+
+
 class TrackingConfig(Section):
     wandb: Literal["off", "online", "offline"] = "off"
     """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
@@ -260,6 +294,8 @@ class Config(Section):
     """Moving average of the weights."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved, and what is kept."""
+    debug: DebugConfig = DebugConfig()
+    """To find out what is wrong, on one GPU or none."""
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
 

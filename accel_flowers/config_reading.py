@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,12 +14,26 @@ from pydantic import BaseModel, ValidationError
 
 from accel_flowers.config import Config, Section
 from accel_flowers.errors import UserError, did_you_mean
-from accel_flowers.yaml_text import parse_yaml
+from accel_flowers.reading import read_text
+from accel_flowers.yaml_text import MAX_BYTES, parse_yaml
 
 RECIPES = resources.files("accel_flowers") / "recipes"
 
 ENVIRONMENT_KEY = "environment"
 """Key under which a run's config.yaml records versions and hardware; ignored when such a file is read as a recipe."""
+
+
+_SHOWN_MISTAKES = 50
+_SHORT = reprlib.Repr()
+"""Writes what was given in a line, whatever it is."""
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = (
+    5,
+    9,
+    9,
+    200,
+    50,
+    200,
+)
 
 
 def recipe_names() -> list[str]:
@@ -32,13 +48,8 @@ def load_recipe(name_or_path: str) -> Config:
         UserError: unknown name, unreadable file, or mistakes in it (all of them in one message).
     """
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            cause = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise UserError(f"The recipe {path} cannot be read: {cause}.") from None
-        return config_from_yaml(text, source=str(path))
+    if path.suffix in (".yaml", ".yml") or os.path.isfile(path):  # unlike Path's, it answers for any name
+        return read_config(path, what=f"The recipe {path}")
     names = recipe_names()
     if name_or_path not in names:
         raise UserError(
@@ -46,6 +57,23 @@ def load_recipe(name_or_path: str) -> Config:
             f"Recipes: {', '.join(names)}. A recipe of your own is the path of a .yaml file."
         )
     return config_from_yaml((RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}")
+
+
+def read_config(path: Path, *, what: str) -> Config:
+    """Read and validate a file.
+
+    Args:
+        path: the file.
+        what: how a message calls it where it cannot be read.
+
+    Raises:
+        UserError: an unreadable file, or mistakes in it.
+    """
+    try:
+        text = read_text(path, max_bytes=MAX_BYTES)
+    except OSError as error:
+        raise UserError(f"{what} cannot be read: {error.strerror}.") from None
+    return config_from_yaml(text, source=str(path))
 
 
 def config_from_yaml(text: str, *, source: str) -> Config:
@@ -119,7 +147,10 @@ def _unchecked_section(info: tyro.constructors.StructTypeInfo) -> tyro.construct
 
 def describe_mistakes(error: ValidationError) -> str:
     """Every mistake on a line of its own: the field, what was given, what is allowed."""
-    return "\n".join(_describe_mistake(mistake) for mistake in error.errors())
+    mistakes = error.errors()
+    lines = [_describe_mistake(mistake) for mistake in mistakes[:_SHOWN_MISTAKES]]
+    more = len(mistakes) - len(lines)
+    return "\n".join([*lines, *([f"  and {more} more"] if more else [])])
 
 
 def _describe_mistake(mistake: Mapping[str, Any]) -> str:
@@ -139,7 +170,7 @@ def _describe_mistake(mistake: Mapping[str, Any]) -> str:
     if mistake["type"] in ("model_type", "model_attributes_type"):
         message = f"must be a section with fields of its own: {', '.join(section.model_fields)}"
     given = mistake["input"]
-    shown = "" if isinstance(given, (BaseModel, dict)) else f" (given: {given!r})"
+    shown = "" if isinstance(given, (BaseModel, dict)) else f" (given: {_SHORT.repr(given)})"
     return f"  {field or 'configuration'}: {message}{shown}"
 
 

@@ -60,3 +60,18 @@ def did_you_mean(given: str, allowed: list[str] | tuple[str, ...]) -> str:
 
     close = difflib.get_close_matches(given, allowed, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text as a terminal may show it: what would move the cursor, colour or reverse what follows comes as an escape.
+
+    Args:
+        text: for example the name of a file, which may hold any character.
+        lines: whether line breaks are part of the text.
+    """
+    return "".join(
+        character
+        if character.isprintable() or (lines and character == "\n")
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )

@@ -24,6 +24,13 @@ def can_run_short(device: torch.device) -> bool:
     return device.type != "cpu" or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory that was in use so far: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
 def smaller_micro_batches(plan: StepPlan) -> list[int]:
     """Micro-batches to try, the plan's own first, each at most half of the one before, all dividing the global batch."""
     sizes = [plan.micro_batch]

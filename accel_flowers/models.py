@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import math
+import os
 import pickle
 import re
 import sys
@@ -236,20 +237,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             without tensors.
     """
     file = Path(path).expanduser()
-    if file.is_dir():
+    if os.path.isdir(file):  # unlike Path's methods, those of os.path answer for any name
         raise UserError(f"{path} is a folder; give the file of weights in it ({', '.join(_SUFFIXES)}).")
     if file.suffix.lower() not in _SUFFIXES:
         raise UserError(
             f"model.weights is imagenet, none or a file that ends in {', '.join(_SUFFIXES)}, not '{path}'."
             f"{did_you_mean(str(path), ['imagenet', 'none'])}"
         )
-    if not file.exists():
+    if not os.path.isfile(file):
         raise UserError(f"There is no file of weights {path}.")
     content = _read(file)
     for nest in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
     state = _tidy(content) if isinstance(content, Mapping) else {}
+    if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        raise UserError(f"{path} holds tensors without plain values, for example {_few(odd)}: weights are no such.")
     if not state:
         raise UserError(f"{path} holds no tensors by name. Save them with `torch.save(model.state_dict(), PATH)`.")
     return state
@@ -284,6 +287,12 @@ def _tidy(content: Mapping[Any, Any]) -> dict[str, Tensor]:
                 name = pattern.sub(new, name)
             state[name] = value
     return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Not sparse, nor on the meta device, nor a few bytes that claim to be a large tensor."""
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _adopt_picture_size(network: nn.Module, state: Mapping[str, Tensor]) -> None:

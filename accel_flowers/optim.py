@@ -51,9 +51,11 @@ def _parameter_groups(network: nn.Module, config: OptimConfig) -> list[dict[str,
                 continue
             exempt = not config.decay_norms_and_biases and (isinstance(module, _NORMS) or name.endswith("bias"))
             (spared if exempt else decayed).append(parameter)
+    if not spared:
+        return [{"name": "all", "params": decayed, "weight_decay": config.weight_decay}] if decayed else []
     groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
+        {"name": "weights", "params": decayed, "weight_decay": config.weight_decay},
+        {"name": "norms_and_biases", "params": spared, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -62,6 +64,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every parameter group this learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def lr_of_groups(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Name of each parameter group → its learning rate."""
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 
 def build_lr_schedule(config: ScheduleConfig, *, lr: float, epochs: int) -> LearningRate:

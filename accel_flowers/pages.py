@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from accel_flowers import __version__
-from accel_flowers.data.decode import BadImageError, glance_at
+from accel_flowers.data.decode import MAX_BYTES, BadImageError, glance_at
+from accel_flowers.errors import printable
 from accel_flowers.files import writing
-from accel_flowers.progress import printable
+from accel_flowers.reading import read_file
 
 MAX_THUMBNAILS = 240
 """On one page; at 5 to 8 KB each the page stays below 3 MB."""
@@ -48,7 +49,7 @@ class Thumbnails:
 
 def _thumbnail(source: bytes | str, name: str) -> str | None:
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
         picture = glance_at(data, name, side=_SIDE).small
     except (BadImageError, OSError):
         return None

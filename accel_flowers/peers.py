@@ -192,7 +192,8 @@ class Peers:
             last = now
             if self._leaving.is_set():
                 continue
-            apart = [now - together_at for together_at in self._together_at]
+            # As far as is known: of a silent one it is not known where it stands.
+            apart = [heard - together for heard, together in zip(self._heard_at, self._together_at, strict=True)]
             self._lose(judge(self._rank, self._standings(), self._silent(now), apart))
             if self._lost is not None and not self._left.wait(GRACE_SECONDS) and not self._leaving.is_set():
                 print(f"accel-flowers: process {self._rank}: {self._lost}", file=sys.stderr, flush=True)

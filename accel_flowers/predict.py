@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from accel_flowers.data.decode import IMAGE_EXTENSIONS, BadImageError, decode_image
+from accel_flowers.data.decode import IMAGE_EXTENSIONS, MAX_BYTES, BadImageError, decode_image
 from accel_flowers.errors import UserError
 from accel_flowers.models import wants_channels_last
+from accel_flowers.reading import read_file
 from accel_flowers.saved_model import ModelCard, SavedModel, load_card, load_model
 
 _AHEAD = 3
@@ -40,29 +41,35 @@ class Row:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, the pictures below folders, and what patterns match, each sorted; hidden ones are passed over.
+    """Files as given, what is named like a picture below folders, and what patterns match, each sorted; no hidden ones.
 
-    A pattern (`*`, `?`, `[a-z]`, `**` for folders of any depth) is one that names no file; of what it matches, pictures by
-    their names are taken, and folders are looked into.
+    A pattern (`*`, `?`, `[a-z]`, `**` for folders of any depth) is one that names no file; of what it matches, files named
+    like pictures are taken, and folders are looked into. What is not there or no file at all (a broken link, an empty
+    folder called 1.jpg) is among them: it gets its row, as any picture that cannot be read.
 
     Raises:
-        UserError: a pattern that matches no picture, or nothing to predict.
+        UserError: a pattern that matches no picture, nothing to predict, or folders nested too deeply to look into.
     """
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike Path's methods, it answers for any name
             found += _below(path)
         elif glob.has_magic(str(path)) and not os.path.lexists(path):
             found += _matches(str(path))
         else:
-            found.append(path)  # one that is not there gets its row, as any that cannot be read
+            found.append(path)
     if not found:
         raise UserError(f"No pictures in {', '.join(map(repr, map(str, paths)))}.")
     return found
 
 
 def _below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if _is_picture(file.relative_to(folder)) and file.is_file())
+    try:
+        named = sorted(file for file in folder.rglob("*") if _is_picture(file.relative_to(folder)))
+    except RecursionError:
+        raise UserError(f"'{folder}' holds folders nested hundreds of levels deep. Give the files.") from None
+    holders = {holder for file in named for holder in file.parents}
+    return [file for file in named if file not in holders]
 
 
 def _matches(pattern: str) -> list[Path]:
@@ -154,7 +161,7 @@ def predict_files(
 def _read(file: Path, saved: SavedModel) -> Tensor | str:
     """The picture as the network's input size, uint8 [3, H, W]; or the cause why not."""
     try:
-        picture = decode_image(file.read_bytes(), str(file))
+        picture = decode_image(read_file(file, max_bytes=MAX_BYTES), str(file))
     except BadImageError as error:
         return error.cause
     except OSError as error:

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from accel_flowers.errors import printable
 from accel_flowers.gallery import Gallery
 from accel_flowers.predict import check_words, find_pictures, predict_files
 from accel_flowers.prediction_output import Format, RowOutput, choose_format, describe_probabilities
-from accel_flowers.progress import counted, printable, tell
+from accel_flowers.progress import counted, tell
 
 
 def predict_to_outputs(

@@ -10,9 +10,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from accel_flowers.errors import UserError
+from accel_flowers.errors import UserError, printable
 from accel_flowers.files import check_writable, writing
-from accel_flowers.progress import printable
 
 if TYPE_CHECKING:
     from accel_flowers.predict import Row

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, gather_object
 from torch import Tensor, nn
 
 from accel_flowers.errors import UserError
+from accel_flowers.launcher import rendezvous_url
 
 T = TypeVar("T")
 
@@ -67,7 +68,10 @@ def build_accelerator(
             else None,
             # Micro-batches are dealt out as they are: nothing is padded, so nothing is counted twice.
             dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(init_method=rendezvous_url()),
+            ],
         )
     except ValueError as error:
         if "mixed precision" not in str(error):

@@ -9,11 +9,13 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from accel_flowers.errors import printable
+
 
 def tell(*lines: str) -> None:
     """Print lines without tearing a progress bar."""
     for line in lines:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line, lines=True), file=sys.stderr)
 
 
 _T = TypeVar("_T")
@@ -40,11 +42,6 @@ def counted(things: Iterable[_T], total: int, *, unit: str, bar: bool = True) ->
             spoke = now
             tell(f"{done:,} of {total:,} {unit}s, {_clock((now - begun) / done * (total - done))} left")
         yield thing
-
-
-def printable(text: str) -> str:
-    """Text of others, such as the name of a file, as part of one line: what moves the cursor is written out."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 class Progress:

@@ -9,10 +9,12 @@ model/               best weights, class names, preprocessing: all that evaluate
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import platform
+import re
 import secrets
 import tempfile
 import time
@@ -24,43 +26,50 @@ import torch
 
 from accel_flowers import __version__
 from accel_flowers.config import Config, config_to_dict
-from accel_flowers.config_reading import ENVIRONMENT_KEY, config_from_yaml
+from accel_flowers.config_reading import ENVIRONMENT_KEY, read_config
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably, writing
-from accel_flowers.yaml_text import dump_yaml, parse_yaml
+from accel_flowers.launcher import identify_launcher, is_restart_of, num_restarts
+from accel_flowers.reading import parse_json, read_text
+from accel_flowers.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 
 CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
 _LOCK_FILE = ".lock"
+_LAUNCHER_KEY = "launcher"
+_MAX_METRICS_BYTES = 2**30
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
-    "train.on_nan",
+    "train.on_nan", "debug.profile", "debug.detect_anomaly",
 )  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew."""
 
 
 def holds_run(run_dir: Path) -> bool:
     """Whether a run was begun here."""
-    return (run_dir / CONFIG_FILE).exists()
+    return os.path.exists(run_dir / CONFIG_FILE)
 
 
 def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     """See that nothing would be overwritten, and that a resumed run is the same run.
 
+    The run that this launcher's earlier processes began goes on unasked.
+
     Raises:
         UserError: the directory holds a run and resuming was not asked for, another configuration is given, or the run
             is still going on.
     """
-    if run_dir.exists() and not run_dir.is_dir():
+    if os.path.exists(run_dir) and not run_dir.is_dir():
         raise UserError(f"The run directory '{run_dir}' is a file. Give another one with --run-dir DIR.")
     if not holds_run(run_dir):
         _check_writable(run_dir)
         return
-    if config.resume == "never":
+    goes_on = num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
+    if config.resume == "never" and not goes_on:
         raise UserError(
             f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
             "or give another directory with --run-dir DIR."
         )
-    before = config_from_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), source=str(run_dir / CONFIG_FILE))
+    before = read_config(run_dir / CONFIG_FILE, what=f"'{run_dir / CONFIG_FILE}'")
     old, new = fixed_fields(before), fixed_fields(config)
     changed = [
         f"  {name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in sorted(old) if old[name] != new[name]
@@ -76,8 +85,10 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
 
 def _check_writable(run_dir: Path) -> None:
     """Before anything is computed that could then not be written."""
-    existing = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if folder.exists())
+    existing = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if os.path.exists(folder))
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(run_dir)  # a name that no directory can have fails in another way
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -158,8 +169,8 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     """Make the directory where it is not there, and keep it for this run.
 
     Returns:
-        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), versions
-        and hardware.
+        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), the
+        launcher that began it, versions and hardware.
 
     Raises:
         UserError: the directory cannot be made, or another run began in it just now.
@@ -171,9 +182,25 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     if holds_run(run_dir) != held_run:
         raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
     if held_run:
-        values = parse_yaml((run_dir / CONFIG_FILE).read_text("utf-8"), str(run_dir / CONFIG_FILE))
-        return dict(values[ENVIRONMENT_KEY])
-    return {"run_id": secrets.token_hex(4), **_versions_and_hardware()}
+        return _read_environment(run_dir / CONFIG_FILE)
+    launcher = identify_launcher()
+    return {
+        # The agent of a W&B sweep has named the run already.
+        "run_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
+        **({_LAUNCHER_KEY: launcher} if launcher else {}),
+        **_versions_and_hardware(),
+    }
+
+
+def _read_environment(file: Path) -> dict[str, Any]:
+    try:
+        values = parse_yaml(read_text(file, max_bytes=MAX_BYTES), str(file))
+    except OSError as error:
+        raise UserError(f"'{file}' cannot be read: {error.strerror}.") from None
+    environment = values.get(ENVIRONMENT_KEY) if isinstance(values, dict) else None
+    if not isinstance(environment, dict) or not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(environment.get("run_id"))):
+        raise UserError(f"'{file}' does not tell the run_id of the run under '{ENVIRONMENT_KEY}': letters and digits.")
+    return {**environment, "run_id": str(environment["run_id"])}
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
@@ -215,3 +242,26 @@ def _cpu_name() -> str:
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that was cut off by a crash is left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is none that a run wrote; the message says which.
+    """
+    try:
+        lines = read_text(path, max_bytes=_MAX_METRICS_BYTES).split("\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _parse_line(line: str, place: str) -> dict[str, Any]:
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{place} is damaged ({error}). Remove the line, or mend it.") from None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        raise UserError(f"{place} is no line of a run's scores: it needs a 'step'. Remove the line, or mend it.")
+    return values

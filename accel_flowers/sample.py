@@ -24,6 +24,7 @@ Colour: TypeAlias = tuple[int, int, int]
 Points: TypeAlias = npt.NDArray[np.complex128]  # x + iy, because turning a shape is then one multiplication
 
 _SMALLEST_IMAGE = 32  # below this the petals are no longer visible
+_LARGEST_IMAGE = 2048
 _OVERSAMPLING = 3  # drawn this much larger and then reduced: Pillow's shapes have hard edges
 _ALONG = np.linspace(0, 1, 16)  # the way from one end of a petal or a stem to the other
 # Half the width of a petal on that way.
@@ -48,8 +49,10 @@ def draw_sample(directory: Path, *, images_per_class: int = 200, image_size: int
     """
     if images_per_class < 1:
         raise UserError(f"Cannot draw {images_per_class} images per class; ask for 1 or more.")
-    if image_size < _SMALLEST_IMAGE:
-        raise UserError(f"Cannot draw pictures of {image_size} pixels; ask for {_SMALLEST_IMAGE} or more.")
+    if not _SMALLEST_IMAGE <= image_size <= _LARGEST_IMAGE:
+        raise UserError(
+            f"Cannot draw pictures of {image_size} pixels; ask for {_SMALLEST_IMAGE} or more, up to {_LARGEST_IMAGE}."
+        )
     target = directory.resolve()
     try:
         if target.exists() and any(target.iterdir()):

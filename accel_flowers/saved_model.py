@@ -7,13 +7,14 @@ is a name of torchvision's, the transforms are names checked like a recipe's.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,9 +24,12 @@ from accel_flowers.data.transforms import Normalizer, PictureTransform, build_tr
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably, writing
 from accel_flowers.models import build_network, clean_state_dict, load_state, wants_channels_last
+from accel_flowers.reading import read_file
 
 WEIGHTS = "model.safetensors"
 CARD = "config.json"
+_MAX_CARD_BYTES = 2**30
+"""The scores hold a confusion matrix: with five thousand classes the card has half of it."""
 
 
 class ModelCard(BaseModel):
@@ -101,15 +105,15 @@ def load_card(directory: Path) -> ModelCard:
         UserError: no such folder, not one of ours, or tampered with; the message names what is wrong.
     """
     path = directory / CARD
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path's method, it answers for any name
         inner = directory / "model"
-        hint = f" Did you mean {inner}?" if (inner / CARD).is_file() else ""
+        hint = f" Did you mean {inner}?" if os.path.isfile(inner / CARD) else ""
         raise UserError(f"'{directory}' is no model folder: it has no {CARD}.{hint} A run writes it to RUN_DIR/model.")
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
+        return ModelCard.model_validate_json(read_file(path, max_bytes=_MAX_CARD_BYTES))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        place = ".".join(str(part)[:100] for part in first["loc"]) or "the file"
         cause = first["msg"].removeprefix("Value error, ")
         raise UserError(f"{path} is damaged or not of this program: {place}: {cause}.") from None
     except OSError as error:
@@ -123,11 +127,11 @@ def load_model(directory: Path) -> SavedModel:
         UserError: as `load_card`; weights that cannot be read or do not fit the architecture.
     """
     card = load_card(directory)
-    try:
-        network, _ = build_network(card.architecture, len(card.class_names), weights="none", dropout=card.dropout)
-    except UserError as error:
-        raise UserError(f"{directory / CARD}: architecture: {error}") from None
-    load_state(network, read_state(directory / WEIGHTS), source=str(directory / WEIGHTS))
+    source, state = str(directory / WEIGHTS), read_state(directory / WEIGHTS)
+    with torch.device("meta"):  # nothing is allocated for a card that names a giant: its weights would be as large
+        load_state(_build(directory, card), state, source=source)
+    network = _build(directory, card)
+    load_state(network, state, source=source)
     transform, _ = build_transform(card.transforms, field=f"{directory / CARD}: transforms")
     return SavedModel(
         card=card,
@@ -137,13 +141,22 @@ def load_model(directory: Path) -> SavedModel:
     )
 
 
+def _build(directory: Path, card: ModelCard) -> nn.Module:
+    try:
+        return build_network(card.architecture, len(card.class_names), weights="none", dropout=card.dropout)[0]
+    except UserError as error:
+        raise UserError(f"{directory / CARD}: architecture: {error}") from None
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing, no regular file, or damaged.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # noqa: BLE001 - a damaged file makes its reader fail in any way it likes
         raise UserError(f"The weights {path} cannot be read: {error}.") from None

@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.jsonl` always; W&B and TensorBoard through Accelerate, on request."""
+"""Where the numbers of a run go: `metrics.jsonl` always, dashboards on request; all of them trackers of Accelerate."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import wandb
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config import TrackingConfig
+from accel_flowers.dashboards import Scored, TensorBoardTracker, WandbTracker
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably, writing
+from accel_flowers.processes import decided_by_main
+from accel_flowers.run_dir import METRICS_FILE, read_metrics
 
 
 class JsonlTracker(GeneralTracker):
@@ -49,12 +51,6 @@ class JsonlTracker(GeneralTracker):
             file.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line that was cut off by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    return [json.loads(line) for line in lines[:-1]]
-
-
 def forget_after(path: Path, step: int, *, scored: bool) -> None:
     """Drop the lines that a run resumed at `step` will write again.
 
@@ -73,62 +69,85 @@ def forget_after(path: Path, step: int, *, scored: bool) -> None:
     write_text_durably(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
-def tracker_names(config: TrackingConfig) -> list[str]:
-    """The trackers of Accelerate that a configuration asks for.
+def build_trackers(config: TrackingConfig, run_dir: Path) -> list[GeneralTracker]:
+    """The trackers that a configuration asks for; `start_trackers` opens them.
 
     Raises:
         UserError: TensorBoard is asked for and not installed.
     """
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("tracking.tensorboard needs the package tensorboard: pip install 'accel-flowers[tensorboard]'.")
-    return [name for name, on in (("wandb", config.wandb != "off"), ("tensorboard", config.tensorboard)) if on]
+    trackers: list[GeneralTracker] = [JsonlTracker(run_dir / METRICS_FILE)]
+    if config.wandb != "off":
+        # In front: a line of metrics.jsonl says that W&B has it, too.
+        trackers.insert(0, WandbTracker(run_dir, config))
+    if config.tensorboard:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise UserError(
+                "tracking.tensorboard needs the package tensorboard: pip install 'accel-flowers[tensorboard]'."
+            )
+        trackers.append(TensorBoardTracker(run_dir / "tensorboard"))
+    return trackers
 
 
-def start_trackers(
-    accelerator: Accelerator, config: TrackingConfig, values: dict[str, Any], *, run_dir: Path, run_id: str
-) -> None:
+def start_trackers(accelerator: Accelerator, values: dict[str, Any], *, run_id: str, next_step: int) -> None:
     """Open the trackers on the main process; the others take part without opening anything.
 
     Args:
-        accelerator: made with `tracker_names` and a `JsonlTracker`.
-        config: which, and how W&B's run is called.
+        accelerator: made with the trackers of `build_trackers`.
         values: the resolved configuration.
-        run_dir: where local files go.
         run_id: identity of the W&B run, the same after a resume.
+        next_step: the first step that will be logged.
 
     Raises:
         UserError: W&B refuses, for example because nobody is logged in.
     """
-    init = {"id": run_id, "resume": "allow", "mode": config.wandb, "name": config.wandb_name or run_dir.name}
-    settings = wandb.Settings(quiet=True, console="off")
-    try:
-        accelerator.init_trackers(
-            config.wandb_project,
-            init_kwargs={"wandb": {**init, "dir": str(run_dir), "settings": settings}},
-        )
-    except wandb.errors.Error as error:
-        raise UserError(
-            f"W&B does not start: {error} Log in with `wandb login`, or use --tracking.wandb offline and `wandb sync` later."
-        ) from None
-    for tracker in accelerator.trackers:
-        tracker.store_init_configuration(_flat(values) if tracker.name == "tensorboard" else values)
+
+    def open_them() -> None:
+        for tracker in accelerator.log_with:
+            if isinstance(tracker, WandbTracker):
+                tracker.open(run_id)
+            if isinstance(tracker, TensorBoardTracker):
+                tracker.open(next_step)
+
+    decided_by_main(accelerator, open_them)
+    accelerator.init_trackers("", config=values)
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """TensorBoard takes numbers and words, not sections."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, (int, float, str, bool)) else str(value)
-    return flat
+def show(accelerator: Accelerator, scored: Scored, *, step: int, epoch: float) -> None:
+    """Confusion matrix, scores of each class and the worst pictures, where a dashboard can show them."""
+    if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            if isinstance(tracker, (WandbTracker, TensorBoardTracker)):
+                tracker.show(scored, step=step, epoch=epoch)
+
+
+def forget_shown(accelerator: Accelerator, step: int) -> None:
+    """A rollback: what comes after `step` will come again with other values, and is shown again."""
+    if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            if isinstance(tracker, WandbTracker):
+                tracker.forget_after(step)
+
+
+def show_model(accelerator: Accelerator, model_dir: Path, *, last_weights: Path | None) -> None:
+    """Keep the model where the dashboard keeps such things.
+
+    Args:
+        accelerator: its trackers.
+        model_dir: the best weights with all that belongs to them.
+        last_weights: those of the last epoch; None where these are the best.
+    """
+    if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            if isinstance(tracker, WandbTracker):
+                tracker.keep_model(model_dir, last_weights)
 
 
 def write_summary(accelerator: Accelerator, values: dict[str, Any]) -> None:
     """Put final values where W&B shows one number for the whole run."""
-    if accelerator.is_main_process and any(tracker.name == "wandb" for tracker in accelerator.trackers):
-        accelerator.get_tracker("wandb", unwrap=True).summary.update(values)
+    if accelerator.is_main_process:
+        for tracker in accelerator.trackers:
+            if isinstance(tracker, WandbTracker):
+                tracker.summarize(values)
 
 
 def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -7,27 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from accel_flowers.build import Run, build_run
-from accel_flowers.checkpoint import AVERAGED
 from accel_flowers.config import Config, config_to_dict
 from accel_flowers.data.batches import each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
+from accel_flowers.debugging import StepProfiler, shorten, stricter
 from accel_flowers.errors import Diverged, Interrupted, UserError
-from accel_flowers.evaluate import predict_loader
 from accel_flowers.freezing import set_training_mode
-from accel_flowers.memory import told_when_short
-from accel_flowers.meter import Meter
-from accel_flowers.metrics import headline, summarize
-from accel_flowers.optim import set_lr
+from accel_flowers.memory import peak_memory_gib, told_when_short
+from accel_flowers.meter import Meter, Reading
+from accel_flowers.optim import lr_of_groups, set_lr
 from accel_flowers.peers import Peers
-from accel_flowers.processes import average_buffers, build_accelerator, check_same_everywhere, decided_by_main
+from accel_flowers.processes import build_accelerator, check_same_everywhere, decided_by_main
 from accel_flowers.progress import Progress
 from accel_flowers.run_dir import (
     METRICS_FILE,
-    MODEL_DIR,
     SPLIT_FILE,
     RunDirLock,
     check_run_dir,
@@ -37,8 +33,8 @@ from accel_flowers.run_dir import (
     versions,
     write_config,
 )
-from accel_flowers.saved_model import WEIGHTS, save_model
-from accel_flowers.tracking import JsonlTracker, forget_after, prefixed, start_trackers, tracker_names, write_summary
+from accel_flowers.scoring import end_epoch, finish, is_scored, out_of_patience, save
+from accel_flowers.tracking import build_trackers, forget_after, forget_shown, prefixed, start_trackers
 from accel_flowers.watch import Watch
 
 MAX_ROLLBACKS = 3
@@ -59,9 +55,10 @@ def train(config: Config) -> dict[str, Any]:
         Interrupted: a signal; a checkpoint was written.
         PeerLost: another process is gone.
     """
+    config = shorten(config)
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
-    trackers = [JsonlTracker(run_dir / METRICS_FILE), *tracker_names(config.tracking)]
+    trackers = build_trackers(config.tracking, run_dir)
     accelerator = build_accelerator(trackers=trackers, run_dir=run_dir)
     with ExitStack() as stack:
         stack.callback(accelerator.end_training)
@@ -76,11 +73,13 @@ def train(config: Config) -> dict[str, Any]:
             Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process)
         )
         watch = stack.enter_context(Watch(accelerator, config.checkpoint, peers))
+        profiler = stack.enter_context(StepProfiler(config.debug, run_dir, accelerator, run.network))
+        stack.enter_context(stricter(config.debug))
         while True:
             try:
                 with told_when_short():
-                    loop(run, progress, watch)
-                return _finish(run, progress, watch)
+                    loop(run, progress, watch, profiler)
+                return finish(run, progress, watch)
             except Diverged as diverged:
                 _roll_back(run, diverged, progress)
 
@@ -100,16 +99,16 @@ def _begin(run: Run, lock: RunDirLock) -> None:
             }
             save_split(run.split, run_dir / SPLIT_FILE)
             write_config(run_dir, run.config, {**environment, **on})
-        forget_after(run_dir / METRICS_FILE, run.state.step, scored=_is_scored(run))
+        forget_after(run_dir / METRICS_FILE, run.state.step, scored=is_scored(run))
 
     decided_by_main(accelerator, write)
     values = config_to_dict(run.config)
-    start_trackers(accelerator, run.config.tracking, values, run_dir=run_dir, run_id=environment["run_id"])
+    start_trackers(accelerator, values, run_id=environment["run_id"], next_step=run.state.step + 1)
     if run.config.train.on_nan == "rollback" and not run.state.step:
-        _save(run)  # something to go back to from the first epoch, too
+        save(run)  # something to go back to from the first epoch, too
 
 
-def loop(run: Run, progress: Progress, watch: Watch) -> None:
+def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> None:
     """The whole training: one pass over the stream of micro-batches, from the step where the run stands; collective.
 
     Raises:
@@ -120,13 +119,13 @@ def loop(run: Run, progress: Progress, watch: Watch) -> None:
     config, plan, state = run.config, run.plan, run.state
     progress.line(_what_comes(run))
     meter = Meter(accelerator, plan, state.unread_losses)
-    if not _is_scored(run):
-        progress.line(_end_epoch(run, watch))  # a signal had cut off the evaluation
-    if _out_of_patience(run):
+    if not is_scored(run):
+        progress.line(end_epoch(run, watch))  # a signal had cut off the evaluation
+    if out_of_patience(run):
         return  # it was stopped early, and interrupted before the end
     set_training_mode(run.network)
     run.stream.start_step = state.step
-    for batch in each_batch(run.loaders["train"]):
+    for batch in meter.timed(each_batch(run.loaders["train"])):
         watch.begins(state.step, batch["micro_batch"])
         lr = run.lr_at(plan.epoch_at(state.step - state.skipped_steps)) * state.lr_factor
         set_lr(optimizer, lr)
@@ -148,27 +147,29 @@ def loop(run: Run, progress: Progress, watch: Watch) -> None:
             state.skipped_steps += 1
         elif run.ema:
             run.ema.update(state.step - state.skipped_steps)
+        if table := profiler.step():
+            progress.line(table)
         epoch_ends = plan.epochs_completed_at(state.step) > plan.epochs_completed_at(state.step - 1)
         log = epoch_ends or state.step % config.train.log_every_steps == 0
-        save, stop = watch.after_step(state.step)
-        if log or save or stop:
+        due, stop = watch.after_step(state.step)
+        if log or due or stop:
             _check_numbers(run, meter, lr)
         if log:
-            loss_mean, images_per_second = meter.read()
-            _log_step(run, loss_mean, lr, images_per_second)
-            progress.step(state.step, loss=loss_mean, lr=lr, images_per_second=images_per_second)
+            reading = meter.read()
+            _log_step(run, reading)
+            progress.step(state.step, loss=reading.loss, lr=lr, images_per_second=reading.images_per_second)
         if stop:
-            _save(run, meter, watch)
+            save(run, meter, watch)
             raise Interrupted(state.step)
         if epoch_ends:
-            progress.line(_end_epoch(run, watch))
-            if _out_of_patience(run):
+            progress.line(end_epoch(run, watch))
+            if out_of_patience(run):
                 progress.line(f"no gain in {state.epochs_without_gain} epochs: stopping early")
                 break
             set_training_mode(run.network)
             meter.restart()
-        elif save:
-            _save(run, meter, watch)
+        elif due:
+            save(run, meter, watch)
 
 
 def _what_comes(run: Run) -> str:
@@ -226,112 +227,20 @@ def _roll_back(run: Run, diverged: Diverged, progress: Progress) -> None:
     run.state.rollbacks = rollbacks + 1
     decided_by_main(
         run.accelerator,
-        lambda: forget_after(run.run_dir / METRICS_FILE, run.state.step, scored=_is_scored(run)),
+        lambda: forget_after(run.run_dir / METRICS_FILE, run.state.step, scored=is_scored(run)),
     )
+    forget_shown(run.accelerator, run.state.step)
     run.accelerator.log({"rollbacks": run.state.rollbacks, "diverged_at": diverged.step}, step=run.state.step)
-    _save(run)
+    save(run)
     progress.line(f"{diverged} Going back to step {run.state.step}, with the rate times {run.state.lr_factor:g}.")
 
 
-def _save(run: Run, meter: Meter | None = None, watch: Watch | None = None) -> None:
-    """Write a checkpoint of where the run stands; collective."""
-    run.state.unread_losses = meter.unread() if meter else []
-    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network)
-    if watch:
-        watch.saved()
-
-
-def _log_step(run: Run, loss: float, lr: float, images_per_second: float) -> None:
-    epoch = run.plan.epoch_at(run.state.step)
-    values = {"epoch": epoch, "train/loss": loss, "lr": lr, "speed/images_per_second": images_per_second}
+def _log_step(run: Run, reading: Reading) -> None:
+    speed = {name: getattr(reading, name) for name in ("images_per_second", "step_seconds", "data_wait")}
+    values = {
+        "epoch": run.plan.epoch_at(run.state.step),
+        "train/loss": reading.loss,
+        **prefixed("lr", lr_of_groups(run.optimizer)),
+        **prefixed("speed", {**speed, "peak_memory_gib": peak_memory_gib(run.accelerator.device)}),
+    }
     run.accelerator.log(values, step=run.state.step)
-
-
-def _is_scored(run: Run) -> bool:
-    """Whether every epoch that lies behind was evaluated."""
-    return run.state.epochs_scored == run.plan.epochs_completed_at(run.state.step)
-
-
-def _end_epoch(run: Run, watch: Watch) -> str:
-    """Score the validation part, save, remember whether this is the best so far; collective.
-
-    Returns:
-        The line for people.
-
-    Raises:
-        Interrupted: a signal; a checkpoint was written, and the evaluation will be done again.
-    """
-    state, metric = run.state, run.config.train.best_metric
-    epoch = run.plan.epochs_completed_at(state.step)
-    try:
-        scores = {"val": _score(run, "val", run.network, watch)}
-        if run.ema:
-            scores["val_ema"] = _score(run, "val", run.ema.network, watch)
-    except Interrupted:
-        _save(run, watch=watch)
-        raise
-    kept = scores.get("val_ema", scores["val"])
-    is_best = state.take(kept[metric], epoch=epoch, lower_is_better=metric == "loss")
-    values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
-    for name, each in scores.items():
-        values |= prefixed(name, headline(each))
-    run.accelerator.log(values, step=state.step)
-    _save(run, watch=watch)
-    if is_best:
-        decided_by_main(run.accelerator, lambda: _save_model(run, {"val": kept}))
-    averaged = f"  averaged {_in_words(kept)}" if run.ema else ""
-    best = "  best so far" if is_best else ""
-    return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(scores['val'])}{averaged}{best}"
-
-
-def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> dict[str, Any]:
-    set_training_mode(network)  # it says whose statistics move
-    average_buffers(network, run.accelerator)
-    predictions = predict_loader(
-        network,
-        run.loaders[part],
-        run.normalizer,
-        run.accelerator,
-        num_images=run.num_images[part],
-        after_round=watch.while_scoring(run.state.step),
-    )
-    return summarize(predictions, run.card.class_names)
-
-
-def _in_words(scores: dict[str, Any]) -> str:
-    return f"accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  macro F1 {scores['macro_f1']:.4f}"
-
-
-def _save_model(run: Run, results: dict[str, Any]) -> None:
-    where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
-    described = {part: {**scores, **where} for part, scores in results.items()}
-    save_model(run.run_dir / MODEL_DIR, run.kept_network, run.card.model_copy(update={"scores": described}))
-
-
-def _out_of_patience(run: Run) -> bool:
-    patience = run.config.train.early_stopping_epochs
-    return patience is not None and run.state.epochs_without_gain >= patience
-
-
-def _finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
-    """Score the best weights: validation again, and the test part for the first and only time; collective."""
-    state, network = run.state, run.kept_network
-    run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
-    parts = (part for part in ("val", "test") if part in run.loaders)
-    results: dict[str, Any] = {part: _score(run, part, network, watch) for part in parts}
-    where = {"epoch": state.best_epoch, "step": state.best_step}
-    summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
-    if "test" in results:
-        summary |= prefixed("test", headline(results["test"]))
-        run.accelerator.log(prefixed("test", headline(results["test"])), step=state.step)
-    write_summary(run.accelerator, summary)
-    # Anew: a run killed after its best checkpoint may not have come to it.
-    decided_by_main(run.accelerator, lambda: _save_model(run, results))
-
-    looks = run.plan.epochs_completed_at(state.step)
-    flatters = f"  (the best of {looks} looks, so it flatters)" if looks > 1 else ""
-    progress.line(f"best epoch {state.best_epoch}: val {_in_words(results['val'])}{flatters}")
-    if "test" in results:
-        progress.line(f"test, looked at once: {_in_words(results['test'])}  ({run.num_images['test']} pictures)")
-    progress.line(f"model: {run.run_dir / MODEL_DIR}")
-    return results

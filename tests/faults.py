@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from accel_flowers.run_dir import METRICS_FILE
-from accel_flowers.tracking import read_metrics
+from accel_flowers.run_dir import METRICS_FILE, read_metrics
 from tests.ranks import Ranks
 from tests.runs import PROGRAM, PROJECT, write_recipe
 
@@ -99,13 +98,17 @@ class Launched(Watched):
         launcher: the words before the program.
         run_dir: its directory, by which its processes are known.
         words: what the program gets besides.
+        resume: what is said of going on.
+        log: file for all output; None = beside the run directory.
     """
 
-    def __init__(self, launcher: list[str], run_dir: Path, *words: str | Path) -> None:
+    def __init__(
+        self, launcher: list[str], run_dir: Path, *words: str | Path, resume: str = "auto", log: Path | None = None
+    ) -> None:
         self.run_dir = run_dir
-        self._log = (run_dir.parent / f"{run_dir.name}.log").open("w+")
+        self._log = (log or run_dir.with_name(f"{run_dir.name}.log")).open("w+")
         self._process = subprocess.Popen(
-            [*launcher, *PROGRAM, "train", *map(str, words), "--run-dir", str(run_dir), "--resume", "auto"],
+            [*launcher, *PROGRAM, "train", *map(str, words), "--run-dir", str(run_dir), "--resume", resume],
             stdout=self._log,
             stderr=self._log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -202,7 +205,7 @@ def far_apart(one: Path, other: Path, tolerance: float = 1e-5) -> list[str]:
         return [f"steps of {METRICS_FILE}"]
     found = []
     for line, again in zip(a, b, strict=True):
-        for name in ("lr", "epoch", "train/loss", "val/loss", "val_ema/loss", "test/loss"):
+        for name in ("lr/all", "epoch", "train/loss", "val/loss", "val_ema/loss", "test/loss"):
             if abs(line.get(name, 0.0) - again.get(name, 0.0)) > tolerance:
                 found.append(f"step {line['step']}: {name} {line[name]} and {again[name]}")
     return found

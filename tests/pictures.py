@@ -148,6 +148,48 @@ def without_segment(data: bytes, marker: bytes) -> bytes:
     return data[:start] + data[start + 2 + length :]
 
 
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    header = png_chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0\0\0\0"))
+
+
+def of_size(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG, BMP, GIF or TIFF of this module with another size in its header than its pixels have."""
+    changed = bytearray(data)
+    match data[:2]:
+        case b"\xff\xd8":
+            frame = next(data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data)
+            changed[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+        case b"BM":
+            changed[18:26] = struct.pack("<ll", width, height)
+        case b"GI":
+            frame = data.rindex(struct.pack("<HH", WIDTH, HEIGHT))
+            changed[6:10] = changed[frame : frame + 4] = struct.pack("<HH", width, height)
+        case b"II":
+            for tag, value in ((256, width), (257, height)):
+                at = data.index(struct.pack("<HHL", tag, 3, 1))
+                changed[at + 8 : at + 10] = struct.pack("<H", value)
+    return bytes(changed)
+
+
+def tiff_with_odd_tag() -> bytes:
+    """A sound picture with a tag of which Pillow warns: the name of the camera's maker, longer than the file."""
+    sound = save(scene(), "TIFF", tiffinfo={MAKE: "A maker of cameras"})
+    count = sound.index(struct.pack("<HHL", MAKE, 2, len("A maker of cameras") + 1)) + 4
+    return sound[:count] + struct.pack("<L", 10**6) + sound[count + 4 :]
+
+
+def repaired_png(data: bytes) -> bytes:
+    """A PNG with its checksums put right, so that damage gets past them."""
+    result, at = data[:8], 8
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">L", data, at)
+        result += png_chunk(data[at + 4 : at + 8], data[at + 8 : at + 8 + length])
+        at += 12 + length
+    return result
+
+
 def animation() -> dict[str, Any]:
     """Options for a second, black frame."""
     return {"save_all": True, "append_images": [Image.new("RGB", (WIDTH, HEIGHT))], "duration": 100}

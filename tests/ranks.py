@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ class Ranks:
     Args:
         directory: where their logs go.
         words: of each process, what the program gets.
+        variables: more of their environment.
     """
 
-    def __init__(self, directory: Path, *words: Sequence[str | Path]) -> None:
+    def __init__(
+        self, directory: Path, *words: Sequence[str | Path], variables: Mapping[str, str] | None = None
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -40,11 +43,11 @@ class Ranks:
         several = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": len(words)}
         for rank, (own, log) in enumerate(zip(words, self._logs, strict=True)):
             place = {"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": len(words)}
-            variables = {**several, **place, "ACCELERATE_USE_CPU": "true"} if len(words) > 1 else {}
+            ours = {**several, **place, "ACCELERATE_USE_CPU": "true"} if len(words) > 1 else {}
             order = {
                 "words": [str(word) for word in own],
                 "log": str(log),
-                "variables": {name: str(value) for name, value in variables.items()},
+                "variables": {name: str(value) for name, value in {**ours, **(variables or {})}.items()},
             }
             self.pids.append(int(_ask(order)))
 

@@ -112,8 +112,9 @@ def test_picture_that_broke_during_the_run_is_named(tmp_path: Path) -> None:
     place = pictures.files.index("rose/04.png")
     (folder / "rose/04.png").write_bytes(b"")
     assert pixels_of(pictures, place - 1).shape == (3, 16, 16)
-    with pytest.raises(BadImageError, match=r"rose/04\.png: the file is empty"):
-        pixels_of(pictures, place)
+    error = pictures.__getitems__(keys(place))
+    assert isinstance(error, BadImageError)
+    assert str(error).endswith("rose/04.png: the file is empty")
 
 
 # --- chance

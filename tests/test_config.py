@@ -249,8 +249,9 @@ def test_any_values_end_in_a_config_or_a_user_error(values: dict[Any, Any]) -> N
 
 # Writing and reading back
 
-# All text but NEL, a control character that ruamel.yaml writes as it is and reads as the end of a line.
-TEXT = st.text(st.characters(exclude_characters="\x85", codec="utf-8"), max_size=12)
+# All text but NUL, which is refused, and NEL, a control character that ruamel.yaml writes as it is and reads as the end
+# of a line.
+TEXT = st.text(st.characters(exclude_characters="\0\x85", codec="utf-8"), max_size=12)
 ARGUMENTS = st.recursive(
     st.none() | st.booleans() | st.integers(-99, 99) | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),

@@ -7,7 +7,6 @@ import struct
 import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -73,16 +72,6 @@ def stored(orientation: int) -> Image.Image:
     """The scene as a camera held sideways stores it along with this orientation."""
     turn = STORED[orientation]
     return pictures.scene() if turn is None else pictures.scene().transpose(turn)
-
-
-def tiff_with_odd_tag() -> bytes:
-    """A sound picture with a tag of which Pillow warns: the name of the camera's maker, longer than the file."""
-    tiff = pictures.save(pictures.scene(), "TIFF", tiffinfo={pictures.MAKE: "A maker of cameras"})
-    count = tiff.index(struct.pack("<HHL", pictures.MAKE, 2, len("A maker of cameras") + 1)) + 4
-    odd = tiff[:count] + struct.pack("<L", 10**6) + tiff[count + 4 :]
-    with pytest.warns(UserWarning, match="larger than file"):
-        Image.open(BytesIO(odd))
-    return odd
 
 
 def cause_of(data: bytes, name: str = "folder/rose.jpg") -> str:
@@ -175,7 +164,7 @@ def test_odd_metadata_is_ignored_without_warnings(corpus: dict[str, bytes]) -> N
         corpus["png"][:-12] + broken_animation + corpus["png"][-12:],
     ):
         assert_shows(decode_image(png, "rose.png"), COLOURS, 0)
-    assert_shows(decode_image(tiff_with_odd_tag(), "rose.tif"), COLOURS, 0)
+    assert_shows(decode_image(pictures.tiff_with_odd_tag(), "rose.tif"), COLOURS, 0)
 
 
 def test_grey_of_many_levels_is_scaled_not_clipped() -> None:
@@ -260,32 +249,18 @@ def test_damage_that_pillow_answers_with_odd_errors(corpus: dict[str, bytes]) ->
         assert "is damaged" in cause_of(data)
 
 
-def png_of_size(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
-    header = pictures.png_chunk(b"IHDR", struct.pack(">LLBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + pictures.png_chunk(b"IDAT", zlib.compress(b"\0\0\0\0"))
-
-
 @pytest.mark.parametrize("size", [(30_000, 30_000), (2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1)])
 def test_too_many_pixels(size: tuple[int, int]) -> None:
-    cause = cause_of(png_of_size(*size))
+    cause = cause_of(pictures.png_of_size(*size))
     assert f"{size[0]} x {size[1]}" in cause
     assert f"{MAX_PIXELS:,} pixels" in cause
 
 
 def test_too_many_pixels_in_other_formats(corpus: dict[str, bytes]) -> None:
-    bmp = corpus["bmp"][:18] + struct.pack("<ll", 30_000, 30_000) + corpus["bmp"][26:]
-    jpeg = bytearray(corpus["jpeg"])
-    frame = jpeg.index(b"\xff\xc0")
-    jpeg[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
-    gif = bytearray(corpus["gif grey"])
-    frame = gif.rindex(struct.pack("<HH", WIDTH, HEIGHT))
-    gif[frame : frame + 4] = b"\xff\xff\xff\xff"
-    ppm = b"P6\n30000 30000\n255\n"
+    claims = ("bmp", "jpeg", "gif grey")
+    huge = [pictures.of_size(corpus[kind], 30_000, 30_000) for kind in claims]
     tiff = pictures.tiff(np.zeros((1, 1), np.uint8), 1)
-    for tag in (256, 257):
-        tiff = tiff.replace(struct.pack("<HHLL", tag, 3, 1, 1), struct.pack("<HHLL", tag, 3, 1, 60_000))
-    for data in (bmp, bytes(jpeg), bytes(gif), ppm, tiff):
+    for data in (*huge, pictures.of_size(tiff, 60_000, 60_000), b"P6\n30000 30000\n255\n"):
         assert f"more than the {MAX_PIXELS:,} pixels allowed" in cause_of(data)
 
 
@@ -297,8 +272,36 @@ def test_pillows_own_limit_gives_no_warning(corpus: dict[str, bytes], monkeypatc
         verify_image(corpus[kind], kind)
 
 
+def test_lines_are_refused_by_their_header() -> None:
+    for size in ((1, 101), (101, 1), (3000, 20)):
+        assert f"{size[0]} x {size[1]} is a line" in cause_of(pictures.png_of_size(*size))
+    assert decode_image(pictures.save(Image.new("RGB", (1, 100)), "PNG"), "rose").size == (1, 100)
+
+
+def test_jpeg_of_thousands_of_scans_is_refused(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    data = corpus["jpeg progressive"]
+    scans = data.count(b"\xff\xda")
+    monkeypatch.setattr(decode, "_MAX_SCANNED", scans * WIDTH * HEIGHT)
+    decode_image(data, "rose")
+    monkeypatch.setattr(decode, "_MAX_SCANNED", scans * WIDTH * HEIGHT - 1)
+    assert f"in {scans} scans takes too long" in cause_of(data)
+
+
+def test_one_large_picture_at_a_time(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of pictures just within the limit, on as many cores as there are, must not fill the memory."""
+    for large, held in ((0, True), (WIDTH * HEIGHT, False)):
+        monkeypatch.setattr(decode, "_LARGE", large)
+        for kind in ("jpeg", "png animated", "gif"):
+            with decode._open(corpus[kind], "rose"):
+                assert decode._large_lock.locked() is held
+            assert not decode._large_lock.locked()
+    monkeypatch.setattr(decode, "_LARGE", 0)
+    cause_of(corpus["png"][:60])
+    assert not decode._large_lock.locked(), "damage gives it back, too"
+
+
 def test_zero_size() -> None:
-    assert "width or height of zero" in cause_of(png_of_size(0, 5))
+    assert "width or height of zero" in cause_of(pictures.png_of_size(0, 5))
     assert "width or height of zero" in cause_of(b"P5\n0 7\n255\n")
 
 
@@ -319,7 +322,9 @@ def test_extensions_are_known_to_the_libraries() -> None:
 
 
 def test_threads_do_not_disturb_each_other(corpus: dict[str, bytes]) -> None:
-    odd = tiff_with_odd_tag()
+    odd = pictures.tiff_with_odd_tag()
+    with pytest.warns(UserWarning, match="larger than file"):
+        Image.open(BytesIO(odd))
     files = [(odd, 0), (corpus["gif"], 4), (odd, 0), (corpus["jpeg"], 6), (odd, 0), (corpus["png animated"], 0)] * 50
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)  # threads take turns often enough to meet in the middle of everything
@@ -339,7 +344,7 @@ def test_fork_while_another_thread_decodes(corpus: dict[str, bytes]) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def decode_slowly() -> None:
-        with decode._quiet():
+        with decode._large_lock, decode._quiet():
             inside.set()
             leave.wait(timeout=10)
 
@@ -349,7 +354,8 @@ def test_fork_while_another_thread_decodes(corpus: dict[str, bytes]) -> None:
     threading.Timer(0.1, leave.set).start()
     child = os.fork()
     if child == 0:
-        os._exit(0 if decode._quiet_lock.acquire(timeout=2) else 1)
+        free = all(lock.acquire(timeout=2) for lock in (decode._quiet_lock, decode._large_lock))
+        os._exit(0 if free else 1)
     thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -395,16 +401,6 @@ def damaged(data: bytes, dice: random.Random) -> bytes:
     return bytes(content)
 
 
-def repaired(png: bytes) -> bytes:
-    """A PNG with its checksums put right, so that damage gets past them."""
-    result, at = png[:8], 8
-    while at + 12 <= len(png):
-        (length,) = struct.unpack_from(">L", png, at)
-        result += pictures.png_chunk(png[at + 4 : at + 8], png[at + 8 : at + 8 + length])
-        at += 12 + length
-    return result
-
-
 def test_damage_ends_in_a_picture_or_the_right_error(
     corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -419,7 +415,7 @@ def test_damage_ends_in_a_picture_or_the_right_error(
         kind, data = kinds[round_ % len(kinds)]
         broken = damaged(data, dice)
         if broken.startswith(b"\x89PNG") and dice.random() < 0.5:
-            broken = repaired(broken)
+            broken = pictures.repaired_png(broken)
         decoded, verified = outcome(broken)
         assert decoded == verified, (kind, round_)
         good += isinstance(decoded, tuple)

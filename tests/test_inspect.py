@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from accel_flowers.data import inspect
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.inspect import check_readable, decide_split, describe_split
 from accel_flowers.data.split import Split, make_split, parse_fractions, save_split
@@ -147,7 +148,8 @@ def test_bad_pictures_stop_with_their_names_and_causes(folder: Path) -> None:
     assert "--data.on-bad-image skip" in advice
 
 
-def test_many_bad_pictures_are_counted(folder: Path) -> None:
+def test_many_bad_pictures_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect, "_SHOWN", 20)
     for picture in folder.glob("*/0[0-8].png"):
         picture.write_bytes(b"")
     told = refusal(folder).splitlines()

@@ -25,7 +25,7 @@ from accel_flowers.data.split import load_split
 from accel_flowers.errors import UserError
 from accel_flowers.memory import smaller_micro_batches
 from accel_flowers.meter import Meter
-from accel_flowers.tracking import read_metrics
+from accel_flowers.run_dir import read_metrics
 from accel_flowers.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks
@@ -93,7 +93,7 @@ def test_rollback_goes_on_with_half_the_rate(photos: Path, tmp_path: Path, monke
     steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in line]
     assert steps == list(range(1, 9)), "no line is lost or doubled"
     # The checkpoint is that of the first epoch's end, step 4.
-    assert metrics(run_dir, "lr") == [0.01] * 4 + [0.005] * 4
+    assert metrics(run_dir, "lr/all") == [0.01] * 4 + [0.005] * 4
     assert [(line["step"], line["diverged_at"]) for line in read_metrics(run_dir / "metrics.jsonl") if "rollbacks" in line] == [(4, 6)]  # fmt: skip
     assert all(math.isfinite(loss) for loss in metrics(run_dir, "train/loss"))
     state = json.loads((run_dir / "checkpoints/last/state.json").read_text())
@@ -146,7 +146,7 @@ def test_a_skipped_step_moves_no_schedule(photos: Path, tmp_path: Path, monkeypa
     state = json.loads((run_dir / "checkpoints/last/state.json").read_text())
     skipped = state["skipped_steps"]
     assert 1 <= skipped < 10
-    rates = metrics(run_dir, "lr")
+    rates = metrics(run_dir, "lr/all")
     assert rates == sorted(rates, reverse=True)
     assert rates[:2] == [1e-4, 1e-4], "the first step overflowed, so the second has its rate"
     assert len(set(rates)) == len(rates) - skipped, "each skipped step's rate comes once more"

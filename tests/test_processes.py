@@ -94,7 +94,7 @@ def test_wandb_holds_one_run_with_everything(runs: dict[int, Path]) -> None:
 
     assert config["train"]["global_batch_size"] == 8
     assert config["model"]["name"] == "squeezenet1_1"
-    for name in ("train/loss", "lr", "val/accuracy", "val/loss", "speed/images_per_second"):
+    for name in ("train/loss", "lr/all", "val/accuracy", "val/loss", "speed/images_per_second"):
         curve = [item[name] for item in history if name in item]
         assert curve == metrics(runs[2], name), name
     assert summary["best/accuracy"] == max(metrics(runs[2], "val/accuracy"))

@@ -282,7 +282,7 @@ def test_split_file_that_is_no_object_is_refused(document: str, tmp_path: Path) 
         load_split(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"a/1.jpg,train\n", b'{"parts": {}} x', b"\xff\xfe\x00"], ids=repr)
+@pytest.mark.parametrize("content", [b"", b"{", b"a/1.jpg,train\n", b'{"parts": {}} x'], ids=repr)
 def test_split_file_that_is_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     path.write_bytes(content)

@@ -10,8 +10,8 @@ import pytest
 
 from accel_flowers.config import TrackingConfig
 from accel_flowers.errors import UserError
-from accel_flowers.run_dir import METRICS_FILE
-from accel_flowers.tracking import JsonlTracker, forget_after, prefixed, read_metrics, tracker_names
+from accel_flowers.run_dir import METRICS_FILE, read_metrics
+from accel_flowers.tracking import JsonlTracker, build_trackers, forget_after, prefixed
 
 
 @pytest.fixture
@@ -103,16 +103,19 @@ def test_values_that_are_no_numbers_survive(path: Path) -> None:
     ],
     ids=str,
 )
-def test_tracker_names(options: dict[str, object], names: list[str]) -> None:
-    assert tracker_names(TrackingConfig.model_validate(options)) == names
+def test_build_trackers(tmp_path: Path, options: dict[str, object], names: list[str]) -> None:
+    trackers = build_trackers(TrackingConfig.model_validate(options), tmp_path)
+    assert [tracker.name for tracker in trackers if tracker.name != "jsonl"] == names
+    assert "jsonl" in [tracker.name for tracker in trackers]
+    assert list(tmp_path.iterdir()) == [], "nothing is opened yet"
 
 
 def test_tensorboard_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find(name, *rest))  # fmt: skip
-    assert tracker_names(TrackingConfig(wandb="offline")) == ["wandb"]
+    build_trackers(TrackingConfig(wandb="offline"), Path("run"))
     with pytest.raises(UserError, match=r"tracking\.tensorboard needs .* pip install 'accel-flowers\[tensorboard\]'"):
-        tracker_names(TrackingConfig(tensorboard=True))
+        build_trackers(TrackingConfig(tensorboard=True), Path("run"))
 
 
 def test_names_get_a_prefix() -> None:

@@ -18,8 +18,8 @@ from accel_flowers.data.split import PARTS, load_split
 from accel_flowers.errors import UserError
 from accel_flowers.evaluate import evaluate_folder
 from accel_flowers.models import build_network
+from accel_flowers.run_dir import read_metrics
 from accel_flowers.saved_model import load_card
-from accel_flowers.tracking import read_metrics
 from accel_flowers.train import train
 from tests.conftest import make_folder
 from tests.runs import PROGRAM, metrics, run_program, tiny_config, write_recipe
@@ -47,7 +47,7 @@ def test_run_directory_is_complete(finished: Path, photos: Path) -> None:
     assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))  # 60 pictures, 8 a step
     assert [line["step"] for line in lines if "val/accuracy" in line] == [4, 8]
     assert [line["step"] for line in lines if "test/accuracy" in line] == [8]
-    assert all(line["speed/images_per_second"] > 0 and line["lr"] > 0 for line in lines if "train/loss" in line)
+    assert all(line["speed/images_per_second"] > 0 and line["lr/all"] > 0 for line in lines if "train/loss" in line)
 
     state = json.loads((finished / "checkpoints/last/state.json").read_text())
     best = json.loads((finished / "checkpoints/best/state.json").read_text())
@@ -182,7 +182,7 @@ def test_killed_and_resumed_is_the_same_run(photos: Path, tmp_path: Path) -> Non
     assert undisturbed.returncode == 0, undisturbed.stderr
 
     assert done < 4, "killed too late to prove anything"
-    for name in ("train/loss", "val/loss", "lr", "epoch"):
+    for name in ("train/loss", "val/loss", "lr/all", "epoch"):
         assert metrics(killed, name) == metrics(whole, name)
     for which in ("last", "best"):
         for file in ("model.safetensors", "state.json"):

@@ -346,7 +346,6 @@ def test_mistakes_in_a_list(specs: list[Any], message: str) -> None:
         pytest.param([{"FiveCrop": {"size": 32}}], r"cannot be applied to a picture of 320 x 240", id="five pictures"),
         pytest.param(["RandomIoUCrop"], r"cannot be applied to a picture of 320 x 240 pixels: .*bounding boxes", id="boxes"),
         pytest.param(["GaussianNoise", CROP], r"cannot be applied to a picture of 320 x 240 pixels: ", id="tensors only"),
-        pytest.param([{"ScaleJitter": {"target_size": [32]}}], r"cannot be applied to a picture of 320 x 240", id="one of two"),
         pytest.param([{"RandAugment": {"magnitude": 40}}, CROP], r"cannot be applied to a picture of 320 x 240 .*40", id="beyond"),
         pytest.param([{"Resize": {"size": [0, 0]}}], r"cannot be applied to a picture of 320 x 240 pixels: ", id="no size"),
     ],

@@ -74,6 +74,15 @@ class Pictures(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def picture(self, sample: int) -> Image.Image:
+        """One picture as people see it: upright RGB, whole.
+
+        Raises:
+            BadImageError: it cannot be read any more.
+        """
+        picture: Image.Image = self._table[self._rows[sample]]["image"]
+        return picture
+
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
         try:
@@ -84,7 +93,11 @@ class Pictures(Dataset[Batch]):
         for key, picture in zip(keys, pictures, strict=True):
             # Chance belongs to the sample and the epoch: not to the worker, the process or what came before.
             torch.default_generator.manual_seed(random_key(self._seed, "augment", key.epoch, key.sample))
-            pixels.append(self._transform(picture))
+            try:
+                pixels.append(self._transform(picture))
+            except (ValueError, RuntimeError, MemoryError) as error:  # a picture smaller than a crop, for example
+                cause = f"its {picture.width} x {picture.height} pixels cannot be transformed: {error}"
+                return BadImageError(self.files[key.sample], cause)
         samples = torch.tensor([key.sample for key in keys])
         return Batch(
             pixels=torch.stack(pixels), labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch

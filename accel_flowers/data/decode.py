@@ -46,6 +46,15 @@ IMAGE_EXTENSIONS: Final[frozenset[str]] = frozenset({
 
 MAX_PIXELS: Final = 178_956_970
 """Largest width times height that is decoded: where Pillow takes a file for an attack and refuses it by default."""
+MAX_ASPECT: Final = 100
+"""Largest ratio of the longer to the shorter side: resizing the shorter side of a line to 256 makes a giant of it."""
+MAX_BYTES: Final = 2**30
+"""Largest picture file that is read, for whoever reads it."""
+_MAX_SCANNED: Final = 10**10
+"""Largest number of scans of a JPEG times its pixels. Photographs have ten scans; thousands of empty ones, for which
+a hundred kilobytes suffice, take minutes to decode."""
+_LARGE: Final = 2**25
+"""Pixels from which on one thread decodes at a time: a few pictures of `MAX_PIXELS` at once would fill the memory."""
 
 # What Pillow 13 lets out for damaged files, as fuzzing showed. It is so wide because its readers are mostly Python that
 # trusts the file: a flipped byte ends in whatever unpacking, indexing or an `assert` raises then (AttributeError where
@@ -109,7 +118,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
     Raises:
         BadImageError: The file is empty, damaged, cut short, no picture or not of a known kind, has more than
-            `MAX_PIXELS` pixels, or has grey values of which the white point cannot be told.
+            `MAX_PIXELS` pixels, is a line, or has grey values of which the white point cannot be told.
     """
     with _open(data, name) as image:
         rgb = _load_rgb(image, name)
@@ -217,11 +226,10 @@ _PLUGINS: Final[tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...]]
     (re.compile(rb"P[1-6][\s#]"), PpmImagePlugin.PpmImageFile),
 )
 
-_quiet_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):  # a worker forked while another thread is in _quiet must not find the lock taken
-    os.register_at_fork(
-        before=_quiet_lock.acquire, after_in_parent=_quiet_lock.release, after_in_child=_quiet_lock.release
-    )
+_quiet_lock, _large_lock = threading.Lock(), threading.Lock()
+if hasattr(os, "register_at_fork"):  # a worker forked while another thread holds a lock must not find it taken
+    for _lock in (_quiet_lock, _large_lock):
+        os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 @contextlib.contextmanager
@@ -252,17 +260,30 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
         with _quiet() if may_warn else contextlib.nullcontext():
             image = plugin(BytesIO(data))
             pixels = image.width * image.height
-            if pixels > MAX_PIXELS:
-                raise BadImageError(
-                    name, f"{image.width} x {image.height} is more than the {MAX_PIXELS:,} pixels allowed"
-                )
+            if refusal := _refusal(image, data):
+                raise BadImageError(name, refusal)
             if animated_png or (may_warn and pixels > (Image.MAX_IMAGE_PIXELS or pixels)):
                 image.load()  # may warn as well: of chunks after the pixels, or once more of the size
-        yield image
+        with _large_lock if pixels > _LARGE else contextlib.nullcontext():
+            yield image
     except BadImageError:
         raise
     except _PILLOW_ERRORS as error:
         raise BadImageError(name, _cause(error, plugin.format or "picture")) from error
+
+
+def _refusal(image: ImageFile.ImageFile, data: bytes) -> str | None:
+    """Why a picture is not decoded at all, judged by its header."""
+    size = f"{image.width} x {image.height}"
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        return f"{size} is more than the {MAX_PIXELS:,} pixels allowed"
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        return f"{size} is a line: one side may be {MAX_ASPECT} times as long as the other"
+    num_scans = data.count(b"\xff\xda") if isinstance(image, _Jpeg) else 0
+    if num_scans * pixels > _MAX_SCANNED:
+        return f"a JPEG of {size} in {num_scans:,} scans takes too long to decode"
+    return None
 
 
 def _cause(error: BaseException, kind: str) -> str:

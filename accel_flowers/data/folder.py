@@ -11,6 +11,7 @@ import glob
 import hashlib
 import lzma
 import os
+import pkgutil
 import re
 import shutil
 import zipfile
@@ -24,10 +25,13 @@ import datasets
 import numpy as np
 import numpy.typing as npt
 
-from accel_flowers.data.decode import IMAGE_EXTENSIONS
+from accel_flowers.data.decode import IMAGE_EXTENSIONS, MAX_BYTES
 from accel_flowers.errors import UserError
+from accel_flowers.reading import read_file
 
 HUB_PREFIX = "hub:"
+_ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
+"""Bytes that any zip may unpack to, and how many times its own size a larger one may."""
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -64,9 +68,13 @@ class ImageTable:
 
 
 def read_bytes(image: dict[str, Any]) -> bytes:
-    """The encoded picture of a row: its bytes where the row holds them, else the file it names."""
+    """The encoded picture of a row: its bytes where the row holds them, else the file it names.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or is larger than any picture.
+    """
     data: bytes | None = image["bytes"]
-    return data if data is not None else Path(image["path"]).read_bytes()
+    return data if data is not None else read_file(image["path"], max_bytes=MAX_BYTES)
 
 
 def load_images(source: str) -> ImageTable:
@@ -78,11 +86,11 @@ def load_images(source: str) -> ImageTable:
     if source.startswith(HUB_PREFIX):
         return _load_hub(source)
     path = Path(os.path.expanduser(source))
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's methods, those of os.path answer for any name
         return _load_folder(source, path)
-    if path.is_file() and path.suffix.lower() == ".zip":
+    if os.path.isfile(path) and path.suffix.lower() == ".zip":
         return _load_folder(source, _inner_folder(_unzip(path)))
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"'{source}' is a file that is no .zip. {_LAYOUT}")
     named_like_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
     hub = f" For a dataset of the Hugging Face hub type {HUB_PREFIX}{source}." if named_like_hub else ""
@@ -105,6 +113,8 @@ def _load_folder(source: str, root: Path) -> ImageTable:
         scan = _scan(root)
     except OSError as error:
         raise UserError(f"The folder '{error.filename}' cannot be read: {error.strerror}.") from None
+    except RecursionError:
+        raise UserError(f"'{source}' holds folders nested hundreds of levels deep. {_LAYOUT}") from None
     depth, given = _check_layout(source, scan)
     if not scan.files:
         raise UserError(f"'{source}' holds no readable picture. {_LAYOUT}")
@@ -172,8 +182,8 @@ def _scan(root: Path) -> _Scan:
             linked = entry.is_symlink()
             # `entry` knows without asking the disk, but raises for a link that leads to itself.
             is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
-            if is_folder and linked and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(entry.path)):
-                scan.ignored.append(name)  # a link back up: nothing lies below it that is not here already
+            if is_folder and linked and not _leads_to_a_class(folder, entry.path, prefix.count("/")):
+                scan.ignored.append(name)
             elif is_folder:
                 below = visit(entry.path, name + "/")
                 if looks_like_picture and not below:
@@ -194,6 +204,14 @@ def _scan(root: Path) -> _Scan:
 
     visit(str(root), "")
     return scan
+
+
+def _leads_to_a_class(folder: str, link: str, depth: int) -> bool:
+    """Whether a link to a folder is followed: not where it leads back up, for nothing lies below that is not here already.
+
+    And not deeper than classes lie, for folders linked into each other would be walked through in every order.
+    """
+    return depth < 2 and not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def _check_names(names: Iterable[str]) -> None:
@@ -279,6 +297,7 @@ def _unzip(path: Path) -> Path:
     partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(path) as archive:
+            _check_unpacked_size(path, archive)
             for member in _visible_members(path, archive):
                 archive.extract(member, partial)
     except (
@@ -289,6 +308,7 @@ def _unzip(path: Path) -> Path:
         NotImplementedError,
         RuntimeError,
         OSError,
+        UnicodeError,
     ) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
@@ -305,20 +325,36 @@ def _unzip(path: Path) -> Path:
     return target
 
 
+def _check_unpacked_size(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse a zip that would fill the disk; pictures hardly get smaller in a zip. No member unpacks to more than it says.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    packed, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if unpacked > max(_MAX_GROWTH * packed, _ALWAYS_UNPACKED):
+        raise UserError(
+            f"The zip '{path}' has {packed:,} bytes and would unpack to {unpacked:,}: that is no zip of pictures. Where "
+            "you trust it, unpack it yourself and give the folder."
+        )
+
+
 def _visible_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     """The files inside, without hidden ones.
 
     Raises:
-        UserError: a name that leads out of the folder; nothing is unpacked then.
+        UserError: a name that leads out of the folder, or that stands there twice; nothing is unpacked then.
     """
-    members = []
+    members: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"The zip '{path}' holds '{member.filename}', which leads out of its folder. Make it anew.")
         if not member.is_dir() and not any(_hidden(part) for part in name.parts):
-            members.append(member)
-    return members
+            if str(name) in members:
+                raise UserError(f"The zip '{path}' holds '{name}' twice, of which one would be lost. Make it anew.")
+            members[str(name)] = member
+    return list(members.values())
 
 
 def _inner_folder(folder: Path) -> Path:
@@ -335,9 +371,13 @@ def _load_hub(source: str) -> ImageTable:
     name = source.removeprefix(HUB_PREFIX)
     if not name.strip("/"):
         raise UserError(f"'{source}' names no dataset: type {HUB_PREFIX}OWNER/NAME.")
+    if name in {module.name for module in pkgutil.iter_modules(datasets.packaged_modules.__path__)}:
+        # It would take the files of the folder we stand in for that data set.
+        raise UserError(f"'{source}' is a loader of the library datasets, no dataset: type {HUB_PREFIX}OWNER/NAME.")
     try:
         loaded = datasets.load_dataset(name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    # RuntimeError: a dataset that is a script, which is not run.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"The dataset '{name}' of the Hugging Face hub cannot be loaded: {error}. Check the name and the network, "
             "or give a folder of your own: --data.path DIR."

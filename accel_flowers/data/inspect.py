@@ -15,9 +15,9 @@ from pathlib import Path
 from accel_flowers.data.decode import BadImageError, verify_image
 from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
-from accel_flowers.errors import UserError
+from accel_flowers.errors import UserError, printable
 
-_SHOWN = 20
+_SHOWN = 100
 """Names that an error lists before it says how many more there are."""
 _PRECEDENCE = ("test", "val", "train")
 """Of equal pictures in several given parts the first of these keeps its copy: what is measured stays as it was given."""
@@ -75,7 +75,7 @@ def decide_split(
         UserError: unreadable pictures (where they stop the run), classes too small to split, a split file that
             does not fit the folder, a part that lacks what training needs of it.
     """
-    given = load_split(Path(split)) if split.endswith(".json") or Path(split).is_file() else None
+    given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
     fractions = parse_fractions(split) if given is None else {}
     found = _examine_all(table, range(len(table.files))) if examined is None else examined
     bad = table.unreadable | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
@@ -117,7 +117,7 @@ def decide_split(
 def _stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:
     if not bad or on_bad_image == "skip":
         return
-    lines = [f"  {name}: {cause}" for name, cause in sorted(bad.items())[:_SHOWN]]
+    lines = [f"  {printable(name)}: {cause}" for name, cause in sorted(bad.items())[:_SHOWN]]
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")
     raise UserError(
@@ -220,11 +220,15 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
     if split.duplicates:
         classes = {name: table.class_names[label] for name, label in zip(table.files, table.labels, strict=True)}
         torn = [group for group in split.duplicates if len({classes[name] for name in group}) > 1]
-        across = f", {len(torn)} of them under two classes (first: {' = '.join(torn[0])})" if torn else ""
+        across = f", {len(torn)} of them under two classes (first: {printable(' = '.join(torn[0]))})" if torn else ""
         lines.append(f"{len(split.duplicates)} groups of identical files, each on one side of the split{across}")
     if split.left_out:
         first, cause = next(iter(split.left_out.items()))
-        lines.append(f"{len(split.left_out)} pictures left out, listed in split.json; first: {first}: {cause}")
+        lines.append(
+            f"{len(split.left_out)} pictures left out, listed in split.json; first: {printable(first)}: {cause}"
+        )
     if table.ignored:
-        lines.append(f"{len(table.ignored)} files that are no pictures by name, for example {table.ignored[0]}")
+        lines.append(
+            f"{len(table.ignored)} files that are no pictures by name, for example {printable(table.ignored[0])}"
+        )
     return lines

@@ -16,9 +16,12 @@ from typing import Any
 
 from accel_flowers.data.order import permutation, random_key
 from accel_flowers.errors import UserError
+from accel_flowers.reading import parse_json, read_text
 
 PARTS = ("train", "val", "test")
 _FORMAT = 1
+_MAX_BYTES = 2**30
+"""Size of a split.json; that of the ten million pictures of a large public data set has half of it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,31 @@ class Split:
     def files_of(self, part: str) -> list[str]:
         """The files of one part, sorted."""
         return sorted(name for name, its_part in self.parts.items() if its_part == part)
+
+
+def thin_out(split: Split, labels: Mapping[str, int], sizes: Mapping[str, int], *, seed: int, cause: str) -> Split:
+    """The same split with fewer pictures, classes in proportion, drawn from `seed`.
+
+    Args:
+        split: whole.
+        labels: class of each file.
+        sizes: part → number of pictures to keep; other parts stay whole. At least one of each class is kept, but 0
+            keeps none.
+        seed: what the choice follows from.
+        cause: stands in `left_out` for the others.
+    """
+    parts, left_out = dict(split.parts), dict(split.left_out)
+    for part, size in sizes.items():
+        files = split.files_of(part)
+        share = size / max(len(files), 1)
+        for label in sorted({labels[name] for name in files}):
+            its_files = [name for name in files if labels[name] == label]
+            kept = min(len(its_files), max(1, round(share * len(its_files)))) if size else 0
+            order = permutation(random_key(seed, "thin out", part, label), len(its_files))
+            for place in order[kept:]:
+                del parts[its_files[place]]
+                left_out[its_files[place]] = cause
+    return Split(split.class_names, parts, left_out, split.duplicates)
 
 
 def parse_fractions(text: str) -> dict[str, float]:
@@ -118,7 +146,7 @@ def load_split(path: Path) -> Split:
         UserError: the file is missing, no JSON, or not of the form that `save_split` writes.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(read_text(path, max_bytes=_MAX_BYTES))
     except OSError as error:
         raise UserError(f"The split file {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:

@@ -7,6 +7,7 @@ arguments, pictures of different sizes and chance in the evaluation end in a mes
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from accel_flowers.config import TransformSpec
+from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS
 from accel_flowers.errors import UserError, did_you_mean
 
 PictureTransform = Callable[[Image.Image], Tensor]
@@ -31,7 +33,15 @@ _NOT_IN_LISTS = {
     "CutMix": "it mixes a batch, this list is for one picture",
     "MixUp": "it mixes a batch, this list is for one picture",
     "Lambda": "code does not belong in a recipe",
+    "RandomZoomOut": "it makes pictures of any size; it is for detection",
+    "ScaleJitter": "it makes pictures of any size; it is for detection",
 }
+_LARGEST_NUMBER = 2048
+_LARGEST = {"kernel_size": 127, "sigma": 32, "num_ops": 16, "mixture_width": 16, "chain_depth": 16}
+"""Bounds of the numbers in arguments: of pixels in general, and of what time grows with. A list may come from a stranger's
+model, and what is larger could fill the memory or never end."""
+_LONGEST_LIST = 20_000
+"""Characters of a list, written as JSON: a thousand transforms."""
 
 
 def transform_names() -> list[str]:
@@ -53,6 +63,22 @@ class _ToUint8(v2.Transform):
         return picture if isinstance(picture, Tensor) else v2.functional.pil_to_tensor(picture)
 
 
+class _Bounded(v2.Transform):
+    """A transform that stops a chain of transforms before its pictures fill the memory."""
+
+    def __init__(self, step: v2.Transform) -> None:
+        super().__init__()
+        self._step = step
+
+    def forward(self, picture: Any) -> Any:
+        made = self._step(picture)
+        if isinstance(made, (Image.Image, Tensor)):
+            height, width = v2.functional.get_size(made)
+            if height * width > MAX_PIXELS or max(height, width) > MAX_ASPECT * min(height, width):
+                raise ValueError(f"{type(self._step).__name__} makes a picture of {width} x {height} pixels of it")
+        return made
+
+
 def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[PictureTransform, tuple[int, int]]:
     """Make the transform that a recipe's list describes.
 
@@ -66,6 +92,8 @@ def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[Pict
     Raises:
         UserError: an unknown name, arguments that do not fit, or pictures of different sizes come out.
     """
+    if len(json.dumps(list(specs))) > _LONGEST_LIST:
+        raise UserError(f"{field} has more than {_LONGEST_LIST:,} characters: that is no list of transforms.")
     transform = v2.Compose([*(_build_step(spec, field) for spec in specs), _ToUint8()])
     return transform, _output_size(transform, field)
 
@@ -121,11 +149,20 @@ def _build_step(spec: TransformSpec, field: str) -> Any:
         told = [f"has no argument {', '.join(map(repr, unknown))}"] if unknown else []
         told += [f"needs {', '.join(lacking)}"] if lacking else []
         raise UserError(f"{field}: {name} {' and '.join(told)}; it takes {_shown(signature)}.")
+    for key, value in arguments.items():
+        _check_numbers(value, _LARGEST.get(key, _LARGEST_NUMBER), f"{field}: {name}: {key}")
     values = {key: _argument(key, value, signature.parameters[key].default, field) for key, value in arguments.items()}
     try:
-        return kind(**values)
+        return _Bounded(kind(**values))
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{field}: {name} does not take {arguments!r}: {error}") from None
+
+
+def _check_numbers(value: Any, largest: int, what: str) -> None:
+    if isinstance(value, (int, float)) and abs(value) > largest:
+        raise UserError(f"{what} {str(value)[:20]} is not allowed; numbers up to {largest:,} are.")
+    for inner in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        _check_numbers(inner, largest, what)
 
 
 def _argument(key: str, value: Any, default: Any, field: str) -> Any:
@@ -160,7 +197,7 @@ def _output_size(transform: PictureTransform, field: str) -> tuple[int, int]:
         for width, height in ((320, 240), (200, 450), (97, 61)):
             try:
                 pixels = transform(_noise_picture(width, height))
-            except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
+            except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, MemoryError) as error:
                 raise UserError(
                     f"{field} cannot be applied to a picture of {width} x {height} pixels: {error}"
                 ) from None

@@ -11,21 +11,24 @@ from accel_flowers.data.inspect import decide_split
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.errors import UserError
 from accel_flowers.files import check_writable
+from accel_flowers.inspection.alike import MAX_BITS
 from accel_flowers.inspection.findings import Findings, Picture, find
 from accel_flowers.inspection.look import Seen
 from accel_flowers.inspection.page import write_inspection_page
 from accel_flowers.inspection.scan import look_at_table
+
+SHEET = Path("transforms.png")
 
 
 def inspect_source(
     source: str,
     *,
     split_file: Path | None = None,
-    max_bits: int,
+    max_bits: int = MAX_BITS,
     num_workers: int | None = None,
     html: Path | None = None,
     recipe: str | None = None,
-    sheet: Path,
+    sheet: Path = SHEET,
 ) -> Findings:
     """Inspect a data set.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import imagehash
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from accel_flowers.data.decode import BadImageError, glance_at
+from accel_flowers.data.decode import MAX_BYTES, BadImageError, glance_at
+from accel_flowers.reading import read_file
 
 _SIDE = 64
 """Of the small picture that the hashes and the features are taken from, in pixels; the hashes look at 32 at most."""
@@ -60,7 +60,7 @@ def look_at(source: bytes | str, name: str) -> Seen:
         name: what to call it in the cause.
     """
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
         glance = glance_at(data, name, side=_SIDE)
     except BadImageError as error:
         return Seen(cause=error.cause)

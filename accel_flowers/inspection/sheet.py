@@ -21,9 +21,8 @@ from accel_flowers.data.folder import ImageTable
 from accel_flowers.data.order import SampleKey
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import build_transform, check_repeatable
-from accel_flowers.errors import UserError
+from accel_flowers.errors import UserError, printable
 from accel_flowers.files import writing
-from accel_flowers.progress import printable
 
 NUM_PICTURES, NUM_EPOCHS = 6, 6
 _CELL, _GAP, _HEAD, _LABEL = 200, 12, 44, 26

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from accel_flowers.errors import printable
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, Picture
-from accel_flowers.progress import printable
 
 JSON_FORMAT = 1
 _SHOWN = 8

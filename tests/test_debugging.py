@@ -1,0 +1,119 @@
+"""The flags of the section `debug`: each changes what it says and leaves the rest alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from accel_flowers.config import Config
+from accel_flowers.data.split import PARTS, Split, load_split, thin_out
+from accel_flowers.errors import UserError
+from accel_flowers.train import train
+from tests.conftest import make_folder
+from tests.runs import metrics, run_program, tiny_config, write_recipe
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "photos", per_class=12)
+
+
+@given(counts=st.lists(st.integers(1, 20), min_size=1, max_size=4), size=st.integers(0, 60), seed=st.integers(0, 99))
+def test_thinning_keeps_classes_in_proportion(counts: list[int], size: int, seed: int) -> None:
+    labels = {f"{label}/{number}": label for label, count in enumerate(counts) for number in range(count)}
+    whole = Split(tuple("abcd"[: len(counts)]), dict.fromkeys(labels, "train") | {"0/0": "val"})
+    thin = thin_out(whole, labels, {"train": size}, seed=seed, cause="because")
+    assert thin.files_of("val") == ["0/0"]
+    assert thin.parts.keys() | thin.left_out.keys() == whole.parts.keys()
+    assert not thin.parts.keys() & thin.left_out.keys()
+    assert set(thin.left_out.values()) <= {"because"}
+    files = whole.files_of("train")
+    for label in {labels[name] for name in files}:
+        of_class = sum(labels[name] == label for name in files)
+        kept = sum(labels[name] == label for name in thin.files_of("train"))
+        if size == 0:
+            assert kept == 0
+        else:
+            assert 1 <= kept <= of_class
+            assert abs(kept - min(1, size / len(files)) * of_class) <= 1
+    assert thin == thin_out(whole, labels, {"train": size}, seed=seed, cause="because")
+
+
+def test_fast_dev_run_sees_every_stage(photos: Path, tmp_path: Path) -> None:
+    debug = {"fast_dev_run": True}
+    config = tiny_config(photos, tmp_path / "run", train={"epochs": 20, "global_batch_size": 4}, debug=debug)
+    results = train(config)
+    split = load_split(tmp_path / "run/split.json")
+    assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 9, "val": 3, "test": 3}
+    assert len(metrics(tmp_path / "run", "train/loss")) == 3
+    assert len(metrics(tmp_path / "run", "val/loss")) == 1
+    assert results["test"]["num_images"] == 3
+    assert (tmp_path / "run/model/config.json").exists()
+    assert (tmp_path / "run/checkpoints/last").exists()
+
+
+def test_subset_is_listed_and_resumed(photos: Path, tmp_path: Path) -> None:
+    config = tiny_config(photos, tmp_path / "run", debug={"subset": 0.4}, train={"epochs": 1})
+    train(config)
+    split = load_split(tmp_path / "run/split.json")
+    assert len(split.files_of("train")) == 12
+    assert len(split.left_out) == 36 - len(split.parts)
+    assert set(split.left_out.values()) == {"left out by debug.subset 0.4"}
+    train(config.model_copy(update={"resume": "auto"}))
+    assert load_split(tmp_path / "run/split.json") == split
+
+
+def test_overfitting_learns_its_few_pictures(photos: Path, tmp_path: Path) -> None:
+    sections = {
+        "debug": {"overfit_batches": 1},
+        "train": {"epochs": 60, "best_metric": "loss"},
+        "optim": {"name": "adam", "lr": 1e-3},
+        "model": {"dropout": 0.0},
+    }
+    results = train(tiny_config(photos, tmp_path / "run", **sections))
+    assert set(results) == {"val"}
+    assert results["val"]["num_images"] == len(load_split(tmp_path / "run/split.json").files_of("train"))
+    assert results["val"]["loss"] < 0.3 < metrics(tmp_path / "run", "val/loss")[0]
+
+
+def test_profile_names_where_the_time_goes(photos: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml")
+    words = ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run", "--debug.profile"]
+    done = run_program(*words)
+    assert done.returncode == 0, done.stderr
+    trace = json.loads((tmp_path / "run/profile/trace.json").read_text())
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert {"forward", "backward"} <= names
+    assert sum(event.get("name") == "backward" for event in trace["traceEvents"]) == 6, "two a step, three steps"
+    table = (tmp_path / "run/profile/table.txt").read_text()
+    rows = {line.split()[0]: line.split() for line in table.splitlines()[1:6]}
+    assert set(rows) == {"data", "forward", "backward", "optimizer", "other"}
+    assert sum(float(row[2].rstrip("%")) for row in rows.values()) == pytest.approx(100, abs=0.3)
+    assert all(float(row[1]) > 0 for name, row in rows.items() if name != "other")
+    assert "forward   " in done.stderr
+    assert len(metrics(tmp_path / "run", "val/loss")) == 2, "the training goes on after it"
+
+
+def test_anomalies_are_named(photos: Path, tmp_path: Path) -> None:
+    config = tiny_config(photos, tmp_path / "run", debug={"detect_anomaly": True}, optim={"lr": 1e30})
+    with pytest.raises(RuntimeError, match="returned nan values"), pytest.warns(UserWarning, match="Error detected in"):
+        train(config)
+    assert not torch.is_anomaly_enabled()
+
+
+def test_deterministic_changes_no_number_on_a_cpu(photos: Path, tmp_path: Path) -> None:
+    train(tiny_config(photos, tmp_path / "plain", train={"epochs": 1}))
+    train(tiny_config(photos, tmp_path / "strict", train={"epochs": 1}, debug={"deterministic": True}))
+    assert metrics(tmp_path / "plain", "train/loss") == metrics(tmp_path / "strict", "train/loss")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_one_way_to_see_less_at_a_time() -> None:
+    with pytest.raises(ValueError, match="one at a time"):
+        Config.model_validate({"debug": {"subset": 0.5, "fast_dev_run": True}})
+    assert issubclass(UserError, ValueError)
