@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from accel_flowers.files import check_writable
@@ -68,6 +70,7 @@ class Gallery:
             model=model,
             about=about,
             num_rows=self._num_rows,
+            folder=_common_folder([row.file for row in [*self._first, *self._errors]]),
             counts=self._counts.most_common(),
             # All of few pictures are shown anyway.
             unsure=[row for *_, row in sorted(self._unsure, key=lambda item: (-item[0], -item[1]))]
@@ -79,3 +82,11 @@ class Gallery:
             num_errors=self._num_errors,
             thumbnail=Thumbnails(str),
         )
+
+
+def _common_folder(files: Sequence[str]) -> str:
+    """The folder of all of them, so that the page need not repeat it; empty where they have none in common."""
+    try:
+        return os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    except ValueError:  # some from the root, some from here
+        return ""

@@ -70,6 +70,7 @@ def _environment() -> Environment:
     )
     environment.filters["shown"] = printable
     environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["below"] = lambda name, folder: name.removeprefix(f"{folder}/") if folder else name
     environment.filters["percent"] = lambda number: f"{number:.1%}"
     return environment
 
@@ -81,8 +82,11 @@ def write_page(path: Path, template: str, **values: Any) -> None:
         UserError: the file cannot be written.
     """
     text = _environment().get_template(template).render(version=__version__, **values)
-    with writing(f"The page '{path}'", "Give another file with --html FILE."):
-        partial = path.with_name(f".{path.name}.part")
-        # Names that are no text in any encoding are shown with their bytes written out.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-        partial.replace(path)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with writing(f"The page '{path}'", "Give another file with --html FILE."):
+            # Names that are no text in any encoding are shown with their bytes written out.
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -16,11 +16,14 @@ MAX_FAR = 24
 _NEIGHBOURS = 3
 """The distance is the mean of that to so many nearest ones, so that two of a kind do not hide each other."""
 _REFERENCES = 1024
-"""Pictures that all are compared with: work that grows with the number of pictures and not with its square."""
-_SHORT_LIST = 256
-"""Pictures that are compared with all others."""
+"""Pictures, drawn by lot, whose distances say what is usual; and with which all others are compared first. So the work
+grows with the number of pictures and not with its square."""
+_SHORT_LIST = 512
+"""Pictures that are then compared with all others."""
 _SPREADS = 4.0
 """How far is far: a distance whose logarithm lies so many robust standard deviations above the median."""
+_TINY = 1e-3
+"""Added to distances before their logarithm is taken: copies have none."""
 _LEAST_SPREAD = 0.2
 """Of the logarithms; where pictures are more alike than that, chance looks far."""
 _COLOUR_WEIGHT = 0.5
@@ -40,21 +43,21 @@ def far_from_all(features: npt.NDArray[np.float16]) -> list[tuple[int, float]]:
     total = len(features)
     if total < 10 * _NEIGHBOURS:
         return []
-    points = _standardised(features)
+    points, everyone = _standardised(features), np.arange(total)
     references = np.sort(permutation(random_key("far", total), total)[:_REFERENCES])
-    distances = _to_nearest(points, np.arange(total), references)
-    logs = np.log(distances + 1e-3)
-    middle = float(np.median(logs))
-    spread = max(1.4826 * float(np.median(np.abs(logs - middle))), _LEAST_SPREAD)
-    limit = middle + _SPREADS * spread
-    suspects = np.flatnonzero(logs > limit)
-    suspects = suspects[np.argsort(-logs[suspects], kind="stable")][:_SHORT_LIST]
-    # Compared with a part of the pictures they are far; compared with all of them some are not.
-    exact = distances[suspects] if total <= _REFERENCES else _to_nearest(points, suspects, np.arange(total))
+    usual = np.log(_to_nearest(points, references, everyone) + _TINY)
+    middle = float(np.median(usual))
+    spread = max(1.4826 * float(np.median(np.abs(usual - middle))), _LEAST_SPREAD)
+    limit = float(np.exp(middle + _SPREADS * spread))
+    # Among fewer pictures the nearest are further away, never nearer: who is not far there is not far at all.
+    at_most = _to_nearest(points, everyone, references)
+    suspects = np.flatnonzero(at_most > limit)
+    suspects = suspects[np.argsort(-at_most[suspects], kind="stable")][:_SHORT_LIST]
+    distances = _to_nearest(points, suspects, everyone)
     far = [
         (int(place), float(distance / np.exp(middle)))
-        for place, distance in zip(suspects, exact, strict=True)
-        if np.log(distance + 1e-3) > limit
+        for place, distance in zip(suspects, distances, strict=True)
+        if distance > limit
     ]
     return sorted(far, key=lambda item: (-item[1], item[0]))[:MAX_FAR]
 

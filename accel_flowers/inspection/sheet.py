@@ -91,10 +91,13 @@ def write_sheet(path: Path, table: ImageTable, split: Split, data: DataConfig, *
     originals, versions = augmented(table, split, data, seed=seed, samples=samples, num_epochs=NUM_EPOCHS)
     files = [split.files_of("train")[sample] for sample in samples]
     sheet = _draw(files, originals, versions, f"{recipe}, seed {seed}: what the network gets, before it is normalised")
-    with writing(f"The sheet '{path}'", "Give another file with --transforms-out FILE.png."):
-        partial = path.with_name(f".{path.name}.part")
-        sheet.save(partial, "PNG", optimize=True)
-        partial.replace(path)
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with writing(f"The sheet '{path}'", "Give another file with --transforms-out FILE.png."):
+            sheet.save(partial, "PNG")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _draw(files: Sequence[str], originals: Sequence[Tensor], versions: Sequence[Tensor], title: str) -> Image.Image:
