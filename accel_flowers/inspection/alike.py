@@ -20,7 +20,7 @@ Hashes = npt.NDArray[np.uint64]
 BITS = 64
 MAX_BITS = 8
 """Copies that were resized, compressed again, brightened or blurred differ in at most so many bits of 64."""
-MIN_CORRELATION = 0.9
+MIN_CORRELATION = 0.94
 """Of two sketches: such copies have more (but for hard crops), different pictures with near hashes have less."""
 _NOISE = 2.0
 """Grey levels; what changes less is the same. Without it two blank pictures would be compared by their noise."""
