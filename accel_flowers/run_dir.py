@@ -198,9 +198,10 @@ def _read_environment(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"'{file}' cannot be read: {error.strerror}.") from None
     environment = values.get(ENVIRONMENT_KEY) if isinstance(values, dict) else None
-    if not isinstance(environment, dict) or not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(environment.get("run_id"))):
+    run_id = environment.get("run_id") if isinstance(environment, dict) else None
+    if not isinstance(environment, dict) or not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(run_id or "")):
         raise UserError(f"'{file}' does not tell the run_id of the run under '{ENVIRONMENT_KEY}': letters and digits.")
-    return {**environment, "run_id": str(environment["run_id"])}
+    return {**environment, "run_id": str(run_id)}
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:

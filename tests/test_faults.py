@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_folder
-from tests.faults import Launched, differences, fault_recipe
+from tests.faults import Forked, Launched, differences, fault_recipe
 from tests.runs import TWO_PROCESSES
 
 pytestmark = pytest.mark.multiprocess
@@ -35,8 +35,8 @@ def undisturbed(words: list[str | Path], tmp_path_factory: pytest.TempPathFactor
 
 def finish(run_dir: Path, words: list[str | Path]) -> str:
     """Run to the end; returns what it said."""
-    with Launched(TWO_PROCESSES, run_dir, *words) as run:
-        assert run.wait(120) == 0, run.output()
+    with Forked(2, run_dir, *words) as run:
+        assert run.codes(120) == [0, 0], run.output()
         assert "2 x cpu" in run.output()
         return run.output()
 
@@ -45,10 +45,11 @@ def test_killed_three_times(undisturbed: Path, words: list[str | Path], tmp_path
     """While the first checkpoint is written, between two, and while a late one is written."""
     run_dir = tmp_path / "run"
     for step, writing in ((2, True), (7, False), (14, True)):
-        with Launched(TWO_PROCESSES, run_dir, *words) as run:
+        with Forked(2, run_dir, *words) as run:
             run.wait_for_step(step, writing=writing)
-            run.signal(signal.SIGKILL)
-            run.wait(30)
+            for rank in (0, 1):
+                run.signal(rank, signal.SIGKILL)
+            run.codes(30)
             assert step <= run.steps_seen() < NUM_STEPS, "killed too late to prove anything"
     assert "going on after step 1" in finish(run_dir, words)
     assert differences(run_dir, undisturbed) == []

@@ -238,7 +238,7 @@ def test_meter_goes_on_where_it_was_saved() -> None:
     second = Meter(accelerator, plan, json.loads(json.dumps(first.unread())))
     for number, loss in enumerate(losses[2:], start=2):
         second.add(number, torch.tensor(loss))
-    assert second.read()[0] == whole.read()[0], "to the last bit"
+    assert second.read().loss == whole.read().loss, "to the last bit"
     of_two = Meter(accelerator, plan, [[1.0, 2.0], [3.0, 4.0]])
     of_two.add(8, torch.tensor(5.0))
-    assert of_two.read()[0] == pytest.approx(3.0), "two processes' losses, read by one"
+    assert of_two.read().loss == pytest.approx(3.0), "two processes' losses, read by one"

@@ -90,7 +90,7 @@ def test_only_the_launcher_that_began_a_run_goes_on_with_it(launched: pytest.Mon
             check_run_dir(run_dir, config, lock)
         launched.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         check_run_dir(run_dir, config, lock)
-        for other in ({**environment, "launcher": {**environment["launcher"], "started": 1}}, {"run_id": "abc"}, {}):
+        for other in ({**environment, "launcher": {**environment["launcher"], "started": 1}}, {"run_id": "abc"}):
             write_config(run_dir, config, other)
             with pytest.raises(UserError, match="holds a run already"):
                 check_run_dir(run_dir, config, lock)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +18,7 @@ from accel_flowers.run_dir import read_metrics
 from accel_flowers.saved_model import load_card
 from accel_flowers.train import train
 from tests.conftest import make_folder
-from tests.runs import PROGRAM, metrics, run_program, tiny_config, write_recipe
+from tests.runs import metrics, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -160,34 +156,6 @@ def test_a_mistake_leaves_no_run_behind(photos: Path, tmp_path: Path) -> None:
 def test_transforms_and_network_must_fit(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="32 x 32"):
         train(tiny_config(photos, tmp_path / "run", model={"name": "vit_b_16"}))
-
-
-@pytest.mark.multiprocess
-def test_killed_and_resumed_is_the_same_run(photos: Path, tmp_path: Path) -> None:
-    """Killed after the first checkpoint, resumed: weights, lines and best value of a run that was never stopped."""
-    sections = {"model": {"name": "shufflenet_v2_x0_5", "dropout": 0.3}, "train": {"epochs": 4}}
-    recipe = write_recipe(tmp_path / "recipe.yaml", **sections)
-    words = ["train", str(recipe), "--data.path", str(photos), "--run-dir"]
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    with subprocess.Popen([sys.executable, *PROGRAM, *words, str(killed)], stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not (killed / "checkpoints/last").exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    done = len(metrics(killed, "val/loss"))
-    resumed = run_program(*words, killed, "--resume", "auto")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step" in resumed.stderr
-    undisturbed = run_program(*words, whole)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-
-    assert done < 4, "killed too late to prove anything"
-    for name in ("train/loss", "val/loss", "lr/all", "epoch"):
-        assert metrics(killed, name) == metrics(whole, name)
-    for which in ("last", "best"):
-        for file in ("model.safetensors", "state.json"):
-            path = Path("checkpoints", which, file)
-            assert (killed / path).read_bytes() == (whole / path).read_bytes()
 
 
 @pytest.mark.slow
