@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -56,7 +57,12 @@ def _here(table: ImageTable) -> Iterator[list[Seen]]:
 
 def _in_processes(table: ImageTable, num_workers: int) -> Iterator[list[Seen]]:
     # Threads would not do: the hashes hold Python's lock. And a fork of a process that has threads may hang.
-    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("forkserver"))
+    pool = ProcessPoolExecutor(
+        num_workers,
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=signal.signal,  # Ctrl-C is this process's business: the others end with it, and tell no traceback
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
     waiting: deque[tuple[list[str], Future[list[Seen]]]] = deque()
     try:
         for sources, names in _chunks(table):
