@@ -83,7 +83,7 @@ def topics(findings: Findings) -> list[Topic]:
             tuple(Item((p.file,), f"{p.seen.mode} in {p.seen.format}") for p in findings.converted),
         ),
         Topic(
-            "ignored", "note", f"{_number(len(findings.ignored), 'file')} that are no pictures by name",
+            "ignored", "note", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
             "They are passed over.",
             tuple(Item((name,), "") for name in findings.ignored),
         ),
