@@ -22,7 +22,7 @@ MAX_BITS = 8
 """Copies that were resized, compressed again, brightened or blurred differ in at most so many bits of 64."""
 MIN_CORRELATION = 0.94
 """Of two sketches: such copies have more (but for hard crops), different pictures with near hashes have less."""
-_NOISE = 2.0
+_NOISE = 3.0
 """Grey levels; what changes less is the same. Without it two blank pictures would be compared by their noise."""
 _AT_ONCE = 1 << 20
 """Candidate pairs whose hashes are compared at a time; bounds the memory."""
