@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from accel_flowers.build import Run, build_run
+from accel_flowers.calibration import fit_temperature
 from accel_flowers.checkpoint import AVERAGED
 from accel_flowers.config import Config, config_to_dict
 from accel_flowers.data.batches import each_batch
@@ -20,9 +21,10 @@ from accel_flowers.evaluate import predict_loader
 from accel_flowers.freezing import set_training_mode
 from accel_flowers.memory import told_when_short
 from accel_flowers.meter import Meter
-from accel_flowers.metrics import headline, summarize
+from accel_flowers.metrics import Predictions, headline, summarize
 from accel_flowers.optim import set_lr
 from accel_flowers.peers import Peers
+from accel_flowers.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.processes import average_buffers, build_accelerator, check_same_everywhere, decided_by_main
 from accel_flowers.progress import Progress
 from accel_flowers.run_dir import (
@@ -285,9 +287,13 @@ def _end_epoch(run: Run, watch: Watch) -> str:
 
 
 def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> dict[str, Any]:
+    return summarize(_predict(run, part, network, watch), run.card.class_names)
+
+
+def _predict(run: Run, part: str, network: nn.Module, watch: Watch) -> Predictions:
     set_training_mode(network)  # it says whose statistics move
     average_buffers(network, run.accelerator)
-    predictions = predict_loader(
+    return predict_loader(
         network,
         run.loaders[part],
         run.normalizer,
@@ -295,7 +301,6 @@ def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> dict[str, A
         num_images=run.num_images[part],
         after_round=watch.while_scoring(run.state.step),
     )
-    return summarize(predictions, run.card.class_names)
 
 
 def _in_words(scores: dict[str, Any]) -> str:
@@ -308,6 +313,14 @@ def _save_model(run: Run, results: dict[str, Any]) -> None:
     save_model(run.run_dir / MODEL_DIR, run.kept_network, run.card.model_copy(update={"scores": described}))
 
 
+def _keep_predictions(run: Run, predictions: dict[str, Predictions]) -> None:
+    """Write what the kept weights say of each picture, and note for the model how sure they may be."""
+    files = {part: run.split.files_of(part) for part in predictions}
+    save_predictions(run.run_dir / PREDICTIONS_FILE, predictions, files, run.card.class_names)
+    temperature = fit_temperature(predictions["val"].probabilities, predictions["val"].labels)
+    run.card = run.card.model_copy(update={"temperature": temperature})
+
+
 def _out_of_patience(run: Run) -> bool:
     patience = run.config.train.early_stopping_epochs
     return patience is not None and run.state.epochs_without_gain >= patience
@@ -318,13 +331,15 @@ def _finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
     state, network = run.state, run.kept_network
     run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
     parts = (part for part in ("val", "test") if part in run.loaders)
-    results: dict[str, Any] = {part: _score(run, part, network, watch) for part in parts}
+    predictions = {part: _predict(run, part, network, watch) for part in parts}
+    results: dict[str, Any] = {part: summarize(each, run.card.class_names) for part, each in predictions.items()}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
     if "test" in results:
         summary |= prefixed("test", headline(results["test"]))
         run.accelerator.log(prefixed("test", headline(results["test"])), step=state.step)
     write_summary(run.accelerator, summary)
+    decided_by_main(run.accelerator, lambda: _keep_predictions(run, predictions))
     # Anew: a run killed after its best checkpoint may not have come to it.
     decided_by_main(run.accelerator, lambda: _save_model(run, results))
 
