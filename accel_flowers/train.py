@@ -330,8 +330,7 @@ def _finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
     """Score the best weights: validation again, and the test part for the first and only time; collective."""
     state, network = run.state, run.kept_network
     run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
-    parts = (part for part in ("val", "test") if part in run.loaders)
-    predictions = {part: _predict(run, part, network, watch) for part in parts}
+    predictions = {part: _predict(run, part, network, watch) for part in run.loaders if part != "train"}
     results: dict[str, Any] = {part: summarize(each, run.card.class_names) for part, each in predictions.items()}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
