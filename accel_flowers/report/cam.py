@@ -115,6 +115,6 @@ def overlay(pixels: Tensor, heat: Tensor) -> Image.Image:
     grey = pixels.float().mean(dim=0).numpy()[..., None] / 255
     values = heat.numpy()
     colours = colormaps["inferno"](0.25 + 0.7 * values)[..., :3]
-    strength = (0.75 * np.clip(values * 1.25, 0, 1))[..., None]
-    mixed = (1 - strength) * (0.15 + 0.8 * grey) + strength * colours
+    strength = (0.75 * np.clip((values - 0.2) * 2, 0, 1))[..., None]
+    mixed = (1 - strength) * (0.1 + 0.85 * grey) + strength * colours
     return Image.fromarray((np.clip(mixed, 0, 1) * 255).astype(np.uint8))

@@ -39,7 +39,7 @@ from accel_flowers.run_dir import CONFIG_FILE, MODEL_DIR
 from accel_flowers.saved_model import load_model
 
 REPORT_FILE, PLOTS_DIR = "report.html", "plots"
-NUM_MISTAKES, NUM_UNSURE, NUM_LABELS, NUM_TWINS = 12, 8, 24, 8
+NUM_MISTAKES, NUM_UNSURE, NUM_LABELS, NUM_TWINS, NUM_OF_WORST = 12, 8, 24, 8, 3
 """Pictures that the page shows of each kind."""
 
 
@@ -125,9 +125,12 @@ def _results(run: RunRecord, photos: Photos) -> dict[str, Any]:
         "unsure": shown[len(mistakes) :],
         "method": method,
         "confusions": _confusions(main),
+        "of_worst": _of_worst(main, judged, photos),
         "sentences": {
             "worst": words.worst_class(main),
-            "labels": words.label_candidates(candidates, len(held_out), len(run.split.files_of("train"))),
+            "labels": words.label_candidates(
+                candidates, len(held_out), len(run.split.files_of("train")), main.accuracy.value
+            ),
             "calibration": words.calibration(main.calibration),
         },
         "plots": _plots(main, said_of),
@@ -140,6 +143,17 @@ def _plots(main: PartFindings, said_of: str) -> dict[str, Plot]:
         "confusion": confusion_plot(main, said_of),
         "reliability": reliability_plot(main.calibration, said_of),
     }
+
+
+def _of_worst(found: PartFindings, judged: Sequence[Answer], photos: Photos) -> list[tuple[Answer, str]]:
+    """A few missed pictures of the worst class, small: those that went to the class it is confused with most."""
+    worst = found.worst
+    if photos.problem or not worst.taken_for:
+        return []
+    missed = [answer for answer in judged if answer.label == worst.name and answer.predicted == worst.taken_for[0][0]]
+    opened = photos.open_all([answer.file for answer in worst_mistakes(missed, NUM_OF_WORST)])
+    of_file = {answer.file: answer for answer in missed}
+    return [(of_file[file], data_uri(picture)) for file, picture in opened.items() if picture is not None]
 
 
 def _confusions(found: PartFindings, count: int = 8) -> list[tuple[str, str, int, int]]:
@@ -194,6 +208,8 @@ def _training(run: RunRecord) -> dict[str, Any]:
     averaged_accuracy = Course("averaged weights", *run.course("val_ema/accuracy"))
     rates = Course("learning rate", *run.course("lr"))
     best = run.card.scores.get("val", {}).get("epoch") if run.card else None
+    best_step = run.card.scores.get("val", {}).get("step") if run.card else None
+    best_at = next((line["epoch"] for line in run.lines if line.get("step") == best_step and "val/loss" in line), None)
     counts = {part: len(run.split.files_of(part)) for part in PARTS}
     plots = []
     if train.values:
@@ -203,7 +219,7 @@ def _training(run: RunRecord) -> dict[str, Any]:
                 "loss",
                 "nats",
                 [each for each in (train, val, averaged) if each.values],
-                best=best,
+                best=best_at,
                 alt=f"Loss over the epochs: {counts['train']} training and {counts['val']} validation pictures.",
             )
         )
@@ -214,13 +230,15 @@ def _training(run: RunRecord) -> dict[str, Any]:
                 "accuracy",
                 "%",
                 [each for each in (accuracy, averaged_accuracy) if each.values],
-                best=best,
+                best=best_at,
                 percent=True,
                 alt=f"Accuracy over the epochs on {counts['val']} validation pictures.",
             )
         )
     if rates.values:
-        plots.append(course_plot("lr", "learning rate", "", [rates], alt="Learning rate over the epochs."))
+        plots.append(
+            course_plot("lr", "learning rate", "", [rates], marked=False, alt="Learning rate over the epochs.")
+        )
     return {
         "plots": plots,
         "best_epoch": best,
@@ -293,13 +311,14 @@ def _sizes_in_words(sizes: Sequence[tuple[int, int]], num_files: int) -> str:
         return ""
     of = f" (of {len(sizes):,} looked at)" if len(sizes) < num_files else ""
     if len(set(sizes)) == 1:
-        return f"All are {sizes[0][0]} x {sizes[0][1]} pixels{of}."
+        return f"All are {_size(sizes[0])} pixels{of}."
     ordered = sorted(sizes, key=lambda size: size[0] * size[1])
     smallest, middle, largest = ordered[0], ordered[len(ordered) // 2], ordered[-1]
-    return (
-        f"From {smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]} pixels, in the middle "
-        f"{middle[0]} x {middle[1]}{of}."
-    )
+    return f"From {_size(smallest)} to {_size(largest)} pixels, in the middle {_size(middle)}{of}."
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "{}\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}{}".format(*size)
 
 
 def _settings(run: RunRecord) -> dict[str, Any]:

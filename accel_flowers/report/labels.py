@@ -45,7 +45,10 @@ def find_label_candidates(predictions: SavedPredictions) -> list[LabelCandidate]
     if len(np.unique(labels)) < 2:
         return []
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    found = find_label_issues(labels, probabilities, return_indices_ranked_by="self_confidence", n_jobs=1)
+    # "both": what two ways of counting agree on, since a person looks at each.
+    found = find_label_issues(
+        labels, probabilities, filter_by="both", return_indices_ranked_by="self_confidence", n_jobs=1
+    )
     candidates = []
     for index in found:
         part, its_rows, place = rows[int(index)]

@@ -65,4 +65,7 @@ def _figure(plot: Plot) -> Markup:
 
 def _printable(name: str) -> str:
     """A name without the characters that would turn the text around or hide it."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+    return "".join(
+        character if character.isprintable() or character == "\N{NO-BREAK SPACE}" else "\N{REPLACEMENT CHARACTER}"
+        for character in name
+    )

@@ -163,6 +163,7 @@ def course_plot(
     alt: str,
     best: float | None = None,
     percent: bool = False,
+    marked: bool = True,
 ) -> Plot:
     """Values over the epochs; those with few points have them marked.
 
@@ -171,13 +172,14 @@ def course_plot(
         unit: its unit; empty where it has none.
         best: epoch that is marked.
         percent: values are shares.
+        marked: whether single points show where there are few.
     """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for place, course in enumerate(courses):
             role = SERIES[place % len(SERIES)]
-            few = len(course.values) <= 30
+            few = marked and len(course.values) <= 30
             axes.plot(
                 course.epochs,
                 course.values,
@@ -198,10 +200,12 @@ def course_plot(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         if percent:
             _percent(axes.yaxis)
+        else:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
         if len(courses) > 1:
             _legend_above(axes)
 
-    return draw(name, alt, (420, 270), paint)
+    return draw(name, alt, (340, 240), paint)
 
 
 def _legend_above(axes: Axes) -> None:

@@ -98,18 +98,28 @@ def _how_certain(worst: ClassFindings, num_classes: int) -> str:
     )
 
 
-def label_candidates(found: Sequence[LabelCandidate], looked_at: int, not_looked_at: int) -> tuple[str, str]:
-    """How many photos look mislabelled, and among which."""
-    rest = (
-        f"The {not_looked_at:,} training pictures cannot be judged so: the network learnt their labels. "
-        "Train again with another --train.seed to have others held out."
+def label_candidates(
+    found: Sequence[LabelCandidate], looked_at: int, not_looked_at: int, accuracy: float
+) -> tuple[str, str, str]:
+    """How many photos look mislabelled, how far to believe it, and among which they were looked for."""
+    method = (
+        f"Looked for by confident learning (cleanlab) among the {looked_at:,} pictures of validation and test. The "
+        f"{not_looked_at:,} training pictures cannot be judged so, as the network learnt their labels: train again with "
+        "another --train.seed, and others are held out."
     )
     if not found:
-        return "No photo looks mislabelled", f"Among {looked_at:,} held-out pictures none. {rest}"
+        return "No photo looks mislabelled", f"None of {looked_at:,} held-out pictures.", method
     verb = "photo looks" if len(found) == 1 else "photos look"
+    belief = "A person decides."
+    if accuracy < 0.9:
+        belief = (
+            f"The model is wrong on {100 * (1 - accuracy):.0f}\N{NO-BREAK SPACE}% of all pictures, so many of these will "
+            "be its own mistakes: a person decides."
+        )
     return (
         f"{len(found)} {verb} mislabelled",
-        f"Among {looked_at:,} held-out pictures, the most doubtful first. A person decides. {rest}",
+        f"Of {looked_at:,} held-out ones, the most doubtful first. {belief}",
+        method,
     )
 
 
@@ -124,10 +134,10 @@ def calibration(found: Calibration) -> tuple[str, str]:
     error = f"Calibration error (ECE) {percent(found.raw.error)}"
     if found.trustworthy:
         return (
-            "Its probabilities can be trusted",
-            f"{sure}{error}, which is no more than chance gives on so few pictures (up to {percent(found.by_chance)}).",
+            f"Yes, as far as {pictures(int(found.raw.counts.sum()))} can tell",
+            f"{sure}{error}, no more than chance gives on so many pictures (up to {percent(found.by_chance)}).",
         )
-    side = "too sure" if found.confidence > found.accuracy else "not sure enough"
+    side = "is too sure of itself" if found.confidence > found.accuracy else "is right more often than it says"
     mends = ""
     if found.tempered is not None and found.temperature is not None:
         better = found.tempered.error < found.raw.error
@@ -136,7 +146,7 @@ def calibration(found: Calibration) -> tuple[str, str]:
             f"{'lowers' if better else 'does not lower'} it: {percent(found.tempered.error)}."
         )
     return (
-        f"It is {side} of itself",
+        f"No: it {side}",
         f"{sure}{error}, where chance would give {percent(found.by_chance)} at most.{mends}",
     )
 
