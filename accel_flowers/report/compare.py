@@ -263,7 +263,7 @@ def _flipped(
     sides = []
     for winner, loser, who, other in ((last, first, names[-1], names[0]), (first, last, names[0], names[-1])):
         files = [file for file in comparison.files if winner[file].right and not loser[file].right]
-        files.sort(key=lambda file: (-loser[file].loss, file))  # noqa: B023 - called before the loop goes on
+        files.sort(key=lambda file: (-loser[file].loss, file))
         opened = photos.open_all(files[:NUM_FLIPPED]) if not photos.problem else {}
         rows = []
         for file in files[:NUM_FLIPPED]:
