@@ -32,10 +32,10 @@ class LabelCandidate:
 def find_label_candidates(predictions: SavedPredictions) -> list[LabelCandidate]:
     """Pictures whose label is probably wrong, the most doubtful first.
 
-    Only held-out pictures can be judged so: those of the training part were learnt with their labels.
+    A picture is named when the model is at least as sure of another class as it is, on average, of the pictures that
+    carry that class's label; so a model that is never very sure needs less of it. Only held-out pictures can be judged:
+    those of the training part were learnt with their labels.
     """
-    # A picture counts as mislabelled when the model is at least as sure of another class as it is, on average, of
-    # pictures that carry that class's label, and when there are as many such as the estimated noise says.
     from cleanlab.filter import find_label_issues  # seconds of import
 
     names = predictions.class_names
@@ -45,9 +45,8 @@ def find_label_candidates(predictions: SavedPredictions) -> list[LabelCandidate]
     if len(np.unique(labels)) < 2:
         return []
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    # "both": what two ways of counting agree on, since a person looks at each.
     found = find_label_issues(
-        labels, probabilities, filter_by="both", return_indices_ranked_by="self_confidence", n_jobs=1
+        labels, probabilities, filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1
     )
     candidates = []
     for index in found:

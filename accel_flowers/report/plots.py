@@ -29,7 +29,7 @@ COLOURS = {
     "line": "#d5dce2",
     "on-fill": "#fefefe",
     "blue": "#0a6cb0",
-    "orange": "#c9530c",
+    "orange": "#b84a08",
     "green": "#00795a",
     "purple": "#8a4f9e",
     "brown": "#7d5a1e",

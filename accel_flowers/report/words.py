@@ -103,7 +103,8 @@ def label_candidates(
 ) -> tuple[str, str, str]:
     """How many photos look mislabelled, how far to believe it, and among which they were looked for."""
     method = (
-        f"Looked for by confident learning (cleanlab) among the {looked_at:,} pictures of validation and test. The "
+        f"A picture is named when the model is as sure of another class as it usually is of that class's own pictures "
+        f"(confident learning, cleanlab), among the {looked_at:,} of validation and test. The "
         f"{not_looked_at:,} training pictures cannot be judged so, as the network learnt their labels: train again with "
         "another --train.seed, and others are held out."
     )
