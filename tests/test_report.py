@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
-from accel_flowers.calibration import apply_temperature, expected_calibration_error
+from accel_flowers.calibration import apply_temperature, expected_calibration_error, fit_temperature
 from accel_flowers.cli import main
 from accel_flowers.config_reading import load_recipe
 from accel_flowers.errors import UserError
 from accel_flowers.intervals import compare_paired
-from accel_flowers.metrics import Predictions
+from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.predictions import load_predictions, save_predictions
 from accel_flowers.report import words
 from accel_flowers.report.compare import compare_runs
@@ -26,7 +26,12 @@ from accel_flowers.report.findings import answers, find_part, least_sure, worst_
 from accel_flowers.report.labels import find_label_candidates
 from accel_flowers.report.photos import Photos
 from accel_flowers.report.read import read_run
+from accel_flowers.saved_model import load_card
+from accel_flowers.train import train
+from tests.conftest import make_folder
 from tests.made_runs import make_predictions, make_run
+from tests.ranks import finish
+from tests.runs import tiny_config, write_recipe
 
 NAMES = ("daisy", "rose", "tulip")
 
@@ -149,8 +154,11 @@ def test_sentences_of_the_worst_class() -> None:
     headline, why = words.worst_class(found)
     assert headline.replace("\N{NO-BREAK SPACE}", " ") == "rose is worst, F1 57.1 %"  # 2 * 4 / (10 + 4)
     assert why.startswith("6 of its 10 are missed, most often taken for tulip (5).")
-    sure = words.calibration(found.calibration)[1].replace("\N{NO-BREAK SPACE}", " ")
-    assert sure.startswith("Of the 30 pictures it was at least 90 % sure of, 80.0 % were right (it expected 94.0 %).")
+    headline, sure = words.calibration(found.calibration)
+    assert headline == "No: it is too sure of itself"
+    assert sure.replace("\N{NO-BREAK SPACE}", " ").startswith(
+        "On average it was 94.0 % sure and 80.0 % right. Calibration error (ECE) 14.0 %;"
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,3 +318,43 @@ def test_command_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         code, out, err = run(*words_)
         assert (code, out) == (2, "")
         assert message in err
+
+
+def test_a_run_draws_its_report_when_all_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = make_folder(tmp_path / "photos", per_class=6)
+    (photos / "rose").rename(photos / "<script>alert(1)<script>")
+    (photos / "tulip/05.png").rename(photos / 'tulip/it\'s "quoted".png')
+    run_dir = tmp_path / "run"
+    results = train(tiny_config(photos, run_dir, tracking={"report": True}))
+    text = text_of(run_dir / "report.html")
+    assert f"Test accuracy {100 * results['test']['accuracy']:.1f} %" in text
+    assert "<script>alert(1)<script>" in text
+    assert f"report: {run_dir}/report.html" in capsys.readouterr().err
+    said = load_predictions(run_dir / "predictions.parquet")
+    for part, rows in said.parts.items():
+        assert summarize(rows, said.class_names) == results[part]
+    assert load_card(run_dir / "model").temperature == fit_temperature(
+        said.parts["val"].probabilities, said.parts["val"].labels
+    )
+
+
+def test_a_report_that_fails_does_not_fail_the_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    config = tiny_config(folder, run_dir, tracking={"report": True}, train={"epochs": 1})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/plots").write_text("in the way")
+    assert "val" in train(config)
+    assert f"try again with accel-flowers report {run_dir}" in capsys.readouterr().err
+    assert (run_dir / "model/config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_nobody_waits_for_the_report(folder: Path, tmp_path: Path) -> None:
+    """Two processes: the second ends while the first draws, and both end well."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", tracking={"report": True}, train={"epochs": 1})
+    said = finish(tmp_path, ["train", recipe, "--data.path", folder, "--run-dir", tmp_path / "run"], processes=2)
+    assert said.count("report: ") == 1
+    assert (tmp_path / "run/report.html").exists()

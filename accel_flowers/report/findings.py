@@ -73,6 +73,7 @@ class Calibration:
         temperature: fitted on validation; None where that was not possible.
         by_chance: calibration error that 95 of 100 perfect models stay below on so many pictures.
         confidence, accuracy: means over all pictures.
+        gap_by_chance: distance between the two that 95 of 100 perfect models stay below.
         sure, sure_right, sure_expected: answers of at least `SURE`, how many were right, and how many should have been.
     """
 
@@ -82,14 +83,18 @@ class Calibration:
     by_chance: float
     confidence: float
     accuracy: float
+    gap_by_chance: float
     sure: int
     sure_right: int
     sure_expected: float
 
     @property
     def trustworthy(self) -> bool:
-        """Whether the error is no larger than chance alone would make it."""
-        return self.raw.error <= self.by_chance
+        """Whether neither the error nor the gap of the means is larger than chance alone would make it.
+
+        Bins of few pictures hide a small gap that all of them have.
+        """
+        return self.raw.error <= self.by_chance and abs(self.accuracy - self.confidence) <= self.gap_by_chance
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,7 @@ def _find_calibration(rows: PartPredictions, temperature: float | None) -> Calib
         by_chance=float(np.percentile(chance_errors(rows.probabilities), 95)),
         confidence=float(confidence.mean()),
         accuracy=float(right.mean()),
+        gap_by_chance=1.96 * float(np.sqrt((confidence * (1 - confidence)).sum())) / len(confidence),
         sure=int(sure.sum()),
         sure_right=int((sure & right).sum()),
         sure_expected=float(confidence[sure].sum()),

@@ -191,8 +191,8 @@ def course_plot(
         if best is not None:
             axes.axvline(best, color=COLOURS["muted"], linewidth=1, linestyle=(0, (2, 3)))
             axes.annotate(
-                "best", (best, 1), xycoords=("data", "axes fraction"), xytext=(-4, -3), textcoords="offset points",
-                ha="right", va="top", color=COLOURS["muted"], fontsize=10,
+                "best", (best, 0 if percent else 1), xycoords=("data", "axes fraction"), xytext=(-4, 3 if percent else -3),
+                textcoords="offset points", ha="right", va="bottom" if percent else "top", color=COLOURS["muted"], fontsize=10,
             )  # fmt: skip
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"{title} ({unit})" if unit else title)

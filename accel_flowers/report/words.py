@@ -133,6 +133,7 @@ def calibration(found: Calibration) -> tuple[str, str]:
             f"{percent(found.sure_right / found.sure)} were right (it expected {percent(found.sure_expected / found.sure)}). "
         )
     error = f"Calibration error (ECE) {percent(found.raw.error)}"
+    means = f"On average it was {percent(found.confidence)} sure and {percent(found.accuracy)} right. "
     if found.trustworthy:
         return (
             f"Yes, as far as {pictures(int(found.raw.counts.sum()))} can tell",
@@ -148,7 +149,7 @@ def calibration(found: Calibration) -> tuple[str, str]:
         )
     return (
         f"No: it {side}",
-        f"{sure}{error}, where chance would give {percent(found.by_chance)} at most.{mends}",
+        f"{means}{error}; chance gives up to {percent(found.by_chance)}.{mends}",
     )
 
 
