@@ -24,7 +24,7 @@ KNOW_ACCELERATE = {
     "build", "train", "watch", "evaluate", "checkpoint", "tracking", "processes", "meter", "memory", "peers",
 }  # fmt: skip
 KNOW_NOTHING_OF_PROCESSES = [
-    "metrics", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
+    "metrics", "calibration", "intervals", "predictions", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
     *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.data.")),
 ]  # fmt: skip
 
@@ -113,6 +113,21 @@ def test_metrics_are_numpy_alone() -> None:
 
 def test_predict_needs_the_saved_model_and_not_the_training() -> None:
     assert not everything_below("predict") & {"train", "build", "optim", "objectives", "checkpoint", "tracking"}
+
+
+def test_the_report_reads_what_a_run_left_and_trains_nothing() -> None:
+    reports = [name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.report.")]
+    assert {"report.draw", "report.compare", "report.read", "report.cam"} <= set(reports)
+    for name in reports:
+        assert not everything_below(name) & (KNOW_ACCELERATE | {"optim", "objectives", "cli"}), name
+
+
+def test_training_starts_without_the_libraries_of_the_report() -> None:
+    for needed in everything_below("train", whole_file=False):
+        assert not libraries(needed, whole_file=False) & {
+            "matplotlib", "jinja2", "captum", "cleanlab", "sklearn", "scipy", "pyarrow", "pandas",
+        }, needed  # fmt: skip
+    assert {"captum", "matplotlib"} <= libraries("report.cam")
 
 
 def test_nothing_imports_the_command_line() -> None:
