@@ -24,7 +24,7 @@ LAYERS = {
     "swin_t": None,
 }
 SLOW_LAYERS = {"convnext_tiny": "features", "regnet_y_400mf": "trunk_output", "googlenet": "inception5b", "vit_b_16": None, "vgg11": "avgpool",
-               "mnasnet0_5": "layers.16", "alexnet": "avgpool", "maxvit_t": "blocks"}  # fmt: skip
+               "mnasnet0_5": "layers", "alexnet": "avgpool", "maxvit_t": "blocks.3"}  # fmt: skip
 
 
 def saved(name: str, size: int = 64) -> SavedModel:

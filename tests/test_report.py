@@ -16,7 +16,7 @@ from accel_flowers.calibration import apply_temperature, expected_calibration_er
 from accel_flowers.cli import main
 from accel_flowers.config_reading import load_recipe
 from accel_flowers.errors import UserError
-from accel_flowers.intervals import compare_paired
+from accel_flowers.intervals import compare_paired, holm
 from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.predictions import load_predictions, save_predictions
 from accel_flowers.report import words
@@ -109,6 +109,19 @@ def test_the_same_run_gives_the_same_page(made: Path) -> None:
     before = (made / "one/report.html").read_bytes()
     draw_report(made / "one")
     assert (made / "one/report.html").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_large_run_gives_a_page_that_can_be_mailed(tmp_path: Path) -> None:
+    names = tuple(f"class number {place}" for place in range(300))
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", names, per_part=12, skill=4)
+    lines = [{"step": k, "epoch": k / 1000, "train/loss": 5 / k + k % 7, "lr": 1e-3 / k} for k in range(1, 50_000)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = draw_report(run_dir)
+    assert page.stat().st_size < 5_000_000
+    text = text_of(page)
+    assert "The other 280 classes" in text
+    assert "The 24 classes with the worst F1." in text
 
 
 def test_mistakes_come_in_order(made: Path) -> None:
@@ -213,6 +226,7 @@ def test_photos_are_read_from_a_zip(tmp_path: Path) -> None:
     files = sorted(read_run(run_dir).split.parts)
     assert photos.sizes(files) == Photos(str(tmp_path / "photos")).sizes(files)
     assert photos.open("no/such.png") is None
+    assert "cannot be loaded" in Photos("hub:nobody/nothing").problem
 
 
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
@@ -276,6 +290,15 @@ def test_runs_are_compared_on_the_same_pictures(made: Path, tmp_path: Path) -> N
     assert "optim.lr 0.01 0.5" in text
     page = (tmp_path / "compare.html").read_text("utf-8")
     assert set(re.findall(r'id="plot-([\w-]+)"', page)) == {"accuracy", "loss-val", "loss-train", "lr"}
+
+
+def test_several_comparisons_are_not_taken_one_by_one(made: Path, tmp_path: Path) -> None:
+    three = make_run(tmp_path / "one", tmp_path / "photos", NAMES, per_part=12, seed=11, draw=False)
+    found = compare_runs([made / "one", made / "two", three], out=tmp_path / "compare.html")
+    assert [row.name.count("/") for row in found.rows] == [1, 1, 1]  # two are called "one"
+    raw = [row.paired.p_value for row in found.rows if row.paired]
+    assert [row.p_value for row in found.rows if row.paired] == holm(raw)
+    assert "raised by Holm's method" in text_of(tmp_path / "compare.html")
 
 
 def test_runs_with_other_pictures_share_what_they_share(made: Path, tmp_path: Path) -> None:

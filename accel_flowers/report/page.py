@@ -11,10 +11,7 @@ from markupsafe import Markup
 from accel_flowers import __version__
 from accel_flowers.files import write_text_durably, writing
 from accel_flowers.report import words
-from accel_flowers.report.plots import Plot
-
-MAX_BYTES = 5_000_000
-"""What a page may weigh."""
+from accel_flowers.report.plots import MOST_CLASSES, Plot
 
 
 def render(template: str, **values: Any) -> str:
@@ -31,7 +28,13 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"words": words, "version": __version__, "figure": _figure}
+    environment.globals |= {
+        "words": words,
+        "version": __version__,
+        "figure": _figure,
+        "MOST_CLASSES": MOST_CLASSES,
+        "MOST_ROWS": 20,
+    }
     environment.filters |= {"percent": words.percent, "span": words.span, "printable": _printable}
     return environment.get_template(template).render(**values)
 

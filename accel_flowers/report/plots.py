@@ -39,6 +39,8 @@ COLOURS = {
 SERIES = ("blue", "orange", "green", "purple", "brown", "pink")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)))
+MOST_POINTS = 600
+"""Points of a line; of more, neighbours are averaged, which no eye would tell and the page need not carry."""
 MOST_CLASSES = 24
 """Classes that a figure shows one by one."""
 _STYLE: Any = {
@@ -181,8 +183,8 @@ def course_plot(
             role = SERIES[place % len(SERIES)]
             few = marked and len(course.values) <= 30
             axes.plot(
-                course.epochs,
-                course.values,
+                _thinned(course.epochs),
+                _thinned(course.values),
                 label=course.label,
                 color=COLOURS[role],
                 linestyle=DASHES[place % len(DASHES)],
@@ -206,6 +208,11 @@ def course_plot(
             _legend_above(axes)
 
     return draw(name, alt, (340, 240), paint)
+
+
+def _thinned(values: Sequence[float]) -> list[float]:
+    size = -(-len(values) // MOST_POINTS)
+    return [float(np.mean(values[first : first + size])) for first in range(0, len(values), size or 1)]
 
 
 def _legend_above(axes: Axes) -> None:

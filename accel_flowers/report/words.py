@@ -71,6 +71,8 @@ def _why(worst: ClassFindings) -> list[str]:
     if worst.missed:
         name, count = worst.taken_for[0]
         mostly = f"most often taken for {name} ({count})" if len(worst.taken_for) > 1 else f"all taken for {name}"
+        if count == 1:
+            mostly = "each taken for another class"
         if worst.missed == 1:
             mostly = f"taken for {name}"
         missed = f"{worst.missed} of its {worst.num_images} {'is' if worst.missed == 1 else 'are'} missed"
@@ -80,9 +82,9 @@ def _why(worst: ClassFindings) -> list[str]:
     if worst.mistaken:
         wrong = sum(count for _, count in worst.mistaken)
         name, count = worst.mistaken[0]
-        of = "" if wrong == 1 else f" ({count})"
-        sentences.append(f"{pictures(wrong).capitalize()} of other classes {'was' if wrong == 1 else 'were'} called {worst.name}, most of {name}{of}."
-                         if wrong > 1 else f"1 picture of {name} was called {worst.name}.")  # fmt: skip
+        of = "of other classes" if len(worst.mistaken) > 1 else f"of {name}"
+        mostly = f", most often of {name} ({count})" if len(worst.mistaken) > 1 and count > 1 else ""
+        sentences.append(f"{pictures(wrong)} {of} {'was' if wrong == 1 else 'were'} called {worst.name}{mostly}.")
     return sentences
 
 
