@@ -209,10 +209,13 @@ def _plots(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Plot]:
     for name, title, unit, line in kinds:
         courses = [Course(own, *run.course(line)) for own, run in zip(names, runs, strict=True)]
         if any(course.values for course in courses):
+            part = {"v": "val", "t": "train"}.get(title[0])
+            counts = sorted({len(run.split.files_of(part)) for run in runs}) if part else []
+            on = f" on {' or '.join(f'{count:,}' for count in counts)} {words.part_name(part)} pictures" if part else ""
             plots.append(
                 course_plot(
                     name, title, unit, courses, percent=unit == "%", marked=line != "lr",
-                    alt=f"{title.capitalize()} of {len(runs)} runs over the epochs.",
+                    alt=f"{title.capitalize()} of {len(runs)} runs{on}, over the epochs.",
                 )
             )  # fmt: skip
     return plots

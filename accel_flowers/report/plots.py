@@ -360,10 +360,14 @@ def counts_plot(counts: Mapping[str, Mapping[str, int]]) -> Plot:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         left = np.zeros(len(shown))
-        for part, role, alpha in (("train", "blue", 0.9), ("val", "orange", 0.9), ("test", "green", 0.9)):
+        for part, label, role, alpha in (
+            ("train", "training", "blue", 0.9),
+            ("val", "validation", "orange", 0.9),
+            ("test", "test", "green", 0.9),
+        ):
             values = np.array([counts[name].get(part, 0) for name in shown])
             if values.any():
-                axes.barh(range(len(shown)), values, 0.66, left=left, color=COLOURS[role], alpha=alpha, label=part)
+                axes.barh(range(len(shown)), values, 0.66, left=left, color=COLOURS[role], alpha=alpha, label=label)
                 left += values
         axes.set_yticks(range(len(shown)), [shorten(name) for name in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
@@ -373,7 +377,8 @@ def counts_plot(counts: Mapping[str, Mapping[str, int]]) -> Plot:
         axes.set_xlabel("pictures")
         _legend_above(axes)
 
-    return draw("counts", "Pictures of each class in each part.", (430, 110 + 26 * len(shown)), paint)
+    total = sum(sum(parts.values()) for parts in counts.values())
+    return draw("counts", f"{total:,} pictures by class and part.", (430, 110 + 26 * len(shown)), paint)
 
 
 def sizes_plot(sizes: Sequence[tuple[int, int]]) -> Plot:

@@ -135,7 +135,9 @@ def calibration(found: Calibration) -> tuple[str, str]:
             f"{percent(found.sure_right / found.sure)} were right (it expected {percent(found.sure_expected / found.sure)}). "
         )
     error = f"Calibration error (ECE) {percent(found.raw.error)}"
-    means = f"On average it was {percent(found.confidence)} sure and {percent(found.accuracy)} right. "
+    apart = abs(found.confidence - found.accuracy) > found.gap_by_chance
+    beyond = f", further apart than chance explains ({100 * found.gap_by_chance:.1f} points)" if apart else ""
+    means = f"On average it was {percent(found.confidence)} sure and {percent(found.accuracy)} right{beyond}. "
     if found.trustworthy:
         return (
             f"Yes, as far as {pictures(int(found.raw.counts.sum()))} can tell",
