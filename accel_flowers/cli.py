@@ -200,6 +200,53 @@ def _predict(words: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
+class _ReportWords:
+    """Draw a run as one page (RUN_DIR/report.html) with its plots (RUN_DIR/plots/): scores, mistakes, labels, data."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory of a run, finished or going on."""
+    data: str | None = None
+    """Where the photos are now; None = where the run had them."""
+
+
+def _report(words: Sequence[str]) -> int:
+    asked = tyro.cli(_ReportWords, args=words, prog="accel-flowers report")
+    if not _is_main_process():
+        return 0
+    from accel_flowers.report.draw import draw_report
+
+    print(draw_report(asked.run_dir, asked.data))
+    return 0
+
+
+@dataclass(frozen=True)
+class _CompareWords:
+    """Compare runs on the held-out pictures that all of them have: a table, a page, and whether the gain could be luck."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of finished runs; the others are compared with the first."""
+    out: Path = Path("compare.html")
+    """The page."""
+    data: str | None = None
+    """Where the photos are now; None = where the first run had them."""
+    json: bool = False
+    """Print all numbers as one JSON object instead of the table."""
+
+
+def _compare(words: Sequence[str]) -> int:
+    asked = tyro.cli(_CompareWords, args=words, prog="accel-flowers compare")
+    if not _is_main_process():
+        return 0
+    from accel_flowers.report.compare import compare_runs, in_words
+
+    found = compare_runs(asked.run_dirs, out=asked.out, data=asked.data)
+    print(
+        json.dumps(found.as_json(), indent=1, ensure_ascii=False) if asked.json else f"{in_words(found)}\n\n{asked.out}"
+    )
+    return 0
+
+
+@dataclass(frozen=True)
 class _RecipesWords:
     """List the recipes that come with the package."""
 
@@ -262,6 +309,8 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "inspect": (_inspect, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),
     "evaluate": (_evaluate, "MODEL_DIR --data DIR [--json]"),
     "predict": (_predict, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),
+    "report": (_report, "RUN_DIR [--data DIR]"),
+    "compare": (_compare, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
     "recipes": (_recipes, ""),
     "sample": (_sample, "DIR"),
     "download": (_download, "DIR"),

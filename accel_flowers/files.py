@@ -58,14 +58,19 @@ def check_writable(path: Path, flag: str) -> None:
         pass
 
 
-def write_text_durably(path: Path, text: str) -> None:
-    """Write a file so that after a crash there is the old text or the new one."""
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash there is the old content or the new one."""
     partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """The same for text, in UTF-8."""
+    write_durably(path, text.encode())
 
 
 def flush_to_disk(path: Path) -> None:

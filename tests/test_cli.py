@@ -21,7 +21,7 @@ from accel_flowers.config_reading import load_recipe, recipe_names
 from tests.conftest import draw_picture
 from tests.runs import run_program
 
-COMMANDS = ("train", "inspect", "evaluate", "predict", "recipes", "sample", "download")
+COMMANDS = ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
@@ -56,7 +56,7 @@ def test_help_imports_no_heavy_library() -> None:
 import sys
 from accel_flowers.cli import main
 for words in (["--help"], ["--version"], ["recipes"], [], ["trian"], ["train"], ["train", "nosuch"],
-              *([name, "--help"] for name in ("train", "inspect", "evaluate", "predict", "recipes", "sample", "download"))):
+              *([name, "--help"] for name in ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download"))):
     try:
         main(words)
     except SystemExit:

@@ -25,7 +25,7 @@ KNOW_ACCELERATE = {
     "dashboards", "debugging",
 }  # fmt: skip
 KNOW_NOTHING_OF_PROCESSES = [
-    "metrics", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
+    "metrics", "calibration", "intervals", "predictions", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
     "pages", "gallery", "prediction_output", "prediction_command",
     *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith(("accel_flowers.data.", "accel_flowers.inspection."))),
 ]  # fmt: skip
@@ -135,6 +135,21 @@ def test_an_inspection_needs_no_model() -> None:
 @pytest.mark.parametrize("module", ["inspection.alike", "inspection.far", "inspection.findings"])
 def test_findings_touch_no_files(module: str) -> None:
     assert not libraries(module) & {"torch", "datasets", "pathlib", "os"}
+
+
+def test_the_report_reads_what_a_run_left_and_trains_nothing() -> None:
+    reports = [name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.report.")]
+    assert {"report.draw", "report.compare", "report.read", "report.cam"} <= set(reports)
+    for name in reports:
+        assert not everything_below(name) & (KNOW_ACCELERATE | {"optim", "objectives", "cli"}), name
+
+
+def test_training_starts_without_the_libraries_of_the_report() -> None:
+    for needed in everything_below("train", whole_file=False):
+        assert not libraries(needed, whole_file=False) & {
+            "matplotlib", "jinja2", "captum", "cleanlab", "sklearn", "scipy", "pyarrow", "pandas",
+        }, needed  # fmt: skip
+    assert {"captum", "matplotlib"} <= libraries("report.cam")
 
 
 def test_nothing_imports_the_command_line() -> None:
