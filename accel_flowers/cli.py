@@ -98,33 +98,152 @@ def _scores_in_words(scores: dict[str, object]) -> str:
 
 
 @dataclass(frozen=True)
+class _InspectWords:
+    """Look at all pictures before any of them costs training time.
+
+    Exit code 1 tells of what harms training: files that cannot be read, and copies (identical files or near duplicates)
+    under two classes or in two parts. All else that is found is for a person to judge and leaves the exit code 0: other
+    copies, pictures far from every other, classes of very different size, small and long pictures, EXIF turns, unusual
+    colour modes. 2 is a mistake in the words or in the folder's layout.
+    """
+
+    source: tyro.conf.Positional[str]
+    """Folder with one sub-folder per class (or train, val and test of such), a .zip of one, or hub:OWNER/NAME."""
+    json: bool = False
+    """Print all findings as one JSON object."""
+    html: Path | None = None
+    """Also write a page with the pictures to look at; it stands alone."""
+    split: Path | None = None
+    """A run's split.json: tell of copies across its parts."""
+    near: int = 8
+    """Near duplicates differ in at most so many bits of a 64-bit perceptual hash (0 to 16)."""
+    show_transforms: str | None = None
+    """Recipe (name or file) whose augmentations are drawn on a sheet, as the network sees them in the first epochs."""
+    transforms_out: Path = Path("transforms.png")
+    """Where that sheet goes."""
+    num_workers: int | None = None
+    """Processes that look at pictures; None = the cores of this machine, 0 = this one alone."""
+
+
+def _inspect(words: Sequence[str]) -> int:
+    asked = tyro.cli(_InspectWords, args=words, prog="accel-flowers inspect")
+    if not _is_main_process():
+        return 0  # inspection is for one process: started on several, the first does it
+    from accel_flowers.inspection.command import inspect_source
+    from accel_flowers.inspection.words import as_json, in_words
+
+    findings = inspect_source(
+        asked.source,
+        split_file=asked.split,
+        max_bits=asked.near,
+        num_workers=asked.num_workers,
+        html=asked.html,
+        recipe=asked.show_transforms,
+        sheet=asked.transforms_out,
+    )
+    print(json.dumps(as_json(findings), indent=1, ensure_ascii=False) if asked.json else in_words(findings))
+    if asked.html:
+        print(f"the pictures to look at: {asked.html}", file=sys.stderr)
+    if asked.show_transforms:
+        print(f"augmentations of {asked.show_transforms}: {asked.transforms_out}", file=sys.stderr)
+    return 1 if findings.harmful else 0
+
+
+@dataclass(frozen=True)
 class _PredictWords:
-    """Say what is on pictures; a file that cannot be read gets its own row, and the exit code is 1."""
+    """Say what is on pictures; a file that cannot be read gets its own row, and the exit code is 1.
+
+    Probabilities are calibrated where the model has a temperature; the output says whether they are. They do not depend on
+    the size of the batches or the number of threads, but for the last digits.
+    """
 
     model_dir: tyro.conf.Positional[Path]
     """Model folder: RUN_DIR/model."""
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Pictures, or folders of them."""
+    """Pictures, folders of them, or patterns in quotes: 'new/**/*.jpg' looks into folders of any depth."""
     top_k: int = 1
     """Classes to tell for each picture."""
-    format: Literal["table", "csv", "json"] = "table"
-    """table for people, csv or json for programs."""
+    format: Literal["table", "csv", "json", "parquet"] | None = None
+    """table for people, the others for programs; None = by the suffix of --out, else table."""
+    out: Path | None = None
+    """File for the rows: .csv, .json, .parquet, or .txt for a table; None = standard output."""
+    html: Path | None = None
+    """Also write a page with the pictures and what they were taken for; it stands alone."""
+    tta: bool = False
+    """Average the probabilities of each picture and its mirror image; takes twice the time."""
+    batch_size: int | None = None
+    """Pictures in one forward pass; None = what the model was scored with."""
+    num_workers: int | None = None
+    """Threads that decode pictures; None = the cores of this machine."""
 
 
 def _predict(words: Sequence[str]) -> int:
     asked = tyro.cli(_PredictWords, args=words, prog="accel-flowers predict")
     if not asked.paths:
         raise UserError("Which pictures? Type accel-flowers predict MODEL_DIR PATH...")
-    from accel_flowers.predict import find_pictures, format_rows, predict_files
-
     if not _is_main_process():
         return 0  # prediction is for one process: started on several, the first does it
-    rows = list(predict_files(asked.model_dir, find_pictures(asked.paths), top_k=asked.top_k))
-    print(format_rows(rows, asked.format))
-    bad = sum(row.error is not None for row in rows)
-    if bad:
-        print(f"{bad} of {len(rows)} files could not be read", file=sys.stderr)
-    return 1 if bad else 0
+    from accel_flowers.prediction_command import predict_to_outputs
+
+    num_bad = predict_to_outputs(
+        asked.model_dir,
+        asked.paths,
+        top_k=asked.top_k,
+        tta=asked.tta,
+        batch_size=asked.batch_size,
+        num_workers=asked.num_workers,
+        how=asked.format,
+        out=asked.out,
+        html=asked.html,
+    )
+    return 1 if num_bad else 0
+
+
+@dataclass(frozen=True)
+class _ReportWords:
+    """Draw a run as one page (RUN_DIR/report.html) with its plots (RUN_DIR/plots/): scores, mistakes, labels, data."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory of a run, finished or going on."""
+    data: str | None = None
+    """Where the photos are now; None = where the run had them."""
+
+
+def _report(words: Sequence[str]) -> int:
+    asked = tyro.cli(_ReportWords, args=words, prog="accel-flowers report")
+    if not _is_main_process():
+        return 0
+    from accel_flowers.report.draw import draw_report
+
+    print(draw_report(asked.run_dir, asked.data))
+    return 0
+
+
+@dataclass(frozen=True)
+class _CompareWords:
+    """Compare runs on the held-out pictures that all of them have: a table, a page, and whether the gain could be luck."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of finished runs; the others are compared with the first."""
+    out: Path = Path("compare.html")
+    """The page."""
+    data: str | None = None
+    """Where the photos are now; None = where the first run had them."""
+    json: bool = False
+    """Print all numbers as one JSON object instead of the table."""
+
+
+def _compare(words: Sequence[str]) -> int:
+    asked = tyro.cli(_CompareWords, args=words, prog="accel-flowers compare")
+    if not _is_main_process():
+        return 0
+    from accel_flowers.report.compare import compare_runs, in_words
+
+    found = compare_runs(asked.run_dirs, out=asked.out, data=asked.data)
+    print(
+        json.dumps(found.as_json(), indent=1, ensure_ascii=False) if asked.json else f"{in_words(found)}\n\n{asked.out}"
+    )
+    return 0
 
 
 @dataclass(frozen=True)
@@ -187,8 +306,11 @@ def _download(words: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "RECIPE [--data.path DIR] [--run-dir DIR] [--section.field VALUE ...]"),
+    "inspect": (_inspect, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),
     "evaluate": (_evaluate, "MODEL_DIR --data DIR [--json]"),
-    "predict": (_predict, "MODEL_DIR PATH... [--top-k K] [--format table|csv|json]"),
+    "predict": (_predict, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),
+    "report": (_report, "RUN_DIR [--data DIR]"),
+    "compare": (_compare, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
     "recipes": (_recipes, ""),
     "sample": (_sample, "DIR"),
     "download": (_download, "DIR"),

@@ -269,6 +269,8 @@ class TrackingConfig(Section):
     """Name of the W&B run; None = the run directory's name."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run directory (needs `pip install tensorboard`)."""
+    report: bool = True
+    """Draw report.html at the end of the run, some 20 s on a CPU; `accel-flowers report RUN_DIR` does it at any time."""
 
 
 class Config(Section):

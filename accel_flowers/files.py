@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +41,36 @@ def _cause(error: BaseException) -> str:
     return str(error)
 
 
-def write_text_durably(path: Path, text: str) -> None:
-    """Write a file so that after a crash there is the old text or the new one."""
+def check_writable(path: Path, flag: str) -> None:
+    """See that a file can be written, before the work whose result it shall hold.
+
+    Raises:
+        UserError: its folder does not exist or refuses new files, or there is a folder of its name.
+    """
+    advice = f"Give another file with {flag} FILE."
+    if path.is_dir():
+        raise UserError(f"'{path}' is a folder. {advice}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(
+            f"'{path}' cannot be written: there is no folder '{path.parent}'. Make it, or give another file."
+        )
+    with writing(f"'{path}'", advice), tempfile.TemporaryFile(dir=path.absolute().parent):
+        pass
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash there is the old content or the new one."""
     partial = path.with_name(f".{path.name}.part")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def write_text_durably(path: Path, text: str) -> None:
+    """The same for text, in UTF-8."""
+    write_durably(path, text.encode())
 
 
 def flush_to_disk(path: Path) -> None:

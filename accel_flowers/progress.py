@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -14,6 +16,32 @@ def tell(*lines: str) -> None:
     """Print lines without tearing a progress bar."""
     for line in lines:
         tqdm.write(printable(line, lines=True), file=sys.stderr)
+
+
+_T = TypeVar("_T")
+
+
+def counted(things: Iterable[_T], total: int, *, unit: str, bar: bool = True) -> Iterator[_T]:
+    """The same things, with a bar on a terminal and a line every few seconds in a log file, if it takes long.
+
+    Args:
+        things: what is gone through.
+        total: how many there are.
+        unit: what one is called.
+        bar: False where a bar would stand among other lines of the same terminal.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(things, total=total, unit=unit, disable=not bar, delay=1, dynamic_ncols=True, leave=False)
+        return
+    begun = spoke = 0.0
+    for done, thing in enumerate(things):
+        now = time.monotonic()
+        if done == 0:
+            begun = spoke = now  # what came before, such as loading a model, is not repeated for each
+        elif now - spoke > Progress.SECONDS_BETWEEN_LINES:
+            spoke = now
+            tell(f"{done:,} of {total:,} {unit}s, {_clock((now - begun) / done * (total - done))} left")
+        yield thing
 
 
 class Progress:

@@ -52,6 +52,8 @@ class ModelCard(BaseModel):
     """Precision in which the scores were made."""
     eval_batch_size: int = Field(default=32, ge=1)
     """Pictures in one forward pass when the scores were made."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Fitted on validation: softmax(log p / T) are calibrated probabilities; None where none was fitted."""
     scores: dict[str, Any] = Field(default_factory=dict)
     """Part → its scores, with the epoch and step of the weights; for people, nothing reads them back."""
     accel_flowers: str = __version__

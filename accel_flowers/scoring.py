@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from accel_flowers.build import Run
+from accel_flowers.calibration import fit_temperature
 from accel_flowers.checkpoint import AVERAGED
 from accel_flowers.dashboards import Scored
 from accel_flowers.errors import Interrupted
@@ -14,6 +16,7 @@ from accel_flowers.evaluate import predict_loader
 from accel_flowers.freezing import set_training_mode
 from accel_flowers.meter import Meter
 from accel_flowers.metrics import Predictions, headline, summarize
+from accel_flowers.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.processes import average_buffers, decided_by_main
 from accel_flowers.progress import Progress
 from accel_flowers.run_dir import MODEL_DIR
@@ -95,7 +98,9 @@ def finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
     state, network = run.state, run.kept_network
     last = run.checkpoints.weights_of(state.step, AVERAGED if run.ema else WEIGHTS)
     run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
-    looks = {part: _score(run, part, network, watch) for part in ("val", "test") if part in run.loaders}
+    looks: dict[str, Scored] = {
+        part: _score(run, part, network, watch) for part in ("val", "test") if part in run.loaders
+    }
     results: dict[str, Any] = {part: scored.scores for part, scored in looks.items()}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
@@ -105,6 +110,7 @@ def finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
         run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
         show(run.accelerator, looks["test"], step=state.step, epoch=epoch)
     write_summary(run.accelerator, summary)
+    decided_by_main(run.accelerator, lambda: _keep_predictions(run, looks))
     # Anew: a run killed after its best checkpoint may not have come to it.
     decided_by_main(run.accelerator, lambda: _save_model(run, results))
     show_model(run.accelerator, run.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last)
@@ -131,6 +137,19 @@ def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> Scored:
     )
     names = run.card.class_names
     return Scored(part, predictions, summarize(predictions, names), names, run.parts[part])
+
+
+def _keep_predictions(run: Run, looks: Mapping[str, Scored]) -> None:
+    """Write what the report reads, and fit the temperature that makes the model's probabilities truthful."""
+    save_predictions(
+        run.run_dir / PREDICTIONS_FILE,
+        {part: scored.predictions for part, scored in looks.items()},
+        {part: run.parts[part].files for part in looks},
+        run.card.class_names,
+    )
+    predictions = looks["val"].predictions
+    temperature = fit_temperature(predictions.probabilities, predictions.labels)
+    run.card = run.card.model_copy(update={"temperature": temperature})
 
 
 def _in_words(scores: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from accel_flowers.meter import Meter, Reading
 from accel_flowers.optim import lr_of_groups, set_lr
 from accel_flowers.peers import Peers
 from accel_flowers.processes import build_accelerator, check_same_everywhere, decided_by_main
-from accel_flowers.progress import Progress
+from accel_flowers.progress import Progress, tell
 from accel_flowers.run_dir import (
     METRICS_FILE,
     SPLIT_FILE,
@@ -79,9 +79,25 @@ def train(config: Config) -> dict[str, Any]:
             try:
                 with told_when_short():
                     loop(run, progress, watch, profiler)
-                return finish(run, progress, watch)
+                results = finish(run, progress, watch)
+                break
             except Diverged as diverged:
                 _roll_back(run, diverged, progress)
+        is_main = accelerator.is_main_process
+    # All is saved, and the other processes may leave: nobody waits for the drawing, nothing is lost where it fails.
+    if is_main and config.tracking.report:
+        _draw_report(run_dir)
+    return results
+
+
+def _draw_report(run_dir: Path) -> None:
+    from accel_flowers.report.draw import draw_report  # seconds of import
+
+    try:
+        tell(f"report: {draw_report(run_dir)}")
+    # What a full disk, short memory, photos that vanish or a library may answer with; the run itself is done.
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        tell(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")
 
 
 def _begin(run: Run, lock: RunDirLock) -> None:

@@ -190,7 +190,7 @@ def differences(one: Path, other: Path) -> list[str]:
         saved, again = (torch.load(path / "optimizer.pt", weights_only=True) for path in (a, b))
         if not _same(saved, again):
             found.append(f"{which}/optimizer.pt")
-    for file in ("split.json", "model/model.safetensors", "model/config.json"):
+    for file in ("split.json", "model/model.safetensors", "model/config.json", "predictions.parquet"):
         if (one / file).read_bytes() != (other / file).read_bytes():
             found.append(file)
     if _lines(one) != _lines(other):

@@ -43,6 +43,7 @@ def tiny_recipe(**sections: dict[str, Any]) -> dict[str, Any]:
             "eval_batch_size": 4,
             "log_every_steps": 1,
         },
+        "tracking": {"report": False},
     }
     return {name: {**recipe.get(name, {}), **sections.get(name, {})} for name in {**recipe, **sections}}
 

@@ -19,7 +19,10 @@ from accel_flowers.data.folder import load_images
 from accel_flowers.data.inspect import decide_split
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.errors import UserError, printable
-from accel_flowers.predict import find_pictures, format_rows, predict_files
+from accel_flowers.inspection.command import inspect_source
+from accel_flowers.inspection.words import in_words
+from accel_flowers.predict import find_pictures, predict_files
+from accel_flowers.prediction_output import RowOutput
 from accel_flowers.reading import read_file
 from tests.bad_pictures import ACCEPTED, REFUSED, Verdict, write_corpus
 from tests.runs import PROJECT, write_recipe
@@ -191,10 +194,27 @@ def test_prediction_gives_each_its_row(done: Run, corpus: dict[str, Verdict]) ->
     assert f"{len(refused)} of {len(done.rows)} files could not be read" in done.said
 
 
-def test_table_of_predictions_has_a_line_for_each(done: Run, root: Path, corpus: dict[str, Verdict]) -> None:
+def test_inspection_tells_what_the_training_would_leave_out(
+    done: Run, root: Path, corpus: dict[str, Verdict], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    findings = inspect_source(str(root / "photos"), html=page)
+    assert findings.harmful
+    assert findings.unreadable == load_split(done.directory / "split.json").left_out
+    assert page.stat().st_size < 5_000_000
+    out = in_words(findings)
+    assert all(character.isprintable() or character == "\n" for character in out)
+
+
+def test_table_of_predictions_has_a_line_for_each(
+    done: Run, root: Path, corpus: dict[str, Verdict], capsys: pytest.CaptureFixture[str]
+) -> None:
     """No name adds a line, colours the terminal or turns what follows around."""
     files = find_pictures([root / "photos/names"])
-    out = format_rows(list(predict_files(done.directory / "model", files, top_k=1)), "table")
+    with RowOutput(None, "table", calibrated=False, width=9) as output:
+        for row in predict_files(done.directory / "model", files, top_k=1):
+            output.write(row)
+    out = capsys.readouterr().out
     named = {name for verdict in (ACCEPTED, REFUSED) for name in of(corpus, verdict, "photos/names/")}
     assert len(out.splitlines()) == len(named)
     assert all(character.isprintable() or character == "\n" for character in out)

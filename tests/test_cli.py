@@ -21,7 +21,7 @@ from accel_flowers.config_reading import load_recipe, recipe_names
 from tests.conftest import draw_picture
 from tests.runs import run_program
 
-COMMANDS = ("train", "evaluate", "predict", "recipes", "sample", "download")
+COMMANDS = ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
@@ -56,12 +56,13 @@ def test_help_imports_no_heavy_library() -> None:
 import sys
 from accel_flowers.cli import main
 for words in (["--help"], ["--version"], ["recipes"], [], ["trian"], ["train"], ["train", "nosuch"],
-              *([name, "--help"] for name in ("train", "evaluate", "predict", "recipes", "sample", "download"))):
+              *([name, "--help"] for name in ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download"))):
     try:
         main(words)
     except SystemExit:
         pass
-heavy = {"torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "PIL", "wandb", "safetensors"}
+heavy = {"torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "PIL", "wandb", "safetensors",
+         "imagehash", "jinja2", "pyarrow"}
 print("heavy:", sorted(heavy & sys.modules.keys()), "light:", "pydantic" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

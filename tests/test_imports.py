@@ -22,11 +22,12 @@ MODULES = {
 """Name → file."""
 KNOW_ACCELERATE = {
     "build", "train", "watch", "evaluate", "checkpoint", "tracking", "processes", "meter", "memory", "peers",
-    "dashboards",
+    "dashboards", "debugging",
 }  # fmt: skip
 KNOW_NOTHING_OF_PROCESSES = [
-    "metrics", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
-    *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.data.")),
+    "metrics", "calibration", "intervals", "predictions", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
+    "pages", "gallery", "prediction_output", "prediction_command",
+    *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith(("accel_flowers.data.", "accel_flowers.inspection."))),
 ]  # fmt: skip
 
 
@@ -91,6 +92,7 @@ def test_the_command_line_starts_without_heavy_libraries(module: str) -> None:
     for needed in everything_below(module, whole_file=False):
         assert not libraries(needed, whole_file=False) & {
             "torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "PIL", "wandb", "safetensors",
+            "imagehash", "jinja2", "pyarrow",
         }, needed  # fmt: skip
 
 
@@ -114,6 +116,40 @@ def test_metrics_are_numpy_alone() -> None:
 
 def test_predict_needs_the_saved_model_and_not_the_training() -> None:
     assert not everything_below("predict") & {"train", "build", "optim", "objectives", "checkpoint", "tracking"}
+
+
+def test_worker_processes_of_an_inspection_start_without_heavy_libraries() -> None:
+    for needed in everything_below("inspection.look"):
+        assert not libraries(needed) & {"torch", "torchvision", "datasets"}, needed
+
+
+def test_an_inspection_without_a_sheet_needs_no_torch() -> None:
+    for needed in everything_below("inspection.command", whole_file=False):
+        assert not libraries(needed, whole_file=False) & {"torch", "torchvision"}, needed
+
+
+def test_an_inspection_needs_no_model() -> None:
+    assert not everything_below("inspection.command") & {"train", "build", "models", "saved_model", "evaluate"}
+
+
+@pytest.mark.parametrize("module", ["inspection.alike", "inspection.far", "inspection.findings"])
+def test_findings_touch_no_files(module: str) -> None:
+    assert not libraries(module) & {"torch", "datasets", "pathlib", "os"}
+
+
+def test_the_report_reads_what_a_run_left_and_trains_nothing() -> None:
+    reports = [name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.report.")]
+    assert {"report.draw", "report.compare", "report.read", "report.cam"} <= set(reports)
+    for name in reports:
+        assert not everything_below(name) & (KNOW_ACCELERATE | {"optim", "objectives", "cli"}), name
+
+
+def test_training_starts_without_the_libraries_of_the_report() -> None:
+    for needed in everything_below("train", whole_file=False):
+        assert not libraries(needed, whole_file=False) & {
+            "matplotlib", "jinja2", "captum", "cleanlab", "sklearn", "scipy", "pyarrow", "pandas",
+        }, needed  # fmt: skip
+    assert {"captum", "matplotlib"} <= libraries("report.cam")
 
 
 def test_nothing_imports_the_command_line() -> None:

@@ -6,23 +6,32 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from pyarrow import parquet
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from accel_flowers import pages
+from accel_flowers import predict as predict_module
 from accel_flowers.cli import main
 from accel_flowers.data.decode import decode_image
 from accel_flowers.errors import UserError
+from accel_flowers.gallery import Gallery
 from accel_flowers.models import build_network
-from accel_flowers.predict import Row, find_pictures, format_rows, predict_files
-from accel_flowers.saved_model import ModelCard, load_model, save_model
+from accel_flowers.predict import Row, find_pictures, predict_files
+from accel_flowers.prediction_output import SUFFIXES, Format, RowOutput, choose_format
+from accel_flowers.saved_model import CARD, ModelCard, load_model, save_model
 from tests.conftest import CLASSES, draw_picture, make_folder
 
 NAMES = ("Gänseblümchen", 'rose, "red"', "薔薇", "tulip")
 BATCH = 4
+PLAIN = "probabilities are not calibrated (the model has no temperature)\n"
+"""What standard error says of the model of these tests."""
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +123,26 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
         find_pictures([tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("*.png", ["1.png", "2.png", "[3].png"]),
+        ("[0-9].png", ["1.png", "2.png"]),
+        ("[3].png", ["[3].png"]),  # a file of this name is no pattern
+        ("?.*", ["1.png", "2.png"]),
+        ("**", ["1.png", "2.png", "[3].png", "in/4.JPG", "in/deep/5.webp"]),
+        ("**/*.webp", ["in/deep/5.webp"]),
+        ("i*", ["in/4.JPG", "in/deep/5.webp"]),
+        ("*/*", ["in/4.JPG", "in/deep/5.webp"]),
+    ],
+)
+def test_patterns(tmp_path: Path, pattern: str, found: list[str]) -> None:
+    (tmp_path / "in/deep").mkdir(parents=True)
+    for name in ("1.png", "2.png", "[3].png", ".hidden.png", "n.txt", "in/4.JPG", "in/deep/5.webp", "in/.h.png"):
+        (tmp_path / name).touch()
+    assert [file.relative_to(tmp_path).as_posix() for file in find_pictures([tmp_path / pattern])] == found
+
+
 # What the rows say
 
 
@@ -138,15 +167,17 @@ def test_probabilities_fall_and_sum_to_one(model: Path, files: list[Path]) -> No
         assert {name for name, _ in row.top} == set(NAMES)
 
 
-@pytest.mark.parametrize(("top_k", "told"), [(1, 1), (3, 3), (4, 4), (5, 4), (10**6, 4)])
-def test_top_k_is_at_most_the_number_of_classes(model: Path, files: list[Path], top_k: int, told: int) -> None:
+@pytest.mark.parametrize("top_k", [1, 3, 4])
+def test_top_k_tells_the_first(model: Path, files: list[Path], top_k: int) -> None:
     whole = predict(model, files[:2])
-    assert predict(model, files[:2], top_k) == [Row(row.file, row.top[:told]) for row in whole]
+    assert predict(model, files[:2], top_k) == [Row(row.file, row.top[:top_k]) for row in whole]
 
 
-@pytest.mark.parametrize("top_k", [0, -3])
-def test_top_k_below_one_is_refused(model: Path, files: list[Path], top_k: int) -> None:
-    with pytest.raises(UserError, match=f"--top-k {top_k} is not allowed: it is 1 or more"):
+@pytest.mark.parametrize("top_k", [-3, 0, 5, 10**6])
+def test_top_k_beyond_the_classes_is_refused(model: Path, files: list[Path], top_k: int) -> None:
+    with pytest.raises(
+        UserError, match=f"--top-k {top_k} is not allowed: it is 1 or more, and at most 4, .* 4 classes"
+    ):
         predict(model, files, top_k)
 
 
@@ -177,6 +208,68 @@ def test_bad_files_alone(model: Path, tmp_path: Path) -> None:
     assert [bool(row.error) for row in predict(model, bad)] == [True] * len(bad)
 
 
+# How the probabilities are made
+
+
+def with_temperature(model: Path, to: Path, temperature: float) -> Path:
+    shutil.copytree(model, to)
+    card = json.loads((to / CARD).read_text())
+    (to / CARD).write_text(json.dumps({**card, "temperature": temperature}))
+    return to
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_a_temperature_is_applied(model: Path, files: list[Path], tmp_path: Path, temperature: float) -> None:
+    """softmax(log p / T), from the probabilities without it."""
+    plain = predict(model, files)
+    warmed = predict(with_temperature(model, tmp_path / "model", temperature), files)
+    for before, after in zip(plain, warmed, strict=True):
+        names, probabilities = zip(*before.top, strict=True)
+        expected = (torch.tensor(probabilities).log() / temperature).softmax(dim=0)
+        assert dict(after.top) == pytest.approx(dict(zip(names, expected.tolist(), strict=True)), abs=1e-5)
+
+
+def test_mirror_images_are_averaged(model: Path, files: list[Path], tmp_path: Path) -> None:
+    mirrored = []
+    for place, file in enumerate(files):
+        mirrored.append(tmp_path / f"mirrored-{place:02d}.png")
+        Image.open(file).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored[-1])
+    averaged = list(predict_files(model, files, top_k=4, tta=True))
+    differ = False
+    for one, other, both in zip(predict(model, files), predict(model, mirrored), averaged, strict=True):
+        mean = {name: (p + dict(other.top)[name]) / 2 for name, p in one.top}
+        assert dict(both.top) == pytest.approx(mean, abs=1e-3)
+        differ |= dict(one.top) != pytest.approx(dict(other.top), abs=1e-3)
+    assert differ, "or the average could not be seen"
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (3, 2), (11, 4), (64, 1)])
+def test_batches_and_threads_change_nothing(model: Path, files: list[Path], batch_size: int, num_workers: int) -> None:
+    expected = predict(model, files)
+    rows = list(predict_files(model, files, top_k=4, batch_size=batch_size, num_workers=num_workers))
+    assert [row.file for row in rows] == [row.file for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert dict(row.top) == pytest.approx(dict(other.top), abs=1e-5)
+
+
+def test_rows_come_before_all_files_are_read(model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is bounded by a few batches, whatever the number of files."""
+    reads = 0
+    original = predict_module._read
+
+    def counting(*words: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return original(*words)
+
+    monkeypatch.setattr(predict_module, "_read", counting)
+    rows = predict_files(model, [files[0]] * 100_000, top_k=1)
+    for _ in range(2 * BATCH):
+        next(rows)
+    assert 2 * BATCH <= reads <= 2 * BATCH + (predict_module._AHEAD + 1) * BATCH
+    rows.close()  # type: ignore[attr-defined]
+
+
 # How rows are written
 
 ROWS = [
@@ -186,37 +279,95 @@ ROWS = [
 ]
 
 
-def test_csv_is_read_back() -> None:
-    table = list(csv.DictReader(io.StringIO(format_rows(ROWS, "csv"), newline="")))
+def write(rows: list[Row], out: Path, *, calibrated: bool = False, width: int = 0) -> Path:
+    with RowOutput(out, choose_format(None, out), calibrated=calibrated, width=width) as output:
+        for row in rows:
+            output.write(row)
+    return out
+
+
+def test_csv_is_read_back(tmp_path: Path) -> None:
+    with write(ROWS, tmp_path / "rows.csv", calibrated=True).open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
     assert [tuple(row.values()) for row in table] == [
-        ('a, "b".png', "1", 'rose, "red"', "0.750000", ""),
-        ('a, "b".png', "2", "薔薇", "0.250000", ""),
-        ("zwei\nZeilen.png", "", "", "", 'broken, "badly"'),
-        ("花.png", "1", "Gänseblümchen", "1.000000", ""),
-        ("花.png", "2", "tulip", "0.000000", ""),
+        ('a, "b".png', "1", 'rose, "red"', "0.750000", "true", ""),
+        ('a, "b".png', "2", "薔薇", "0.250000", "true", ""),
+        ("zwei\nZeilen.png", "", "", "", "", 'broken, "badly"'),
+        ("花.png", "1", "Gänseblümchen", "1.000000", "true", ""),
+        ("花.png", "2", "tulip", "0.000000", "true", ""),
     ]
-    assert list(table[0]) == ["file", "rank", "class", "probability", "error"]
+    assert list(table[0]) == ["file", "rank", "class", "probability", "calibrated", "error"]
 
 
-def test_json_is_read_back() -> None:
-    text = format_rows(ROWS, "json")
+def test_json_is_read_back(tmp_path: Path) -> None:
+    text = write(ROWS, tmp_path / "rows.json").read_text()
     assert json.loads(text) == [
         {
             "file": 'a, "b".png',
             "top": [{"class": NAMES[1], "probability": 0.75}, {"class": "薔薇", "probability": 0.25}],
+            "calibrated": False,
         },
         {"file": "zwei\nZeilen.png", "error": 'broken, "badly"'},
-        {"file": "花.png", "top": [{"class": NAMES[0], "probability": 1.0}, {"class": "tulip", "probability": 0.0}]},
+        {
+            "file": "花.png",
+            "top": [{"class": NAMES[0], "probability": 1.0}, {"class": "tulip", "probability": 0.0}],
+            "calibrated": False,
+        },
     ]
     assert "薔薇" in text, "readable for people, too"
+    assert json.loads(write([], tmp_path / "none.json").read_text()) == []
 
 
-def test_a_table_has_a_line_for_each_file() -> None:
-    rows = [Row("a.png", (("rose", 0.75), ("tulip", 0.05))), Row("longer.png", error="broken")]
-    assert format_rows(rows, "table").splitlines() == [
-        "a.png       rose  75.0%  tulip   5.0%",
-        "longer.png  error: broken",
+@pytest.mark.parametrize("times", [1, 3000])
+def test_parquet_is_read_back(tmp_path: Path, times: int) -> None:
+    odd = Row(os.fsdecode(b"caf\xe9.png"), (("tulip", 0.5),))
+    out = write([*ROWS, odd] * times, tmp_path / "rows.parquet", calibrated=True)
+    assert parquet.read_table(out).to_pylist() == times * [
+        dict(zip(("file", "rank", "class", "probability", "calibrated", "error"), line, strict=True))
+        for line in (
+            ('a, "b".png', 1, NAMES[1], 0.75, True, None),
+            ('a, "b".png', 2, NAMES[2], 0.2499996, True, None),
+            ("zwei\nZeilen.png", None, None, None, None, 'broken, "badly"'),
+            ("花.png", 1, NAMES[0], 1.0, True, None),
+            ("花.png", 2, NAMES[3], 0.0, True, None),
+            ("caf\\udce9.png", 1, "tulip", 0.5, True, None),
+        )
     ]
+    assert parquet.read_table(write([], tmp_path / "none.parquet")).num_rows == 0
+
+
+def test_a_table_has_a_line_for_each_file(tmp_path: Path) -> None:
+    rows = [Row("a.png", (("rose", 0.75), ("tulip", 0.05))), Row("two\nlines.png", error="broken")]
+    assert write(rows, tmp_path / "rows.txt", width=14).read_text().splitlines() == [
+        "a.png           rose  75.0%  tulip   5.0%",
+        "two\\nlines.png  error: broken",
+    ]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_is_whole_or_not_there(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"rows{suffix}"
+    out.write_text("before")
+
+    def stopped_by_the_keyboard() -> None:
+        with RowOutput(out, choose_format(None, out), calibrated=False, width=9) as output:
+            output.write(ROWS[0])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped_by_the_keyboard()
+    assert out.read_text() == "before"
+    assert os.listdir(tmp_path) == [out.name]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "chosen"),
+    [
+        (None, None, "table"), ("csv", None, "csv"), (None, "a.JSON", "json"), ("json", "a.dat", "json"), ("csv", "a.csv", "csv"),
+    ],
+)  # fmt: skip
+def test_format_is_chosen(asked: Format | None, name: str | None, chosen: Format) -> None:
+    assert choose_format(asked, Path(name) if name else None) == chosen
 
 
 # The command
@@ -227,14 +378,31 @@ def test_the_command_ends_with_0_or_with_1_after_bad_files(
     model: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     code, out, err = run(capsys, model, *files, "--format", how)
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, PLAIN)
     rows = rows_of(out, how)
     assert [row["file"] for row in rows] == [str(file) for file in files]
 
     (tmp_path / "bad.png").write_bytes(b"hello")
     code, out, err = run(capsys, model, files[0], tmp_path / "bad.png", files[1], "--format", how)
-    assert (code, err) == (1, "1 of 3 files could not be read\n")
+    assert (code, err) == (1, PLAIN + "1 of 3 files could not be read\n")
     assert [bool(row.get("error")) for row in rows_of(out, how)] == [False, True, False]
+
+
+def test_the_command_writes_files_and_says_what_the_probabilities_are(
+    model: Path, files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warm = with_temperature(model, tmp_path / "warm", 1.5)
+    out, page = tmp_path / "rows.parquet", tmp_path / "page.html"
+    code, printed, err = run(capsys, warm, *files, "--out", out, "--html", page, "--tta", "--top-k", "2")
+    assert (code, printed) == (0, "")
+    about = "probabilities are calibrated with the temperature 1.5 that was fitted on validation; mean over each picture and its mirror image"
+    assert err == f"{about}\n{len(files)} files in {out}\ngallery in {page}\n"
+    lines = parquet.read_table(out).to_pylist()
+    assert [line["file"] for line in lines] == [str(file) for file in files for _ in range(2)]
+    assert all(line["calibrated"] for line in lines)
+    text = page.read_text()
+    assert text.count("<img") == len(files)
+    assert about[1:] in text
 
 
 def rows_of(out: str, how: str) -> list[dict[str, Any]]:
@@ -261,17 +429,35 @@ def test_the_command_looks_into_folders_and_tells_the_first_k(
     [
         (["MODEL"], "Which pictures?"),
         (["MODEL", "PICTURE", "--top-k", "0"], "--top-k 0 is not allowed"),
+        (["MODEL", "PICTURE", "--top-k", "5"], "at most 4"),
+        (["MODEL", "PICTURE", "--batch-size", "0"], "--batch-size 0 is not allowed"),
+        (["MODEL", "PICTURE", "--num-workers", "0"], "--num-workers 0 is not allowed"),
+        (["MODEL", "FOLDER/*.jpg"], "FOLDER/*.jpg' matches nothing"),
+        (["MODEL", "FOLDER/*.txt"], "matches 1 files, but none with the name of a picture"),
+        (
+            ["MODEL", "PICTURE", "--out", "FOLDER/rows.xlsx"],
+            "the suffix '.xlsx', which tells no format: take one of .txt, .csv",
+        ),
+        (["MODEL", "PICTURE", "--out", "FOLDER/rows"], "no suffix, which tells no format"),
+        (["MODEL", "PICTURE", "--out", "FOLDER/none/rows.csv"], "there is no folder"),
+        (["MODEL", "PICTURE", "--out", "FOLDER/a.csv"], "FOLDER/a.csv' is a folder. Give another file with --out FILE"),
+        (["MODEL", "PICTURE", "--html", "FOLDER/none/a.html"], "there is no folder"),
+        (["MODEL", "PICTURE", "--out", "FOLDER/a.json", "--format", "csv"], "contradict each other"),
+        (["MODEL", "PICTURE", "--format", "parquet"], "add --out FILE.parquet"),
         (["nowhere", "PICTURE"], "'nowhere' is no model folder"),
         (["MODEL/..", "PICTURE"], "Did you mean"),
     ],
-    ids=["no pictures", "top-k", "no model", "one level too high"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_ends_with_2(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
     picture = tmp_path / "1.png"
     draw_picture("rose", 1).save(picture)
-    words = [word.replace("MODEL", str(model)).replace("PICTURE", str(picture)) for word in words]
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "a.csv").mkdir()
+    for name, path in {"MODEL": model, "PICTURE": picture, "FOLDER": tmp_path}.items():
+        words, told = [word.replace(name, str(path)) for word in words], told.replace(name, str(path))
     code, out, err = run(capsys, *words)
     assert (code, out) == (2, "")
     assert err.startswith("accel-flowers: ")
@@ -290,3 +476,29 @@ def test_a_name_that_is_not_utf8_can_be_printed(
     assert "caf\\udce9.png" in out
     if how == "json":
         assert json.loads(out)[0]["file"] == str(tmp_path / name), "a program gets the name back"
+
+
+# The gallery
+
+
+def test_a_gallery_is_bounded_and_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("accel_flowers.gallery._ERRORS", 5)
+    draw_picture("rose", 1).save(tmp_path / "rose.png")
+    gallery = Gallery(tmp_path / "page.html")
+    for number in range(1000):
+        link = tmp_path / f"{number:04d}.png"
+        link.symlink_to("rose.png")
+        gallery.add(Row(str(link), (("rose", 0.3 if number in (998, 999) else 0.5 + number / 10_000),)))
+    for number in range(7):
+        gallery.add(Row(f"bad-{number}.png", error="broken"))
+    gallery.write(model="model", about="probabilities are guesses")
+    text = (tmp_path / "page.html").read_text()
+    assert text.count("<img") == pages.MAX_THUMBNAILS
+    assert text.index("0998.png") < text.index("0999.png") < text.index("0009.png"), "the least sure come first"
+    assert "7 files that could not be read" in text
+    assert "bad-4.png" in text
+    assert "bad-5.png" not in text
+    assert "and 2 more" in text
+    assert "772 more are left out" in text
+    assert "0227.png" in text
+    assert "0228.png" not in text

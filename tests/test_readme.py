@@ -46,7 +46,7 @@ def test_command_is_understood(words: list[str]) -> None:
 
 
 def test_there_are_commands() -> None:
-    assert {program_words(words)[0] for words in commands()} >= {"train", "evaluate", "predict", "sample"}
+    assert {program_words(words)[0] for words in commands()} >= {"train", "inspect", "evaluate", "predict", "sample"}
 
 
 def test_file_tree_names_every_module() -> None:

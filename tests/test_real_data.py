@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageEnhance, ImageFilter
 
+from accel_flowers.data.decode import decode_image
 from accel_flowers.data.folder import load_images
 from accel_flowers.data.inspect import decide_split
+from accel_flowers.inspection.alike import group_alike
+from accel_flowers.inspection.findings import Picture, find
+from accel_flowers.inspection.look import look_at
+from accel_flowers.inspection.scan import look_at_table
 from accel_flowers.models import build_network, check_input
+from tests.pictures import save
 from tests.runs import TWO_PROCESSES, metrics, run_program
 
 PHOTOS, WEIGHTS = (os.environ.get(f"ACCEL_FLOWERS_TEST_{name}") for name in ("PHOTOS", "WEIGHTS"))
@@ -25,6 +34,40 @@ def test_split_of_real_photos_keeps_copies_together() -> None:
     assert len(split.files_of("val")) == round(0.2 * len(table.files))
     for group in split.duplicates:
         assert len({split.parts[name] for name in group}) == 1
+
+
+@needs_photos
+def test_copies_of_real_photos_are_alike_and_other_photos_are_not() -> None:
+    """The limits of near duplicates, on 100 photos: each edit of a photo is found, no two photos are taken for one."""
+    files = sorted(Path(PHOTOS or "").glob("*/*.jpg"))
+    chosen = [decode_image(file.read_bytes(), file.name) for file in files[:: max(1, len(files) // 100)]]
+    edits: dict[str, Callable[[Image.Image], Image.Image]] = {
+        "as it is": lambda photo: photo,
+        "half size": lambda photo: photo.reduce(2),
+        "square": lambda photo: photo.resize((224, 224)),
+        "brighter": lambda photo: ImageEnhance.Brightness(photo).enhance(1.15),
+        "more contrast": lambda photo: ImageEnhance.Contrast(photo).enhance(1.2),
+        "blurred": lambda photo: photo.filter(ImageFilter.GaussianBlur(1)),
+    }
+    seen = [look_at(save(edit(photo), "JPEG", quality=60), "1") for photo in chosen for edit in edits.values()]
+    hashes = np.array([one.phash for one in seen], np.uint64)
+    sketches = np.stack([one.sketch for one in seen if one.sketch is not None])
+    step = len(edits)
+    assert len(chosen) >= 50
+    assert group_alike(hashes, sketches) == [list(range(k, k + step)) for k in range(0, len(seen), step)]
+
+
+@needs_photos
+def test_an_inspection_of_real_photos_names_few() -> None:
+    table = load_images(PHOTOS or "")
+    pictures = [
+        Picture(name, table.class_names[label], None, one)
+        for name, label, one in zip(table.files, table.labels.tolist(), look_at_table(table), strict=True)
+    ]
+    findings = find("photos", table.class_names, pictures)
+    assert findings.unreadable == {}
+    assert sum(len(group.pictures) for group in findings.copies) < 0.02 * len(pictures)
+    assert len(findings.far) < 0.01 * len(pictures)
 
 
 @needs_weights

@@ -156,6 +156,47 @@ def verify_image(data: bytes, name: str) -> ImageInfo:
     return ImageInfo(width, height, mode, image.format or "")
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What `glance_at` learnt: `info` as of `verify_image`, the EXIF `orientation` (1 to 8), a `small` upright RGB picture."""
+
+    info: ImageInfo
+    orientation: int
+    small: Image.Image
+
+
+def glance_at(data: bytes, name: str, *, side: int) -> Glance:
+    """As `verify_image`, and keeps a small version of the picture: one decoding for all that an inspection needs.
+
+    Args:
+        data: The whole file.
+        name: What to call the file in errors.
+        side: The small picture is reduced by whole numbers as far as both its sides stay at least this long, in pixels.
+
+    Returns:
+        The facts and the small picture; one that is smaller than `side` keeps its size.
+
+    Raises:
+        BadImageError: Exactly when `decode_image` would raise it.
+    """
+    with _open(data, name) as image:
+        (width, height), mode = image.size, image.mode
+        stored = image.tag_v2.get(Tag.Orientation, 1) if isinstance(image, _Tiff) else None
+        if isinstance(image, _Jpeg):
+            image.draft(None, (side, side))
+        rgb = _load_rgb(image, name)  # takes the orientation from a TIFF, which is upright then
+        orientation = _orientation(image)
+        if orientation >= 5:
+            width, height = height, width
+        turn = _TURNS.get(orientation)
+        factor = min(rgb.size) // side
+        small = rgb.reduce(factor) if factor > 1 else rgb.copy()
+        if stored in _TURNS:
+            orientation = stored
+    info = ImageInfo(width, height, mode, image.format or "")
+    return Glance(info, orientation, small if turn is None else small.transpose(turn))
+
+
 class _Jpeg(JpegImagePlugin.JpegImageFile):
     """A JPEG that keeps its EXIF block from Pillow, which parses it on opening, for the resolution, and may warn."""
 

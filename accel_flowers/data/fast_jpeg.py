@@ -102,7 +102,8 @@ def _as_tensor_step(step: Any) -> _Step | None:
 
 
 def _is_plain(step: Any) -> bool:
-    return step.interpolation is v2.InterpolationMode.BILINEAR and step.antialias is True
+    kind = getattr(step.interpolation, "value", step.interpolation)  # a plain word in newer versions of torchvision
+    return kind == "bilinear" and step.antialias is True
 
 
 def _resized_crop(pixels: Tensor, step: v2.RandomResizedCrop) -> Tensor:

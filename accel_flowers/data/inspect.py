@@ -54,7 +54,14 @@ def check_readable(table: ImageTable, files: Sequence[str]) -> None:
     _stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
 
 
-def decide_split(table: ImageTable, split: str, *, seed: int, on_bad_image: str) -> Split:
+def decide_split(
+    table: ImageTable,
+    split: str,
+    *,
+    seed: int,
+    on_bad_image: str,
+    examined: Sequence[tuple[str, str | None]] | None = None,
+) -> Split:
     """Read every picture and give each its part.
 
     Args:
@@ -62,6 +69,7 @@ def decide_split(table: ImageTable, split: str, *, seed: int, on_bad_image: str)
         split: percentages such as "80/20", or the path of a split.json to obey.
         seed: what a drawn split follows from.
         on_bad_image: "stop" or "skip" for pictures that cannot be read.
+        examined: what `examine` says of each row, where it is known already.
 
     Raises:
         UserError: unreadable pictures (where they stop the run), classes too small to split, a split file that
@@ -69,7 +77,7 @@ def decide_split(table: ImageTable, split: str, *, seed: int, on_bad_image: str)
     """
     given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
     fractions = parse_fractions(split) if given is None else {}
-    found = _examine_all(table, range(len(table.files)))
+    found = _examine_all(table, range(len(table.files))) if examined is None else examined
     bad = table.unreadable | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
     left_out_before = given.left_out if given else {}
     new = {name: cause for name, cause in bad.items() if name not in left_out_before}

@@ -1,0 +1,97 @@
+"""All that `accel-flowers inspect` does, in its order: look, find, write the page and the sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from accel_flowers.config_reading import load_recipe
+from accel_flowers.data.folder import ImageTable, load_images
+from accel_flowers.data.inspect import decide_split
+from accel_flowers.data.split import Split, load_split
+from accel_flowers.errors import UserError
+from accel_flowers.files import check_writable
+from accel_flowers.inspection.alike import MAX_BITS
+from accel_flowers.inspection.findings import Findings, Picture, find
+from accel_flowers.inspection.look import Seen
+from accel_flowers.inspection.page import write_inspection_page
+from accel_flowers.inspection.scan import look_at_table
+
+SHEET = Path("transforms.png")
+
+
+def inspect_source(
+    source: str,
+    *,
+    split_file: Path | None = None,
+    max_bits: int = MAX_BITS,
+    num_workers: int | None = None,
+    html: Path | None = None,
+    recipe: str | None = None,
+    sheet: Path = SHEET,
+) -> Findings:
+    """Inspect a data set.
+
+    Args:
+        source: folder, zip or hub dataset, as for training.
+        split_file: a run's split.json, for data without parts of its own: copies across its parts are told.
+        max_bits: perceptual hashes of near duplicates differ in at most so many of 64 bits, 0 to 16.
+        num_workers: processes; None = choose.
+        html: where to write the page; None = nowhere.
+        recipe: name or file of a recipe whose augmentations are to be shown; None = none.
+        sheet: where to write these.
+
+    Raises:
+        UserError: a mistake in the folder, the split, the recipe or the words.
+    """
+    if not 0 <= max_bits <= 16:
+        raise UserError(
+            f"--near {max_bits} is not allowed: it is 0 to 16 bits; 8 finds resized and recompressed copies."
+        )
+    if num_workers is not None and num_workers < 0:
+        raise UserError(f"--num-workers {num_workers} is not allowed: it is 0 or more.")
+    for path, flag in ((html, "--html"), (sheet if recipe else None, "--transforms-out")):
+        if path is not None:
+            check_writable(path, flag)  # now, and not after a long look at all pictures
+    config = load_recipe(recipe) if recipe else None
+    given = load_split(split_file) if split_file else None
+    table = load_images(source)
+    seen = look_at_table(table, num_workers=num_workers)
+    findings = find(
+        source,
+        table.class_names,
+        _pictures(table, seen, given),
+        unreadable=table.unreadable,
+        ignored=table.ignored,
+        max_bits=max_bits,
+    )
+    if html:
+        write_inspection_page(html, findings, table)
+    if config:
+        from accel_flowers.inspection.sheet import write_sheet  # the one part that needs torch, which takes seconds
+
+        split = decide_split(
+            table,
+            str(split_file) if split_file else config.data.split,
+            seed=config.train.seed,
+            on_bad_image="skip",
+            examined=[(one.digest, one.cause) for one in seen],
+        )
+        write_sheet(sheet, table, split, config.data, seed=config.train.seed, recipe=recipe or "")
+    return findings
+
+
+def _pictures(table: ImageTable, seen: Sequence[Seen], split: Split | None) -> list[Picture]:
+    parts: Mapping[str, str]
+    if split is not None:
+        parts = split.parts
+        if not set(parts) & set(table.files):
+            raise UserError(
+                f"The split names none of the pictures of '{table.source}'. Give that of a run on this folder."
+            )
+    else:
+        parts = dict(zip(table.files, table.given_parts, strict=True)) if table.given_parts else {}
+    return [
+        Picture(name, table.class_names[label], parts.get(name), one)
+        for name, label, one in zip(table.files, table.labels.tolist(), seen, strict=True)
+    ]

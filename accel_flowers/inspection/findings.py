@@ -1,0 +1,217 @@
+"""What was seen in each picture → what a person should know before training. Pure: no files, no clock, no chance.
+
+Some findings harm: a picture that cannot be read, and copies under two classes (the model is told both) or in two parts
+(it is measured on what it learned). The others are worth a look, and decide nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from accel_flowers.inspection.alike import MAX_BITS, group_alike
+from accel_flowers.inspection.far import far_from_all
+from accel_flowers.inspection.look import Seen
+
+_T = TypeVar("_T")
+
+SMALL_SIDE = 64
+"""Pixels; a picture whose shorter side has fewer is enlarged to several times its size for most networks."""
+LONG_RATIO = 3.0
+"""A picture whose one side is more than so many times the other loses most of itself in a square crop."""
+UNBALANCED = 3.0
+"""The largest class has more than so many times the pictures of the smallest."""
+PLAIN_MODES = ("RGB", "L")
+"""Colours and grey of 8 bits; everything else is converted when it is read."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture with its place in the data set."""
+
+    file: str
+    class_name: str
+    part: str | None
+    """Of a data set that comes in parts, or by the split that was given."""
+    seen: Seen
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pictures of which one would do."""
+
+    pictures: tuple[Picture, ...]
+    """In the order of their names."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes in which they stand, sorted."""
+        return tuple(sorted({picture.class_name for picture in self.pictures}))
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts in which they stand, sorted."""
+        return tuple(sorted({picture.part for picture in self.pictures if picture.part is not None}))
+
+    @property
+    def harmful(self) -> bool:
+        """Under two classes or in two parts."""
+        return len(self.class_names) > 1 or len(self.parts) > 1
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that an inspection found; lists of pictures are in the order of their names, but for `far`.
+
+    Attributes:
+        source: what was looked at.
+        num_pictures: those looked at, readable or not.
+        class_counts: class → part (or "") → readable pictures; every class is there.
+        unreadable: file → cause.
+        identical: groups of files with the same bytes.
+        alike: groups with small differences (at least two different files), linked by likeness.
+        small: shorter side below `SMALL_SIDE`.
+        long: one side more than `LONG_RATIO` times the other.
+        converted: stored in other colours than plain RGB or grey.
+        turned: EXIF asks for a turn or a mirror image.
+        far: unlike all others, with the distance in units of the usual one; the farthest first.
+        modes: how files store colours → number.
+        formats: kind of file → number.
+        sizes: (width, height), upright → number.
+        ignored: files that are no pictures by their names.
+    """
+
+    source: str
+    num_pictures: int
+    class_counts: Mapping[str, Mapping[str, int]]
+    unreadable: Mapping[str, str]
+    identical: tuple[Copies, ...]
+    alike: tuple[Copies, ...]
+    small: tuple[Picture, ...]
+    long: tuple[Picture, ...]
+    converted: tuple[Picture, ...]
+    turned: tuple[Picture, ...]
+    far: tuple[tuple[Picture, float], ...]
+    modes: Mapping[str, int]
+    formats: Mapping[str, int]
+    sizes: Mapping[tuple[int, int], int]
+    ignored: tuple[str, ...]
+
+    @property
+    def copies(self) -> tuple[Copies, ...]:
+        """All groups, the harmful ones first."""
+        return tuple(sorted([*self.identical, *self.alike], key=lambda group: not group.harmful))
+
+    @property
+    def across_classes(self) -> tuple[Copies, ...]:
+        """Copies under two classes or more."""
+        return tuple(group for group in self.copies if len(group.class_names) > 1)
+
+    @property
+    def across_parts(self) -> tuple[Copies, ...]:
+        """Copies in two parts or more."""
+        return tuple(group for group in self.copies if len(group.parts) > 1)
+
+    @property
+    def harmful(self) -> bool:
+        """There is something to mend before training."""
+        return bool(self.unreadable) or any(group.harmful for group in self.copies)
+
+    @property
+    def class_sizes(self) -> dict[str, int]:
+        """Class → readable pictures, over all parts."""
+        return {name: sum(counts.values()) for name, counts in self.class_counts.items()}
+
+    @property
+    def unbalanced(self) -> bool:
+        """The largest class is more than `UNBALANCED` times the smallest."""
+        sizes = self.class_sizes.values()
+        return max(sizes) > UNBALANCED * min(sizes)
+
+    @property
+    def median_size(self) -> tuple[int, int] | None:
+        """Median width and median height, in pixels."""
+        if not self.sizes:
+            return None
+        widths, heights = zip(*(size for size, number in self.sizes.items() for _ in range(number)), strict=True)
+        return int(statistics.median_low(widths)), int(statistics.median_low(heights))
+
+
+def find(
+    source: str,
+    class_names: Sequence[str],
+    pictures: Sequence[Picture],
+    *,
+    unreadable: Mapping[str, str] | None = None,
+    ignored: Sequence[str] = (),
+    max_bits: int = MAX_BITS,
+) -> Findings:
+    """Put together what was seen.
+
+    Args:
+        source: what was looked at, for the reader.
+        class_names: all classes, in their order.
+        pictures: one for each file that was looked at.
+        unreadable: file → cause, of files that could not even be opened.
+        ignored: files that are no pictures by their names.
+        max_bits: pictures whose perceptual hashes differ in more bits are different pictures.
+    """
+    pictures = sorted(pictures, key=lambda picture: picture.file)
+    good = [picture for picture in pictures if picture.seen.cause is None]
+    bad = dict(unreadable or {}) | {picture.file: picture.seen.cause for picture in pictures if picture.seen.cause}
+    counts: dict[str, Counter[str]] = {name: Counter() for name in class_names}
+    for picture in good:
+        counts[picture.class_name][picture.part or ""] += 1
+    sides = [(min(seen.width, seen.height), max(seen.width, seen.height)) for seen in (p.seen for p in good)]
+    return Findings(
+        source=source,
+        num_pictures=len(pictures) + len(unreadable or {}),
+        class_counts=counts,
+        unreadable=dict(sorted(bad.items())),
+        identical=_identical(good),
+        alike=_alike(good, max_bits),
+        small=tuple(p for p, (short, _) in zip(good, sides, strict=True) if short < SMALL_SIDE),
+        long=tuple(p for p, (short, long) in zip(good, sides, strict=True) if long > LONG_RATIO * short),
+        converted=tuple(p for p in good if p.seen.mode not in PLAIN_MODES),
+        turned=tuple(p for p in good if p.seen.orientation != 1),
+        far=_far(good),
+        modes=_counted(p.seen.mode for p in good),
+        formats=_counted(p.seen.format for p in good),
+        sizes=_counted((p.seen.width, p.seen.height) for p in good),
+        ignored=tuple(ignored),
+    )
+
+
+def _counted(values: Iterable[_T]) -> dict[_T, int]:
+    """Value → number, the most frequent first."""
+    return dict(Counter(values).most_common())
+
+
+def _identical(pictures: Sequence[Picture]) -> tuple[Copies, ...]:
+    groups: dict[str, list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        groups[picture.seen.digest].append(picture)
+    return tuple(Copies(tuple(group)) for group in groups.values() if len(group) > 1)
+
+
+def _alike(pictures: Sequence[Picture], max_bits: int) -> tuple[Copies, ...]:
+    if not pictures:
+        return ()
+    hashes = np.array([picture.seen.phash for picture in pictures], np.uint64)
+    sketches = np.stack([picture.seen.sketch for picture in pictures if picture.seen.sketch is not None])
+    groups = ([pictures[place] for place in group] for group in group_alike(hashes, sketches, max_bits=max_bits))
+    return tuple(Copies(tuple(group)) for group in groups if len({picture.seen.digest for picture in group}) > 1)
+
+
+def _far(pictures: Sequence[Picture]) -> tuple[tuple[Picture, float], ...]:
+    # Copies of one file are one picture here: else a far one with a few copies would have near neighbours.
+    different = list({picture.seen.digest: picture for picture in reversed(pictures)}.values())[::-1]
+    if not different:
+        return ()
+    features = np.stack([picture.seen.features for picture in different if picture.seen.features is not None])
+    return tuple((different[place], distance) for place, distance in far_from_all(features))

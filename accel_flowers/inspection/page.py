@@ -1,0 +1,52 @@
+"""Findings → one HTML page with the pictures to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accel_flowers.data.folder import ImageTable
+from accel_flowers.inspection.findings import Findings
+from accel_flowers.inspection.words import counts_in_words, parts_of, sizes_in_words, topics
+from accel_flowers.pages import MAX_THUMBNAILS, Thumbnails, write_page
+
+_GROUP = 12
+"""Copies of one group that are shown."""
+
+
+def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> None:
+    """Write the page, of bounded size whatever was found.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    row_of = {name: row for row, name in enumerate(table.files)}
+    rows = table.dataset.with_format("arrow")
+
+    def source_of(name: str) -> bytes | str:
+        (image,) = rows[row_of[name] : row_of[name] + 1]["image"].to_pylist()
+        return image["path"] if image["bytes"] is None else image["bytes"]
+
+    told = topics(findings)
+    # Each topic with pictures gets its share of the page, so that a thousand small ones do not displace two leaks.
+    share = MAX_THUMBNAILS // max(1, sum(bool(topic.items) for topic in told))
+    shown = {}
+    for topic in told:
+        thumbnails = 0
+        shown[topic.kind] = 0
+        for item in topic.items:
+            thumbnails += min(_GROUP, len(item.files))
+            if thumbnails > max(share, _GROUP):
+                break
+            shown[topic.kind] += 1
+    write_page(
+        path,
+        "inspection.html",
+        findings=findings,
+        topics=told,
+        parts=parts_of(findings),
+        sizes=sizes_in_words(findings),
+        modes=counts_in_words(dict(findings.modes)),
+        formats=counts_in_words(dict(findings.formats)),
+        shown=shown,
+        thumbnail=Thumbnails(source_of),
+    )

@@ -1,0 +1,120 @@
+"""Where in a picture a network looked, as a coloured layer over it (captum).
+
+Grad-CAM (Selvaraju et al. 2017) on the last feature map of any convolutional network. A network without one (ViT,
+Swin) has its input gradients shown instead, which is coarser evidence; the report says which of the two it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from accel_flowers.models import head_name, wants_channels_last
+from accel_flowers.saved_model import SavedModel
+
+_BATCH = 8
+_PASS_THROUGH = (nn.Dropout, nn.Identity)
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """How it was made, in words, and one RGB picture of what the network saw with the layer over it for each input."""
+
+    method: str
+    pictures: tuple[Image.Image, ...]
+
+
+def explain(saved: SavedModel, pictures: Sequence[Image.Image], targets: Sequence[int]) -> Explanations:
+    """Show what spoke for a class.
+
+    Args:
+        saved: the model; moved to the device that is used, and changed so that it serves for nothing else.
+        pictures: upright RGB.
+        targets: the class (a number) that is to be explained, for each picture.
+    """
+    network = saved.network
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]  # what a hook remembers must not be written over
+    inputs = [saved.transform(picture) for picture in pictures]
+    if not inputs:
+        return Explanations("", ())
+    example = saved.normalizer(torch.zeros_like(inputs[0])[None])
+    layer = last_feature_map(network, example)
+    maps = []
+    for first in range(0, len(inputs), _BATCH):
+        pixels = torch.stack(inputs[first : first + _BATCH])
+        classes = torch.tensor(targets[first : first + _BATCH])
+        maps.append(_heat(network, layer, saved.normalizer(pixels), classes))
+    heat = torch.cat(maps)
+    method = (
+        f"Grad-CAM on the last feature map ({layer})"
+        if layer
+        else "input gradients, because this network has no convolutional feature map for Grad-CAM"
+    )
+    return Explanations(method, tuple(overlay(pixels, one) for pixels, one in zip(inputs, heat, strict=True)))
+
+
+def last_feature_map(network: nn.Module, example: Tensor) -> str | None:
+    """Name of the module that makes the last map of more than one place before the head; None where there is none.
+
+    Args:
+        network: of torchvision, in evaluation mode.
+        example: normalised picture, float [1, 3, H, W].
+    """
+    if not wants_channels_last(network):
+        return None
+    seen: list[tuple[str, torch.Size]] = []
+    names = {module: name for name, module in network.named_modules() if name}
+
+    def note(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            seen.append((names[module], output.shape))
+
+    hooks = [module.register_forward_hook(note) for module in names if not isinstance(module, _PASS_THROUGH)]
+    with torch.no_grad():
+        network(example)
+    for hook in hooks:
+        hook.remove()
+    before_head = seen[: [name for name, _ in seen].index(head_name(network))]
+    maps = [name for name, shape in before_head if len(shape) == 4 and shape[2] * shape[3] > 1]
+    return maps[-1] if maps else None
+
+
+def _heat(network: nn.Module, layer: str | None, inputs: Tensor, targets: Tensor) -> Tensor:
+    """float32 [B, H, W] from 0 to 1."""
+    from captum.attr import LayerAttribution, LayerGradCam, Saliency  # seconds of import
+
+    size = (inputs.shape[2], inputs.shape[3])
+    if layer:
+        coarse = LayerGradCam(network, network.get_submodule(layer)).attribute(inputs, target=targets)
+        heat = LayerAttribution.interpolate(coarse.detach(), size, interpolate_mode="bilinear")[:, 0].relu()
+    else:
+        gradients = Saliency(network).attribute(inputs.requires_grad_(), target=targets)
+        strongest = gradients.detach().amax(dim=1, keepdim=True)
+        window = max(3, size[0] // 16 | 1)  # single pixels say little: a neighbourhood's mean
+        heat = nn.functional.avg_pool2d(strongest, window, stride=1, padding=window // 2)[:, 0]
+    highest = heat.flatten(1).amax(dim=1).clamp_min(1e-12)
+    return (heat / highest[:, None, None]).float().cpu()
+
+
+def overlay(pixels: Tensor, heat: Tensor) -> Image.Image:
+    """A grey picture, coloured (inferno: readable in any colour vision) where the heat is.
+
+    Args:
+        pixels: uint8 [3, H, W].
+        heat: float [H, W] from 0 to 1.
+    """
+    from matplotlib import colormaps
+
+    grey = pixels.float().mean(dim=0).numpy()[..., None] / 255
+    values = heat.numpy()
+    colours = colormaps["inferno"](0.25 + 0.7 * values)[..., :3]
+    strength = (0.75 * np.clip((values - 0.2) * 2, 0, 1))[..., None]
+    mixed = (1 - strength) * (0.1 + 0.85 * grey) + strength * colours
+    return Image.fromarray((np.clip(mixed, 0, 1) * 255).astype(np.uint8))

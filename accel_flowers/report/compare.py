@@ -1,0 +1,278 @@
+"""Several runs → a table, one page with their curves over each other, and whether the gain could be luck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accel_flowers.config import config_to_dict
+from accel_flowers.errors import UserError
+from accel_flowers.intervals import Interval, Paired, accuracy_interval, compare_paired, holm
+from accel_flowers.metrics import confusion_matrix, precision_recall_f1
+from accel_flowers.predictions import SavedPredictions
+from accel_flowers.report import words
+from accel_flowers.report.findings import answers
+from accel_flowers.report.page import render, write_page
+from accel_flowers.report.photos import Photos, data_uri
+from accel_flowers.report.plots import Course, Plot, course_plot
+from accel_flowers.report.read import RunRecord, read_run
+
+NUM_FLIPPED = 8
+"""Pictures that the page shows of those on which two runs differ, for each side."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in the table: its score on the shared pictures and, for all but the first, against the first run.
+
+    Attributes:
+        name: of the run's directory, longer where two are called the same.
+        accuracy: on the shared pictures.
+        own: accuracy on all pictures of its own part, and how many those are.
+        paired: against the first run; None for it.
+        p_value: of McNemar's test, raised by Holm's method where there are several comparisons.
+        verdict: in words.
+    """
+
+    name: str
+    accuracy: Interval
+    loss: float
+    macro_f1: float
+    own: tuple[float, int]
+    paired: Paired | None
+    p_value: float | None
+    verdict: tuple[str, str] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on the pictures that all of them were scored on.
+
+    Attributes:
+        part: "test", or "val" where a run has no test part.
+        files: the shared pictures.
+        not_shared: pictures of the part that some runs have and others do not.
+    """
+
+    part: str
+    files: tuple[str, ...]
+    not_shared: int
+    rows: tuple[Row, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "part": self.part,
+            "num_images": len(self.files),
+            "not_shared": self.not_shared,
+            "runs": [{**asdict(row), "own": {"accuracy": row.own[0], "num_images": row.own[1]}} for row in self.rows],
+        }
+
+
+def compare_runs(run_dirs: Sequence[Path], *, out: Path | None = None, data: str | None = None) -> Comparison:
+    """Compare runs on the same held-out pictures, the others with the first.
+
+    Args:
+        run_dirs: two or more.
+        out: where the page goes; None = no page.
+        data: where the pictures are now, where they are no longer at the first run's data.path.
+
+    Raises:
+        UserError: fewer than two runs, one that has not ended, or none of the pictures in common.
+    """
+    if len(run_dirs) < 2:
+        raise UserError("Comparing takes two runs or more: accel-flowers compare RUN_DIR RUN_DIR.")
+    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
+        raise UserError("The same run is named twice; compare different ones.")
+    runs = [read_run(run_dir) for run_dir in run_dirs]
+    for run in runs:
+        if run.predictions is None:
+            raise UserError(
+                f"The run in '{run.run_dir}' has not ended: it has no predictions.parquet. Type {run.how_to_end}"
+            )
+    saved = [run.predictions for run in runs if run.predictions]
+    comparison = _compare(_names(runs), saved)
+    if out is not None:
+        write_page(out, _page(runs, comparison, Photos(data or runs[0].config.data.path)))
+    return comparison
+
+
+def _names(runs: Sequence[RunRecord]) -> list[str]:
+    """Directory names, with as many folders in front as it takes to tell them apart."""
+    paths = [run.run_dir.resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("different directories have different paths")
+
+
+def _compare(names: Sequence[str], saved: Sequence[SavedPredictions]) -> Comparison:
+    part = "test" if all("test" in each.parts for each in saved) else "val"
+    said = [{answer.file: answer for answer in answers(each, part)} for each in saved]
+    # A picture that moved to another class between the runs has not the same question any more.
+    shared = sorted(
+        file
+        for file in set.intersection(*(set(each) for each in said))
+        if len({each[file].label for each in said}) == 1
+    )
+    everything = len(set.union(*(set(each) for each in said)))
+    if not shared:
+        raise UserError(
+            f"The runs have no {words.part_name(part)} picture in common, so they cannot be compared: train them on the "
+            "same split (the same pictures, --data.split and --train.seed, or --data.split OTHER_RUN/split.json)."
+        )
+    right = [np.array([each[file].right for file in shared]) for each in said]
+    paired = [compare_paired(right[0], each) for each in right[1:]]
+    p_values = holm([each.p_value for each in paired])
+    rows = []
+    for place, name in enumerate(names):
+        against = paired[place - 1] if place else None
+        p_value = p_values[place - 1] if place else None
+        chosen = [said[place][file] for file in shared]
+        verdict = None
+        if against is not None and p_value is not None:
+            verdict = words.verdict(names[0], name, against, p_value)
+        whole = [answer.right for answer in said[place].values()]
+        rows.append(
+            Row(
+                name=name,
+                accuracy=accuracy_interval(int(right[place].sum()), len(shared)),
+                loss=float(np.mean([answer.loss for answer in chosen])),
+                macro_f1=_macro_f1([answer.label for answer in chosen], [answer.predicted for answer in chosen]),
+                own=(float(np.mean(whole)), len(whole)),
+                paired=against,
+                p_value=p_value,
+                verdict=verdict,
+            )
+        )
+    return Comparison(part=part, files=tuple(shared), not_shared=everything - len(shared), rows=tuple(rows))
+
+
+def _macro_f1(labels: Sequence[str], predicted: Sequence[str]) -> float:
+    names = sorted({*labels, *predicted})
+    number = {name: place for place, name in enumerate(names)}
+    matrix = confusion_matrix(
+        np.array([number[name] for name in labels]), np.array([number[name] for name in predicted]), len(names)
+    )
+    return float(precision_recall_f1(matrix)[2].mean())
+
+
+def in_words(comparison: Comparison) -> str:
+    """The table for a terminal, with a sentence for each comparison."""
+    width = max(len("run"), *(len(row.name) for row in comparison.rows))
+    lines = [
+        f"{words.pictures(len(comparison.files))} of {words.part_name(comparison.part)} that all runs have"
+        + (f"; {comparison.not_shared} that only some have are left out" if comparison.not_shared else ""),
+        "",
+        f"{'run':<{width}}  accuracy  95 % interval     loss  macro F1  against the first",
+    ]
+    for row in comparison.rows:
+        ends = f"{100 * row.accuracy.low:.1f} to {100 * row.accuracy.high:.1f}"
+        gain = f"{words.points(row.paired.difference.value)} points" if row.paired else ""
+        lines.append(
+            f"{row.name:<{width}}  {100 * row.accuracy.value:6.1f} %  {ends:>13}  {row.loss:7.4f}  {row.macro_f1:8.4f}  {gain}".rstrip()
+        )
+    for row in comparison.rows:
+        if row.verdict:
+            lines += ["", f"{row.verdict[0]}.", row.verdict[1]]
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def _page(runs: Sequence[RunRecord], comparison: Comparison, photos: Photos) -> str:
+    names = [row.name for row in comparison.rows]
+    values = [config_to_dict(run.config) for run in runs]
+    return render(
+        "compare.html",
+        title=f"{len(runs)} runs compared",
+        comparison=comparison,
+        names=names,
+        plots=_plots(names, runs),
+        settings=_differences(values),
+        recalls=_recalls(runs, comparison),
+        flipped=_flipped(names, runs, comparison, photos),
+    )
+
+
+def _plots(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Plot]:
+    kinds = (
+        ("accuracy", "validation accuracy", "%", "val/accuracy"),
+        ("loss-val", "validation loss", "nats", "val/loss"),
+        ("loss-train", "training loss", "nats", "train/loss"),
+        ("lr", "learning rate", "", "lr/"),
+    )
+    plots = []
+    for name, title, unit, line in kinds:
+        # Of several parameter groups the first stands for all: their rates rise and fall together.
+        lines = [next(iter(run.rates()), "") if line == "lr/" else line for run in runs]
+        courses = [Course(own, *run.course(its)) for own, run, its in zip(names, runs, lines, strict=True)]
+        if any(course.values for course in courses):
+            part = {"v": "val", "t": "train"}.get(title[0])
+            counts = sorted({len(run.split.files_of(part)) for run in runs}) if part else []
+            on = f" on {' or '.join(f'{count:,}' for count in counts)} {words.part_name(part)} pictures" if part else ""
+            plots.append(
+                course_plot(
+                    name, title, unit, courses, percent=unit == "%", marked=line != "lr/",
+                    alt=f"{title.capitalize()} of {len(runs)} runs{on}, over the epochs.",
+                )
+            )  # fmt: skip
+    return plots
+
+
+def _differences(values: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Fields that are not the same in all configurations: (dotted name, value of each run)."""
+
+    def flat(section: dict[str, Any], prefix: str = "") -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, value in section.items():
+            if isinstance(value, dict):
+                found |= flat(value, f"{prefix}{name}.")
+            else:
+                found[prefix + name] = "none" if value is None else str(value)
+        return found
+
+    each = [flat(one) for one in values]
+    skipped = ("run_dir", "resume", "about.summary", "about.published", "about.not_told")
+    names = [name for name in each[0] if name not in skipped and len({one.get(name) for one in each}) > 1]
+    return [(name, [one.get(name, "none") for one in each]) for name in names]
+
+
+def _recalls(runs: Sequence[RunRecord], comparison: Comparison) -> list[tuple[str, int, list[float]]]:
+    """(class, its shared pictures, share that each run got right)."""
+    wanted = set(comparison.files)
+    right: dict[str, list[list[bool]]] = {}
+    for place, run in enumerate(runs):
+        assert run.predictions is not None
+        for answer in answers(run.predictions, comparison.part):
+            if answer.file in wanted:
+                right.setdefault(answer.label, [[] for _ in runs])[place].append(answer.right)
+    return [
+        (name, len(columns[0]), [float(np.mean(column)) for column in columns])
+        for name, columns in sorted(right.items())
+    ]
+
+
+def _flipped(
+    names: Sequence[str], runs: Sequence[RunRecord], comparison: Comparison, photos: Photos
+) -> list[tuple[str, int, list[tuple[str, str, str, str | None]]]]:
+    """What only the first, and only the last run got right: (heading, pictures, (file, label, what the other said, photo))."""
+    first, last = (
+        {answer.file: answer for answer in answers(run.predictions, comparison.part)}
+        for run in (runs[0], runs[-1])
+        if run.predictions
+    )
+    sides = []
+    for winner, loser, who, other in ((last, first, names[-1], names[0]), (first, last, names[0], names[-1])):
+        files = [file for file in comparison.files if winner[file].right and not loser[file].right]
+        files.sort(key=lambda file: (-loser[file].loss, file))
+        opened = photos.open_all(files[:NUM_FLIPPED]) if not photos.problem else {}
+        rows = []
+        for file in files[:NUM_FLIPPED]:
+            picture = opened.get(file)
+            rows.append((file, winner[file].label, loser[file].predicted, data_uri(picture) if picture else None))
+        sides.append((f"Right in {who}, wrong in {other}", len(files), rows))
+    return sides

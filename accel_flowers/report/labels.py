@@ -1,0 +1,66 @@
+"""Which held-out pictures look mislabelled: confident learning (Northcutt et al. 2021) as cleanlab does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from accel_flowers.metrics import Floats
+from accel_flowers.predictions import SavedPredictions
+
+
+@dataclass(frozen=True)
+class LabelCandidate:
+    """A picture whose label the model doubts.
+
+    Attributes:
+        part, file: where it stands.
+        given: the class of its folder.
+        suggested: the class that the model sees.
+        p_given, p_suggested: their probabilities.
+    """
+
+    part: str
+    file: str
+    given: str
+    suggested: str
+    p_given: float
+    p_suggested: float
+
+
+def find_label_candidates(predictions: SavedPredictions) -> list[LabelCandidate]:
+    """Pictures whose label is probably wrong, the most doubtful first.
+
+    A picture is named when the model is at least as sure of another class as it is, on average, of the pictures that
+    carry that class's label; so a model that is never very sure needs less of it. Only held-out pictures can be judged:
+    those of the training part were learnt with their labels.
+    """
+    from cleanlab.filter import find_label_issues  # seconds of import
+
+    names = predictions.class_names
+    rows = [(part, rows, place) for part, rows in predictions.parts.items() for place in range(len(rows.labels))]
+    labels = np.concatenate([rows.labels for rows in predictions.parts.values()])
+    probabilities: Floats = np.concatenate([rows.probabilities for rows in predictions.parts.values()]).astype(float)
+    if len(np.unique(labels)) < 2:
+        return []
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    found = find_label_issues(
+        labels, probabilities, filter_by="confident_learning", return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    candidates = []
+    for index in found:
+        part, its_rows, place = rows[int(index)]
+        given, suggested = int(labels[index]), int(probabilities[index].argmax())
+        if given != suggested:
+            candidates.append(
+                LabelCandidate(
+                    part=part,
+                    file=its_rows.files[place],
+                    given=names[given],
+                    suggested=names[suggested],
+                    p_given=float(probabilities[index, given]),
+                    p_suggested=float(probabilities[index, suggested]),
+                )
+            )
+    return candidates

@@ -1,0 +1,123 @@
+"""A run directory → what a report is made from, checked; a run that has not ended gives what there is so far."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accel_flowers.config import Config
+from accel_flowers.config_reading import ENVIRONMENT_KEY, config_from_yaml
+from accel_flowers.data.split import Split, load_split
+from accel_flowers.errors import UserError
+from accel_flowers.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
+from accel_flowers.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run
+from accel_flowers.saved_model import CARD, ModelCard, load_card
+from accel_flowers.yaml_text import parse_yaml
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run directory says.
+
+    Attributes:
+        run_dir: the directory.
+        config: the recipe, resolved.
+        config_text: config.yaml as it stands.
+        environment: versions and hardware.
+        split: every picture with its part.
+        lines: of metrics.jsonl, in order.
+        card: what model/ says of itself; None before the first epoch's end.
+        predictions: of every held-out picture; None before the run's end.
+    """
+
+    run_dir: Path
+    config: Config
+    config_text: str
+    environment: dict[str, Any]
+    split: Split
+    lines: tuple[dict[str, Any], ...]
+    card: ModelCard | None
+    predictions: SavedPredictions | None
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.run_dir.absolute().name
+
+    @property
+    def how_to_end(self) -> str:
+        """What to type so that a run that has not ended does."""
+        place = shlex.quote(str(self.run_dir))
+        config = shlex.quote(str(self.run_dir / CONFIG_FILE))
+        return f"accel-flowers train {config} --run-dir {place} --resume auto"
+
+    def course(self, name: str) -> tuple[list[float], list[float]]:
+        """Epochs and values of one quantity of metrics.jsonl, such as "train/loss"."""
+        points = [(line["epoch"], line[name]) for line in self.lines if name in line and "epoch" in line]
+        return [float(epoch) for epoch, _ in points], [float(value) for _, value in points]
+
+    def rates(self) -> list[str]:
+        """Names of the learning rates in metrics.jsonl, one for each parameter group: "lr/all"."""
+        return sorted({name for line in self.lines for name in line if name.startswith("lr/")})
+
+
+def read_run(run_dir: Path) -> RunRecord:
+    """Read a run directory.
+
+    Raises:
+        UserError: it is none, or one of its files is damaged; the message names the file.
+    """
+    if not holds_run(run_dir):
+        inside = run_dir.parent if holds_run(run_dir.parent) else None
+        hint = f" Did you mean {inside}?" if inside else ""
+        there = f"'{run_dir}' is no run directory: it has no {CONFIG_FILE}" if run_dir.exists() else None
+        raise UserError(f"{there or f'There is no directory {str(run_dir)!r}'}.{hint} A run makes one: --run-dir DIR.")
+    path = run_dir / CONFIG_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    environment = parse_yaml(text, str(path)).get(ENVIRONMENT_KEY) or {}
+    split = load_split(run_dir / SPLIT_FILE)
+    predictions = load_predictions(run_dir / PREDICTIONS_FILE) if (run_dir / PREDICTIONS_FILE).exists() else None
+    if predictions:
+        _check_fit(run_dir, predictions, split)
+    return RunRecord(
+        run_dir=run_dir,
+        config=config_from_yaml(text, source=str(path)),
+        config_text=text,
+        environment=dict(environment) if isinstance(environment, dict) else {},
+        split=split,
+        lines=tuple(_read_lines(run_dir / METRICS_FILE)),
+        card=load_card(run_dir / MODEL_DIR) if (run_dir / MODEL_DIR / CARD).exists() else None,
+        predictions=predictions,
+    )
+
+
+def _check_fit(run_dir: Path, predictions: SavedPredictions, split: Split) -> None:
+    for part, rows in predictions.parts.items():
+        if list(rows.files) != split.files_of(part):
+            raise UserError(
+                f"{run_dir / PREDICTIONS_FILE} and {run_dir / SPLIT_FILE} differ in the pictures of {part}."
+            )
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; one at the end that a crash cut off is left out, as a resumed run does."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    values = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path} is damaged: line {number} is no JSON.") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path} is damaged: line {number} is no object.")
+        values.append(value)
+    return values

@@ -1,0 +1,384 @@
+"""The report's findings against scikit-learn, its sentences, what it says when something is missing; comparing runs."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
+
+from accel_flowers.calibration import apply_temperature, expected_calibration_error, fit_temperature
+from accel_flowers.cli import main
+from accel_flowers.config_reading import load_recipe
+from accel_flowers.errors import UserError
+from accel_flowers.intervals import compare_paired, holm
+from accel_flowers.metrics import Predictions, summarize
+from accel_flowers.predictions import load_predictions, save_predictions
+from accel_flowers.report import words
+from accel_flowers.report.compare import compare_runs
+from accel_flowers.report.draw import draw_report, repeat_command
+from accel_flowers.report.findings import answers, find_part, least_sure, worst_mistakes
+from accel_flowers.report.labels import find_label_candidates
+from accel_flowers.report.photos import Photos
+from accel_flowers.report.read import read_run
+from accel_flowers.saved_model import load_card
+from accel_flowers.train import train
+from tests.conftest import make_folder
+from tests.made_runs import make_predictions, make_run
+from tests.ranks import finish
+from tests.runs import tiny_config, write_recipe
+
+NAMES = ("daisy", "rose", "tulip")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two run directories and their photos; the page of the first is drawn."""
+    root = tmp_path_factory.mktemp("made")
+    make_run(root / "one", root / "photos", NAMES, per_part=12)
+    make_run(root / "two", root / "photos", NAMES, per_part=12, seed=7, skill=2.5, draw=False, optim={"lr": 0.5})
+    draw_report(root / "one")
+    return root
+
+
+def text_of(page: Path) -> str:
+    """What a reader of the page sees, on one line."""
+    body = re.sub(r"<(style|title)>.*?</\1>", "", page.read_text("utf-8"), flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body))).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_scores_are_those_of_scikit_learn(made: Path) -> None:
+    saved = load_predictions(made / "one/predictions.parquet")
+    rows = saved.parts["test"]
+    found = find_part(saved, "test", temperature=1.25)
+    assert found.accuracy.value == pytest.approx(accuracy_score(rows.labels, rows.predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(rows.labels, rows.predicted, average="macro"))
+    assert found.loss == pytest.approx(log_loss(rows.labels, rows.probabilities.astype(float)), rel=1e-5)
+    np.testing.assert_array_equal(found.matrix, confusion_matrix(rows.labels, rows.predicted))
+    precision, recall, f1, support = precision_recall_fscore_support(rows.labels, rows.predicted)
+    for label, each in enumerate(found.classes):
+        assert (each.precision.value, each.recall.value, each.f1.value) == pytest.approx(
+            (precision[label], recall[label], f1[label])
+        )
+        assert each.num_images == support[label]
+    assert found.worst.name == NAMES[int(f1.argmin())]
+
+
+def test_page_tells_these_numbers(made: Path) -> None:
+    rows = load_predictions(made / "one/predictions.parquet").parts["test"]
+    text = text_of(made / "one/report.html")
+    hits = accuracy_score(rows.labels, rows.predicted)
+    assert f"Test accuracy {100 * hits:.1f} %" in text
+    assert f"{int((rows.labels == rows.predicted).sum())} of 36 pictures right" in text
+    precision, recall, f1, _ = precision_recall_fscore_support(rows.labels, rows.predicted)
+    for label, name in enumerate(NAMES):
+        numbers = [rf"{100 * value:.1f} \d+ to \d+" for value in (f1[label], precision[label], recall[label])]
+        assert re.search(rf"{name} 12 pictures.*? {' '.join(numbers)} ", text), name
+    raw = expected_calibration_error(rows.probabilities, rows.labels)
+    tempered = expected_calibration_error(apply_temperature(rows.probabilities, 1.25), rows.labels)
+    assert f"{100 * raw:.1f} % {100 * tempered:.1f} % what chance" in text
+    assert f"temperature fitted on validation; logits are divided by it 1 {1.25:.3f}" in text
+    matrix = confusion_matrix(rows.labels, rows.predicted)
+    for true in range(3):
+        for said in range(3):
+            if true != said and matrix[true, said]:
+                assert f"{NAMES[true]} {NAMES[said]} {matrix[true, said]} of 12" in text
+    assert "daisy 12 12 12 36" in text  # pictures of the class in training, validation, test and all
+    assert "1 file left out odd/é<b>.png cut short" in text
+    assert "1 group of identical files" in text
+
+
+def test_sections_and_plots_are_there(made: Path) -> None:
+    page = (made / "one/report.html").read_text("utf-8")
+    names = {"loss", "accuracy", "lr", "classes", "confusion", "reliability", "counts", "sizes"}
+    assert set(re.findall(r'id="plot-([\w-]+)"', page)) == names
+    assert {file.stem for file in (made / "one/plots").glob("*.png")} == names
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (made / "one/plots").iterdir())
+    assert page.count('<svg viewBox="') == len(names)
+    assert "<script" not in page
+    assert len(page) < 5_000_000
+    assert len(re.findall(r'<img src="data:image/jpeg;base64,', page)) > 20
+
+
+def test_the_same_run_gives_the_same_page(made: Path) -> None:
+    before = (made / "one/report.html").read_bytes()
+    draw_report(made / "one")
+    assert (made / "one/report.html").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_large_run_gives_a_page_that_can_be_mailed(tmp_path: Path) -> None:
+    names = tuple(f"class number {place}" for place in range(300))
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", names, per_part=12, skill=4)
+    lines = [{"step": k, "epoch": k / 1000, "train/loss": 5 / k + k % 7, "lr/all": 1e-3 / k} for k in range(1, 50_000)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = draw_report(run_dir)
+    assert page.stat().st_size < 5_000_000
+    text = text_of(page)
+    assert "The other 280 classes" in text
+    assert "The 24 classes with the worst F1." in text
+
+
+def test_mistakes_come_in_order(made: Path) -> None:
+    judged = answers(load_predictions(made / "one/predictions.parquet"), "test")
+    mistakes = worst_mistakes(judged, 5)
+    losses = [answer.loss for answer in judged if answer.label != answer.predicted]
+    assert [answer.loss for answer in mistakes] == sorted(losses, reverse=True)[:5]
+    margins = [answer.probability - answer.p_runner_up for answer in least_sure(judged, 36)]
+    assert margins == sorted(margins)
+    assert margins[0] >= 0
+
+
+def test_wrong_labels_are_found(tmp_path: Path) -> None:
+    """Most swapped labels of a good model are named, and little else."""
+    truth = np.arange(300) % 3
+    good = make_predictions(truth.tolist(), 3, skill=6)
+    given = truth.copy()
+    swapped = np.arange(0, 300, 30)
+    given[swapped] = (given[swapped] + 1) % 3
+    files = [f"{place:03d}.png" for place in range(300)]
+    said = Predictions(given, good.probabilities, good.losses)
+    save_predictions(tmp_path / "p.parquet", {"val": said}, {"val": files}, NAMES)
+    found = find_label_candidates(load_predictions(tmp_path / "p.parquet"))
+    named = {each.file for each in found}
+    assert len(named & {files[place] for place in swapped}) >= 6
+    assert len(named - {files[place] for place in swapped}) <= 1
+    first = found[0]
+    assert first.suggested == NAMES[truth[files.index(first.file)]]
+    assert first.given == NAMES[given[files.index(first.file)]]
+    assert found == sorted(found, key=lambda each: each.p_given)
+
+
+def test_sentences_of_the_worst_class() -> None:
+    labels = [0] * 10 + [1] * 10 + [2] * 10
+    predicted = [0] * 10 + [1] * 4 + [2] * 5 + [0] + [2] * 10
+    probabilities = np.full((30, 3), 0.03, dtype=np.float32)
+    probabilities[np.arange(30), predicted] = 0.94
+    rows = Predictions(np.array(labels), probabilities, np.zeros(30, dtype=np.float32))
+    from accel_flowers.predictions import PartPredictions, SavedPredictions
+
+    part = PartPredictions(rows.labels, rows.probabilities, rows.losses, tuple(map(str, range(30))))
+    found = find_part(SavedPredictions(NAMES, {"test": part}), "test", temperature=None)
+    headline, why = words.worst_class(found)
+    assert headline.replace("\N{NO-BREAK SPACE}", " ") == "rose is worst, F1 57.1 %"  # 2 * 4 / (10 + 4)
+    assert why.startswith("6 of its 10 are missed, most often taken for tulip (5).")
+    headline, sure = words.calibration(found.calibration)
+    assert headline == "No: it is too sure of itself"
+    assert sure.replace("\N{NO-BREAK SPACE}", " ").startswith(
+        "On average it was 94.0 % sure and 80.0 % right, further apart than chance explains (8.5 points). "
+        "Calibration error (ECE) 14.0 %;"
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "headline"),
+    [((2, 8), "could be luck (p = 0.11)"), ((2, 20), "hardly luck (p < 0.001)"), ((4, 4), "equally good")],
+)
+def test_verdicts(counts: tuple[int, int], headline: str) -> None:
+    first = np.array([True] * counts[0] + [False] * counts[1] + [True] * 50)
+    second = np.array([False] * counts[0] + [True] * counts[1] + [True] * 50)
+    found = compare_paired(first, second)
+    assert headline in words.verdict("a", "b", found, found.p_value)[0]
+
+
+def test_a_run_that_has_not_ended_is_told(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, per_part=3, finished=False)
+    text = text_of(draw_report(run_dir))
+    assert "This run has not ended" in text
+    assert f"accel-flowers train {run_dir}/config.yaml --run-dir {run_dir} --resume auto" in text
+    assert "Loss over the epochs" in text
+    assert "accuracy on" not in text
+    with pytest.raises(UserError, match="has not ended"):
+        compare_runs([run_dir, make_run(tmp_path / "other", tmp_path / "photos", NAMES, per_part=3)])
+
+
+def test_no_test_part_is_told_to_flatter(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, parts=("train", "val"))
+    text = text_of(draw_report(run_dir))
+    assert "Validation accuracy" in text
+    assert "the best of 2 looks at the same pictures, which flatters" in text
+
+
+def test_photos_that_are_gone_are_told_and_found_elsewhere(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES)
+    next((tmp_path / "photos/rose").iterdir()).with_name("001.png").unlink()
+    text = text_of(draw_report(run_dir))
+    assert "1 picture of validation and test is no longer in" in text
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    page = draw_report(run_dir)
+    assert "The photos are not where the run had them" in text_of(page)
+    assert "photo not found" in text_of(page)
+    assert "data:image/jpeg" not in page.read_text("utf-8")
+    page = draw_report(run_dir, str(tmp_path / "moved"))
+    assert "not where the run had them" not in text_of(page)
+    assert "data:image/jpeg" in page.read_text("utf-8")
+
+
+def test_photos_are_read_from_a_zip(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, per_part=2)
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "photos")
+    photos = Photos(str(tmp_path / "zipped.zip"))
+    assert photos.problem == ""
+    files = sorted(read_run(run_dir).split.parts)
+    assert photos.sizes(files) == Photos(str(tmp_path / "photos")).sizes(files)
+    assert photos.open("no/such.png") is None
+    assert "cannot be loaded" in Photos("hub:nobody/nothing").problem
+
+
+def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "photos").mkdir()
+    photos = Photos(str(tmp_path / "photos"))
+    for name in ("../secret.png", str(tmp_path / "secret.png")):
+        assert not photos.has(name)
+        with pytest.raises(OSError, match="secret"):
+            photos.read(name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), "no run directory"),
+        (lambda run: (run / "split.json").write_text("{"), "split.json is not valid JSON"),
+        (lambda run: (run / "metrics.jsonl").write_text("{}\nx\n"), "line 2 is no JSON"),
+        (lambda run: (run / "predictions.parquet").write_bytes(b"PAR1"), "predictions.parquet is damaged"),
+        (lambda run: (run / "model/config.json").write_text("{}"), "config.json is damaged"),
+        (lambda run: (run / "model/model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),
+    ],
+)
+def test_damage_is_told_with_the_file(tmp_path: Path, damage: object, message: str) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES)
+    damage(run_dir)
+    with pytest.raises(UserError, match=message):
+        draw_report(run_dir)
+
+
+def test_predictions_of_another_split_are_refused(tmp_path: Path) -> None:
+    one = make_run(tmp_path / "one", tmp_path / "photos", NAMES)
+    other = make_run(tmp_path / "other", tmp_path / "photos", NAMES, per_part=9, draw=False)
+    shutil.copy(other / "predictions.parquet", one)
+    with pytest.raises(UserError, match="differ in the pictures of"):
+        read_run(one)
+
+
+def test_the_command_repeats_the_run(made: Path) -> None:
+    run = read_run(made / "one")
+    assert repeat_command(run) == f"accel-flowers train {made}/one/config.yaml --run-dir {made}/one-again"
+    assert load_recipe(str(made / "one/config.yaml")) == run.config
+    run.environment.update(num_processes=2)
+    assert "accelerate_configs/cpu_2_processes.yaml --num_processes 2" in repeat_command(run)
+    run.environment.update(num_processes=1, precision="bf16")
+    assert repeat_command(run).startswith("accelerate launch --cpu --num_processes 1 --mixed_precision bf16 -m ")
+
+
+def test_runs_are_compared_on_the_same_pictures(made: Path, tmp_path: Path) -> None:
+    found = compare_runs([made / "one", made / "two"], out=tmp_path / "compare.html")
+    first, second = (load_predictions(made / name / "predictions.parquet").parts["test"] for name in ("one", "two"))
+    expected = compare_paired(first.labels == first.predicted, second.labels == second.predicted)
+    assert found.rows[1].paired == expected
+    assert found.rows[1].p_value == expected.p_value
+    for row, part in zip(found.rows, (first, second), strict=True):
+        assert row.accuracy.value == pytest.approx(accuracy_score(part.labels, part.predicted))
+        assert row.macro_f1 == pytest.approx(f1_score(part.labels, part.predicted, average="macro"))
+        assert row.loss == pytest.approx(float(part.losses.mean()))
+    text = text_of(tmp_path / "compare.html")
+    assert "2 runs on the same 36 pictures of test." in text
+    assert "optim.lr 0.01 0.5" in text
+    page = (tmp_path / "compare.html").read_text("utf-8")
+    assert set(re.findall(r'id="plot-([\w-]+)"', page)) == {"accuracy", "loss-val", "loss-train", "lr"}
+
+
+def test_several_comparisons_are_not_taken_one_by_one(made: Path, tmp_path: Path) -> None:
+    three = make_run(tmp_path / "one", tmp_path / "photos", NAMES, per_part=12, seed=11, draw=False)
+    found = compare_runs([made / "one", made / "two", three], out=tmp_path / "compare.html")
+    assert [row.name.count("/") for row in found.rows] == [1, 1, 1]  # two are called "one"
+    raw = [row.paired.p_value for row in found.rows if row.paired]
+    assert [row.p_value for row in found.rows if row.paired] == holm(raw)
+    assert "raised by Holm's method" in text_of(tmp_path / "compare.html")
+
+
+def test_runs_with_other_pictures_share_what_they_share(made: Path, tmp_path: Path) -> None:
+    more = make_run(tmp_path / "more", tmp_path / "photos", NAMES, per_part=14, draw=False)
+    found = compare_runs([made / "one", more])
+    assert (len(found.files), found.not_shared) == (36, 6)
+    assert found.rows[1].own[1] == 42
+    other = make_run(tmp_path / "other", tmp_path / "photos", ("oak", "elm"), draw=False)
+    with pytest.raises(UserError, match="no test picture in common"):
+        compare_runs([made / "one", other])
+
+
+def test_without_a_test_part_validation_is_compared(made: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", tmp_path / "photos", NAMES, parts=("train", "val"), draw=False)
+    assert compare_runs([made / "one", other]).part == "val"
+
+
+def test_command_line(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    assert run("report", made / "one")[:2] == (0, f"{made / 'one/report.html'}\n")
+    code, out, _ = run("compare", made / "one", made / "two", "--out", tmp_path / "c.html")
+    assert code == 0
+    assert "against the first" in out
+    assert "p = " in out or "p < " in out
+    code, out, _ = run("compare", made / "one", made / "two", "--out", tmp_path / "c.html", "--json")
+    assert json.loads(out)["runs"][1]["paired"]["num_images"] == 36
+    for words_, message in (
+        (("report", tmp_path), "is no run directory: it has no config.yaml"),
+        (("report", tmp_path / "nowhere"), "There is no directory"),
+        (("report", made / "one/model"), f"Did you mean {made / 'one'}?"),
+        (("compare", made / "one"), "two runs or more"),
+        (("compare",), "two runs or more"),
+        (("compare", made / "one", made / "one"), "named twice"),
+    ):
+        code, out, err = run(*words_)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
+def test_a_run_draws_its_report_when_all_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = make_folder(tmp_path / "photos", per_class=6)
+    (photos / "rose").rename(photos / "<script>alert(1)<script>")
+    (photos / "tulip/05.png").rename(photos / 'tulip/it\'s "quoted".png')
+    run_dir = tmp_path / "run"
+    results = train(tiny_config(photos, run_dir, tracking={"report": True}))
+    text = text_of(run_dir / "report.html")
+    assert f"Test accuracy {100 * results['test']['accuracy']:.1f} %" in text
+    assert "<script>alert(1)<script>" in text
+    assert f"report: {run_dir}/report.html" in capsys.readouterr().err
+    said = load_predictions(run_dir / "predictions.parquet")
+    for part, rows in said.parts.items():
+        assert summarize(rows, said.class_names) == results[part]
+    assert load_card(run_dir / "model").temperature == fit_temperature(
+        said.parts["val"].probabilities, said.parts["val"].labels
+    )
+
+
+def test_a_report_that_fails_does_not_fail_the_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    config = tiny_config(folder, run_dir, tracking={"report": True}, train={"epochs": 1})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/plots").write_text("in the way")
+    assert "val" in train(config)
+    assert f"try again with accel-flowers report {run_dir}" in capsys.readouterr().err
+    assert (run_dir / "model/config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_nobody_waits_for_the_report(folder: Path, tmp_path: Path) -> None:
+    """Two processes: the second ends while the first draws, and both end well."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", tracking={"report": True}, train={"epochs": 1})
+    said = finish(tmp_path, ["train", recipe, "--data.path", folder, "--run-dir", tmp_path / "run"], processes=2)
+    assert said.count("report: ") == 1
+    assert (tmp_path / "run/report.html").exists()
