@@ -15,7 +15,8 @@ from accel_flowers.data.split import PARTS, Split, load_split, thin_out
 from accel_flowers.errors import UserError
 from accel_flowers.train import train
 from tests.conftest import make_folder
-from tests.runs import metrics, run_program, tiny_config, write_recipe
+from tests.ranks import finish
+from tests.runs import metrics, tiny_config, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -71,21 +72,20 @@ def test_subset_is_listed_and_resumed(photos: Path, tmp_path: Path) -> None:
 def test_overfitting_learns_its_few_pictures(photos: Path, tmp_path: Path) -> None:
     sections = {
         "debug": {"overfit_batches": 1},
-        "train": {"epochs": 60, "best_metric": "loss"},
+        "train": {"epochs": 40, "best_metric": "loss"},
         "optim": {"name": "adam", "lr": 1e-3},
         "model": {"dropout": 0.0},
     }
     results = train(tiny_config(photos, tmp_path / "run", **sections))
     assert set(results) == {"val"}
     assert results["val"]["num_images"] == len(load_split(tmp_path / "run/split.json").files_of("train"))
-    assert results["val"]["loss"] < 0.3 < metrics(tmp_path / "run", "val/loss")[0]
+    assert results["val"]["loss"] < 0.6 < metrics(tmp_path / "run", "val/loss")[0]
 
 
 def test_profile_names_where_the_time_goes(photos: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml")
     words = ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run", "--debug.profile"]
-    done = run_program(*words)
-    assert done.returncode == 0, done.stderr
+    said = finish(tmp_path, words)
     trace = json.loads((tmp_path / "run/profile/trace.json").read_text())
     names = {event.get("name", "") for event in trace["traceEvents"]}
     assert {"forward", "backward"} <= names
@@ -95,7 +95,7 @@ def test_profile_names_where_the_time_goes(photos: Path, tmp_path: Path) -> None
     assert set(rows) == {"data", "forward", "backward", "optimizer", "other"}
     assert sum(float(row[2].rstrip("%")) for row in rows.values()) == pytest.approx(100, abs=0.3)
     assert all(float(row[1]) > 0 for name, row in rows.items() if name != "other")
-    assert "forward   " in done.stderr
+    assert "forward   " in said
     assert len(metrics(tmp_path / "run", "val/loss")) == 2, "the training goes on after it"
 
 

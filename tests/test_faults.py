@@ -58,20 +58,30 @@ def test_killed_three_times(undisturbed: Path, words: list[str | Path], tmp_path
 def test_stopped_by_a_signal(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     """SIGTERM through the launcher hits the loaders' workers, too; then SIGUSR1 reaches one process alone."""
     run_dir = tmp_path / "run"
-    for after, rank, num_workers in ((4, None, 1), (11, 1, 0)):
-        with Launched(TWO_PROCESSES, run_dir, *words, "--data.num-workers", str(num_workers)) as run:
-            run.wait_for_step(after)
-            run.signal_launcher(signal.SIGTERM) if rank is None else run.signal(signal.SIGUSR1, rank=rank)
-            assert run.wait(30) != 0
-            said = run.output()
-        assert said.count("stopped by a signal after step ") == 1
-        step = int(said.split("stopped by a signal after step ")[1].split(",")[0])
-        state = json.loads((run_dir / f"checkpoints/step-{step:08d}/state.json").read_text())
-        assert after <= state["step"] == step < NUM_STEPS
-        if rank is not None:
-            assert "exitcode  : 75" in said, "as the launcher reports the first rank that ended"
+    with Launched(TWO_PROCESSES, run_dir, *words, "--data.num-workers", "1") as launched:
+        launched.wait_for_step(4)
+        launched.signal_launcher(signal.SIGTERM)
+        assert launched.wait(30) != 0
+        step = stopped_at(launched.output(), run_dir)
+    assert step >= 4
+    with Forked(2, run_dir, *words) as forked:
+        forked.wait_for_step(11)
+        forked.signal(1, signal.SIGUSR1)
+        assert forked.codes(30) == [75, 75], forked.output()
+        assert f"going on after step {step}" in forked.output()
+        step = stopped_at(forked.output(), run_dir)
+    assert step >= 11
     assert f"going on after step {step}" in finish(run_dir, words)
     assert differences(run_dir, undisturbed) == []
+
+
+def stopped_at(said: str, run_dir: Path) -> int:
+    """The step that a run says it has saved, and has."""
+    assert said.count("stopped by a signal after step ") == 1
+    step = int(said.split("stopped by a signal after step ")[1].split(",")[0])
+    state = json.loads((run_dir / f"checkpoints/step-{step:08d}/state.json").read_text())
+    assert state["step"] == step < NUM_STEPS
+    return step
 
 
 def test_damaged_newest_checkpoint(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     [
         (lambda run: (run / "config.yaml").unlink(), "no run directory"),
         (lambda run: (run / "split.json").write_text("{"), "split.json is not valid JSON"),
-        (lambda run: (run / "metrics.jsonl").write_text("{}\nx\n"), "line 2 is no JSON"),
+        (lambda run: (run / "metrics.jsonl").write_text("x\n"), "metrics.jsonl, line 1"),
         (lambda run: (run / "predictions.parquet").write_bytes(b"PAR1"), "predictions.parquet is damaged"),
         (lambda run: (run / "model/config.json").write_text("{}"), "config.json is damaged"),
         (lambda run: (run / "model/model.safetensors").write_bytes(b""), "model.safetensors cannot be read"),

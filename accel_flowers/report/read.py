@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from accel_flowers.config_reading import ENVIRONMENT_KEY, config_from_yaml
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.errors import UserError
 from accel_flowers.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
-from accel_flowers.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run
+from accel_flowers.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run, read_metrics
 from accel_flowers.saved_model import CARD, ModelCard, load_card
 from accel_flowers.yaml_text import parse_yaml
 
@@ -91,7 +90,7 @@ def read_run(run_dir: Path) -> RunRecord:
         config_text=text,
         environment=dict(environment) if isinstance(environment, dict) else {},
         split=split,
-        lines=tuple(_read_lines(run_dir / METRICS_FILE)),
+        lines=tuple(read_metrics(run_dir / METRICS_FILE)),
         card=load_card(run_dir / MODEL_DIR) if (run_dir / MODEL_DIR / CARD).exists() else None,
         predictions=predictions,
     )
@@ -103,21 +102,3 @@ def _check_fit(run_dir: Path, predictions: SavedPredictions, split: Split) -> No
             raise UserError(
                 f"{run_dir / PREDICTIONS_FILE} and {run_dir / SPLIT_FILE} differ in the pictures of {part}."
             )
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; one at the end that a crash cut off is left out, as a resumed run does."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    values = []
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path} is damaged: line {number} is no JSON.") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{path} is damaged: line {number} is no object.")
-        values.append(value)
-    return values
