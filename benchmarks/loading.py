@@ -1,0 +1,128 @@
+#!/usr/bin/env python
+"""From JPEG files to normalised batches on one core: this project's loader beside a plain `datasets` pipeline.
+
+  ours      `Pictures` (rows through `datasets`, fast way for JPEGs, uint8 batch) and one normalisation of the batch
+  datasets  `load_dataset("imagefolder")` with `with_transform`, torchvision's transforms on Pillow pictures, float32 tensors
+            stacked: what transformers' image classification example without Trainer does
+
+Both in one process without workers, one thread, in turn (A B A B ...), after a warm-up that also fills the file cache.
+Prints pictures a second of every round, the medians and the ratio. Other work on the machine spoils single rounds.
+
+  python benchmarks/loading.py --data.path photos
+  python benchmarks/loading.py --data.path photos --recipe eval
+  python benchmarks/loading.py --data.path photos --recipe colour
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from itertools import cycle
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import torch  # noqa: E402
+from datasets import load_dataset  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torchvision import transforms as v1  # noqa: E402
+
+from accel_flowers.data.batches import Pictures  # noqa: E402
+from accel_flowers.data.folder import load_images  # noqa: E402
+from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream  # noqa: E402
+from accel_flowers.data.split import Split  # noqa: E402
+from accel_flowers.data.transforms import Normalizer, build_transform  # noqa: E402
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BATCH = 32
+COLOUR = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+RECIPES: dict[str, tuple[list[Any], list[Any]]] = {
+    "train": (
+        [{"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip"],
+        [v1.RandomResizedCrop(224), v1.RandomHorizontalFlip()],
+    ),
+    "eval": ([{"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}}], [v1.Resize(256), v1.CenterCrop(224)]),
+    "colour": (
+        [
+            {"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip", {"ColorJitter": COLOUR},
+            {"RandomRotation": {"degrees": 10}}, {"RandomGrayscale": {"p": 0.2}},
+        ],
+        [
+            v1.RandomResizedCrop(224), v1.RandomHorizontalFlip(), v1.ColorJitter(**COLOUR), v1.RandomRotation(10),
+            v1.RandomGrayscale(0.2),
+        ],
+    ),
+}  # fmt: skip
+
+
+def ours(folder: str, recipe: str) -> Iterator[Tensor]:
+    table = load_images(folder)
+    transform, _ = build_transform(RECIPES[recipe][0], field="benchmark")
+    split = Split(table.class_names, dict.fromkeys(table.files, "train"))
+    pictures = Pictures(table, "train", split, transform, seed=0)
+    normalizer = Normalizer(MEAN, STD, channels_last=True)
+    stream = TrainStream(StepPlan(len(pictures), 10**6, BATCH), 0)
+    keys = cycle(EveryOnce(len(pictures) // BATCH * BATCH, BATCH)) if recipe == "eval" else iter(stream)
+    for batch in keys:
+        yield normalizer(pictures.__getitems__(batch)["pixels"])  # type: ignore[index]
+
+
+def plain(folder: str, recipe: str) -> Iterator[Tensor]:
+    dataset = load_dataset("imagefolder", data_dir=folder, split="train")
+    transform = v1.Compose([*RECIPES[recipe][1], v1.ToTensor(), v1.Normalize(MEAN, STD)])
+
+    def transform_rows(rows: dict[str, Any]) -> dict[str, Any]:
+        return {"pixel_values": [transform(image.convert("RGB")) for image in rows["image"]], "label": rows["label"]}
+
+    dataset = dataset.with_transform(transform_rows)
+    order = torch.Generator().manual_seed(0)
+    while True:
+        for rows in torch.randperm(len(dataset), generator=order).split(BATCH)[:-1]:
+            yield torch.stack(dataset[rows.tolist()]["pixel_values"])
+
+
+def pictures_a_second(batches: Iterator[Tensor], seconds: float) -> float:
+    begun, count = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        count += len(next(batches))
+    return count / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data.path", dest="folder", required=True, help="folder with one sub-folder of JPEGs a class")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="train", help="default %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="of each; default %(default)s")
+    parser.add_argument("--seconds", type=float, default=4, help="of a round; default %(default)s")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    versions = ", ".join(
+        f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "datasets", "pillow", "simplejpeg")
+    )
+    print(f"{platform.processor() or platform.machine()}, one thread, load {os.getloadavg()[0]:.1f}; {versions}")
+    makers: dict[str, Callable[[str, str], Iterator[Tensor]]] = {"ours": ours, "datasets": plain}
+    batches = {name: make(asked.folder, asked.recipe) for name, make in makers.items()}
+    rounds: dict[str, list[float]] = {name: [] for name in batches}
+    for each in batches.values():
+        pictures_a_second(each, asked.seconds)
+    for number in range(1, asked.rounds + 1):
+        for name, each in batches.items():
+            rounds[name].append(pictures_a_second(each, asked.seconds))
+        print(f"{number:2}  " + "  ".join(f"{name} {rates[-1]:6.0f}" for name, rates in rounds.items()), flush=True)
+    for name, rates in rounds.items():
+        print(f"{asked.recipe} {name}: median {median(rates):.0f} pictures/s ({min(rates):.0f} to {max(rates):.0f})")
+    ratios = [a / b for a, b in zip(rounds["ours"], rounds["datasets"], strict=True)]
+    print(f"ours / datasets: median {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()
