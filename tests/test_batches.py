@@ -20,7 +20,7 @@ from accel_flowers.data.decode import BadImageError
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.order import EveryOnce, SampleKey, StepPlan, TrainStream
 from accel_flowers.data.split import Split
-from accel_flowers.data.transforms import build_transform
+from accel_flowers.data.transforms import PictureTransform, build_transform
 from tests.conftest import make_folder
 
 AUGMENT = [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip", {"ColorJitter": {"brightness": 0.5}}]
@@ -97,13 +97,18 @@ def test_pictures_come_upright_and_in_colour(tmp_path: Path) -> None:
         exif[0x0112] = 6  # turned by a quarter
         image.save(tmp_path / name / "1.jpg", exif=exif)
     table = load_images(str(tmp_path))
-    pictures = Pictures(table, "val", Split(("a", "b"), dict.fromkeys(table.files, "val")), np_shape, seed=0)
+    pictures = Pictures(table, "val", Split(("a", "b"), dict.fromkeys(table.files, "val")), Shape(), seed=0)
     assert pictures.__getitems__(keys(0, 1))["pixels"].tolist() == [[40, 20, 3]] * 2
 
 
-def np_shape(picture: Image.Image) -> Tensor:
+class Shape(PictureTransform):
     """A transform that makes the picture's height, width and channels."""
-    return torch.tensor(np.asarray(picture).shape)
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return torch.tensor(np.asarray(picture).shape)
 
 
 def test_picture_that_broke_during_the_run_is_named(tmp_path: Path) -> None:

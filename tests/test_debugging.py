@@ -50,8 +50,8 @@ def test_fast_dev_run_sees_every_stage(photos: Path, tmp_path: Path) -> None:
     config = tiny_config(photos, tmp_path / "run", train={"epochs": 20, "global_batch_size": 4}, debug=debug)
     results = train(config)
     split = load_split(tmp_path / "run/split.json")
-    assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 9, "val": 3, "test": 3}
-    assert len(metrics(tmp_path / "run", "train/loss")) == 3
+    assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 6, "val": 3, "test": 3}
+    assert len(metrics(tmp_path / "run", "train/loss")) == 2
     assert len(metrics(tmp_path / "run", "val/loss")) == 1
     assert results["test"]["num_images"] == 3
     assert (tmp_path / "run/model/config.json").exists()

@@ -8,6 +8,7 @@ not take (another colour space, an EXIF turn, damage, other transforms in front)
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,16 +89,17 @@ def _decode(data: bytes) -> Tensor | None:
 
 def _as_tensor_step(step: Any) -> _Step | None:
     """A step of the list on tensors; None where that would change more than a level."""
+    # Partial functions and not lambdas, which could not be sent to a loader's workers.
     if isinstance(step, v2.RandomResizedCrop) and _is_plain(step):
-        return lambda pixels: _resized_crop(pixels, step)
+        return partial(_resized_crop, step)
     if isinstance(step, v2.Resize) and _is_plain(step) and step.max_size is None and step.size is not None:
-        return lambda pixels: _resize(pixels, step.size)
+        return partial(_resize, step.size)
     if isinstance(step, (v2.CenterCrop, v2.RandomCrop)):
         return step
     if isinstance(step, v2.RandomHorizontalFlip):
-        return lambda pixels: pixels.flip(-1) if torch.rand(1) < step.p else pixels
+        return partial(_flip, step.p, -1)
     if isinstance(step, v2.RandomVerticalFlip):
-        return lambda pixels: pixels.flip(-2) if torch.rand(1) < step.p else pixels
+        return partial(_flip, step.p, -2)
     return None
 
 
@@ -106,13 +108,17 @@ def _is_plain(step: Any) -> bool:
     return kind == "bilinear" and step.antialias is True
 
 
-def _resized_crop(pixels: Tensor, step: v2.RandomResizedCrop) -> Tensor:
+def _flip(probability: float, dimension: int, pixels: Tensor) -> Tensor:
+    return pixels.flip(dimension) if torch.rand(1) < probability else pixels
+
+
+def _resized_crop(step: v2.RandomResizedCrop, pixels: Tensor) -> Tensor:
     box = step.make_params([pixels])
     top, left = box["top"], box["left"]
     return _interpolate(pixels[:, top : top + box["height"], left : left + box["width"]], tuple(step.size))
 
 
-def _resize(pixels: Tensor, size: list[int]) -> Tensor:
+def _resize(size: list[int], pixels: Tensor) -> Tensor:
     height, width = pixels.shape[1:]
     if len(size) == 2:
         return _interpolate(pixels, (size[0], size[1]))

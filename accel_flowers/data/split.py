@@ -51,18 +51,17 @@ def thin_out(split: Split, labels: Mapping[str, int], sizes: Mapping[str, int], 
     Args:
         split: whole.
         labels: class of each file.
-        sizes: part → number of pictures to keep; other parts stay whole. At least one of each class is kept, but 0
-            keeps none.
+        sizes: part → number of pictures to keep, or a few less; other parts stay whole. At least one of each class is
+            kept, but 0 keeps none.
         seed: what the choice follows from.
         cause: stands in `left_out` for the others.
     """
     parts, left_out = dict(split.parts), dict(split.left_out)
     for part, size in sizes.items():
         files = split.files_of(part)
-        share = size / max(len(files), 1)
         for label in sorted({labels[name] for name in files}):
             its_files = [name for name in files if labels[name] == label]
-            kept = min(len(its_files), max(1, round(share * len(its_files)))) if size else 0
+            kept = min(len(its_files), max(1, size * len(its_files) // len(files))) if size else 0
             order = permutation(random_key(seed, "thin out", part, label), len(its_files))
             for place in order[kept:]:
                 del parts[its_files[place]]

@@ -213,7 +213,7 @@ def _argument(key: str, value: Any, default: Any, field: str) -> Any:
     if key == "transforms":
         if not isinstance(value, list):
             raise UserError(f"{field}: transforms inside a transform must be a list of such, not {value!r}.")
-        return [_build_step(inner, field) for inner in value]
+        return [_Bounded(_build_step(inner, field)) for inner in value]
     return value
 
 
