@@ -114,8 +114,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         parts = {part: Pictures(table, "train", split, transforms["val"], seed=seed) for part in ("train", "val")}
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
     newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
-    if accelerator.is_main_process:
-        tell(*passed_over)
+    _tell_main(accelerator, *passed_over)
     state = newest or TrainState()
     network.to(device)
     channels_last = wants_channels_last(network)
@@ -192,9 +191,9 @@ def _facts(table: ImageTable, split: Split) -> dict[str, object]:
     }
 
 
-def _tell_main(accelerator: Accelerator, line: str) -> None:
+def _tell_main(accelerator: Accelerator, *lines: str) -> None:
     if accelerator.is_main_process:
-        tell(line)
+        tell(*lines)
 
 
 def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:

@@ -143,7 +143,7 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
     run.stream.start_step = state.step
     for batch in meter.timed(each_batch(run.loaders["train"])):
         watch.begins(state.step, batch["micro_batch"])
-        lr = run.lr_at(plan.epoch_at(state.step - state.skipped_steps)) * state.lr_factor
+        lr = _lr_at(run, state.step)
         set_lr(optimizer, lr)
         _seed_dropout(config.train.seed, batch["micro_batch"])
         with accelerator.accumulate(model):
@@ -198,6 +198,11 @@ def _what_comes(run: Run) -> str:
     return words + (f"; going on after step {run.state.step}" if run.state.step else "")
 
 
+def _lr_at(run: Run, step: int) -> float:
+    """The learning rate of the step after `step`: skipped steps do not move it, rollbacks halve it."""
+    return run.lr_at(run.plan.epoch_at(step - run.state.skipped_steps)) * run.state.lr_factor
+
+
 def _seed_dropout(seed: int, micro_batch: int) -> None:
     """Chance inside the network follows from the micro-batch, not from the process or from what came before."""
     key = random_key(seed, "dropout", micro_batch)
@@ -216,9 +221,10 @@ def _check_numbers(run: Run, meter: Meter, lr: float) -> None:
     if found:
         micro_batch, loss = found
         step = micro_batch // run.plan.micro_batches_per_step
-        lr = run.lr_at(run.plan.epoch_at(step - run.state.skipped_steps)) * run.state.lr_factor
         process = micro_batch % run.plan.num_processes
-        raise Diverged(step + 1, lr, f"the loss is {loss} (process {process})", run.files_of(micro_batch))
+        raise Diverged(
+            step + 1, _lr_at(run, step), f"the loss is {loss} (process {process})", run.files_of(micro_batch)
+        )
     if not all(bool(parameter.isfinite().all()) for parameter in run.network.parameters()):
         raise Diverged(run.state.step, lr, "weights became nan or infinite")
 
