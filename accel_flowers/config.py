@@ -129,6 +129,12 @@ class DataConfig(Section):
     """Standard deviation that is divided by, in the same scale."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
+    pixels_from: Literal["auto", "plain", "files", "cache", "device"] = "auto"
+    """files: each picture is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; plain: Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
+    cache_dir: str | None = None
+    """Where decoded pictures are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
+    cache_gib: float = Field(default=20.0, gt=0)
+    """Most that all decoded pictures there may take, in GiB; the longest unused give way."""
 
 
 class ModelConfig(Section):
@@ -217,6 +223,8 @@ class TrainConfig(Section):
     """Stop after so many epochs without a better best_metric; None = never."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
+    precision: Literal["auto", "launcher"] = "auto"
+    """launcher: the precision that `accelerate launch` gives; auto: the same, but on a CPU a trial of a second or two takes float32 instead of bf16 where that trains this network faster."""
     compile: bool = False
     """Compile the model with torch.compile."""
     log_every_steps: int = Field(default=10, ge=1)
