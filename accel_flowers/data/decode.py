@@ -340,22 +340,17 @@ def _grey_to_8_bits(image: ImageFile.ImageFile, name: str) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def exif_orientation_of_jpeg(data: bytes) -> int:
-    """The same as `decode_image` obeys in a JPEG, 1 to 8; anything but 1 also where it is in doubt."""
-    place = data.find(b"Exif\0\0", 0, 1 << 16)
-    if place < 0:
-        return 1 if data.count(b"Exif\0\0") == 0 else 0
-    return _orientation_in(data[place : place + (1 << 16)])
-
-
 def _orientation(image: ImageFile.ImageFile) -> int:
     """The EXIF orientation, 1 to 8, of a loaded picture; 1 where there is none, or none that can be read."""
     exif = image.info.get("exif")
-    return _orientation_in(exif) if isinstance(exif, bytes) else 1
+    return exif_orientation(exif) if isinstance(exif, bytes) else 1
 
 
-def _orientation_in(exif: bytes) -> int:
-    """Read by hand, as Pillow's reader warns about, or stumbles over, damage in parts that do not matter here."""
+def exif_orientation(exif: bytes) -> int:
+    """The orientation, 1 to 8, that an EXIF block asks for; 1 where it asks for none.
+
+    Read by hand, as Pillow's reader warns about, or stumbles over, damage in parts that do not matter here.
+    """
     tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some writers put it twice
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:

@@ -1,133 +1,92 @@
-"""JPEGs without the detour over Pillow: decoded into arrays, cropped before they are resized.
+"""JPEGs without the detour over Pillow: decoded into arrays, and no further down than is needed.
 
-Crop boxes come from torchvision's own code, and chance is asked in its order, so a picture meets the same boxes, flips and
-colours as on the plain way (`decode_image`, then the transform); its pixels differ by one level at most. Whatever this way does
-not take (another colour space, an EXIF turn, damage, other transforms in front) goes the plain way.
+Pixels are within one level of Pillow's. What this way does not take (another colour space, an EXIF turn, damage) goes
+through `decode_image`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional
-from torchvision.transforms import v2
 
-from accel_flowers.data.decode import MAX_PIXELS, exif_orientation_of_jpeg
+from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, exif_orientation
 
-_Step = Callable[[Tensor], Tensor]
-
-
-class FastTransform:
-    """What a list of transforms does to a JPEG, with its leading crops, resizes and flips done on tensors.
-
-    Args:
-        leading: steps uint8 [3, H, W] → the same, in torchvision's order of chance.
-        rest: what follows, on a Pillow picture; None = nothing.
-    """
-
-    def __init__(self, leading: list[_Step], rest: Callable[[Image.Image], Tensor] | None) -> None:
-        self._leading, self._rest = leading, rest
-
-    def __call__(self, data: bytes) -> Tensor | None:
-        """Encoded picture → uint8 [3, H, W]; None = it must go the plain way, and no chance was used.
-
-        Raises:
-            ValueError, RuntimeError: the picture has no size that the steps take.
-        """
-        pixels = _decode(data)
-        if pixels is None:
-            return None
-        for step in self._leading:
-            pixels = step(pixels)
-        if self._rest is None:
-            return pixels.contiguous()
-        return self._rest(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()))
+_UNIT = 16
+"""Rows of pixels that are coded together, or a multiple of them."""
 
 
-def make_fast(steps: list[Any], tail: Any) -> FastTransform | None:
-    """The fast way of a list of torchvision's transforms (v2).
+class JpegHeader(NamedTuple):
+    """What a JPEG says of itself before its pixels."""
 
-    Args:
-        steps: as built for the plain way.
-        tail: the last step of that way: picture or tensor → uint8 tensor.
-
-    Returns:
-        None where the first step is none that is done here, so that nothing would be won.
-    """
-    leading: list[_Step] = []
-    for step in steps:
-        fast = _as_tensor_step(step)
-        if fast is None:
-            break
-        leading.append(fast)
-    if not leading or isinstance(steps[0], (v2.RandomHorizontalFlip, v2.RandomVerticalFlip)):
-        return None
-    rest = steps[len(leading) :]
-    return FastTransform(leading, v2.Compose([*rest, tail]) if rest else None)
+    height: int
+    width: int
+    frame: int
+    """Where the frame's height stands, two bytes; 0 where rows do not follow one another in the file (progressive)."""
 
 
-def _decode(data: bytes) -> Tensor | None:
-    """A JPEG of the usual kind as uint8 [3, H, W] (a view: rows of pixels lie together); None for all others."""
+def read_header(data: bytes) -> JpegHeader | None:
+    """The header of a JPEG of the usual kind, upright and in colour; None for all others."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
-        if colour != "YCbCr" or height * width > MAX_PIXELS or exif_orientation_of_jpeg(data) != 1:
-            return None
-        array: np.ndarray = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
     except ValueError:
-        return None  # Pillow knows more kinds of damage that can be read over, and says what is wrong with the others
-    return torch.from_numpy(array).permute(2, 0, 1)
+        return None
+    is_line = max(height, width) > MAX_ASPECT * min(height, width)
+    if colour != "YCbCr" or height * width > MAX_PIXELS or is_line:
+        return None
+    place, frame, exif = 2, 0, b""
+    while data[place : place + 1] == b"\xff" and place + 4 <= len(data):
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xFF:  # padding
+            place += 1
+            continue
+        if marker == 0xDA:  # start of scan; three components at once, or rows do not follow one another
+            break
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame = place + 5 if marker in (0xC0, 0xC1) else 0
+        if marker == 0xE1 and data.startswith(b"Exif\0\0", place + 4):
+            if exif:
+                return None  # which one holds is for Pillow to say
+            exif = data[place + 4 : place + 2 + length]
+        place += 2 + length
+    else:
+        return None
+    if exif and exif_orientation(exif) != 1:
+        return None
+    whole = data[place + 4] == 3 and data.endswith(b"\xff\xd9")
+    return JpegHeader(height, width, frame if whole else 0)
 
 
-def _as_tensor_step(step: Any) -> _Step | None:
-    """A step of the list on tensors; None where that would change more than a level."""
-    # Partial functions and not lambdas, which could not be sent to a loader's workers.
-    if isinstance(step, v2.RandomResizedCrop) and _is_plain(step):
-        return partial(_resized_crop, step)
-    if isinstance(step, v2.Resize) and _is_plain(step) and step.max_size is None and step.size is not None:
-        return partial(_resize, step.size)
-    if isinstance(step, (v2.CenterCrop, v2.RandomCrop)):
-        return step
-    if isinstance(step, v2.RandomHorizontalFlip):
-        return partial(_flip, step.p, -1)
-    if isinstance(step, v2.RandomVerticalFlip):
-        return partial(_flip, step.p, -2)
-    return None
+def decode_rows(data: bytes, header: JpegHeader, rows: int) -> Tensor | None:
+    """Decode a JPEG from the top to a row.
 
+    Args:
+        data: the file.
+        header: what `read_header` said of it.
+        rows: how many of its rows are needed.
 
-def _is_plain(step: Any) -> bool:
-    kind = getattr(step.interpolation, "value", step.interpolation)  # a plain word in newer versions of torchvision
-    return kind == "bilinear" and step.antialias is True
-
-
-def _flip(probability: float, dimension: int, pixels: Tensor) -> Tensor:
-    return pixels.flip(dimension) if torch.rand(1) < probability else pixels
-
-
-def _resized_crop(step: v2.RandomResizedCrop, pixels: Tensor) -> Tensor:
-    box = step.make_params([pixels])
-    top, left = box["top"], box["left"]
-    return _interpolate(pixels[:, top : top + box["height"], left : left + box["width"]], tuple(step.size))
-
-
-def _resize(size: list[int], pixels: Tensor) -> Tensor:
-    height, width = pixels.shape[1:]
-    if len(size) == 2:
-        return _interpolate(pixels, (size[0], size[1]))
-    # The shorter side gets the size; torchvision cuts the other one's fraction off.
-    short, long = size[0], int(size[0] * max(height, width) / min(height, width))
-    return _interpolate(pixels, (short, long) if height <= width else (long, short))
-
-
-def _interpolate(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(pixels.shape[1:]) == size:
-        return pixels
-    return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    Returns:
+        uint8 [height, width, 3], where whatever lies below `rows` may be anything; None where the file is damaged in a
+        way that Pillow may know how to read over, or can tell about.
+    """
+    # Where the file is said to be less high, decoding ends there. One row more, because the colours of the last one are
+    # smoothed with those of the next.
+    height = -(-(rows + 1) // _UNIT) * _UNIT
+    pixels = np.empty((header.height, header.width, 3), dtype=np.uint8)
+    shortened = header.frame > 0 and height < header.height
+    if shortened:
+        frame = bytearray(data)
+        frame[header.frame : header.frame + 2] = height.to_bytes(2, "big")
+        data = bytes(frame)
+    try:
+        # Strict is the whole picture only: of a shortened one the rest is "extraneous bytes". Of other damage to a file
+        # that has its end Pillow reads over the same.
+        simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=not shortened, buffer=pixels)
+    except ValueError:
+        return None
+    return torch.from_numpy(pixels)
