@@ -5,8 +5,9 @@ What can be wrong with a configuration, a folder, weights or a launch is found h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from accel_flowers.checkpoint import Checkpoints, TrainState
 from accel_flowers.config import Config, DataConfig, ModelConfig
 from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
 from accel_flowers.data.folder import ImageTable, load_images
-from accel_flowers.data.inspect import decide_split, describe_split
+from accel_flowers.data.inspect import decide_split, describe_split, examine_all
 from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream, random_key
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform, check_repeatable
@@ -31,6 +32,7 @@ from accel_flowers.memory import can_run_short, fit_micro_batch
 from accel_flowers.models import build_network, check_input, wants_channels_last
 from accel_flowers.objectives import Objective, build_objective
 from accel_flowers.optim import LearningRate, build_lr_schedule, build_optimizer
+from accel_flowers.pixel_source import choose_way, keep_decoded, wants_cache
 from accel_flowers.processes import (
     check_same_everywhere,
     decided_by_main,
@@ -107,11 +109,13 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     # The plan and the network come before the pictures are read one by one: their mistakes are quicker to find.
     network = _build_network(config.model, table.class_names, {train_size, eval_size}, accelerator, seed=seed)
     plan = StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
-    split = _decide_split(config, run_dir, table, accelerator)
+    split, contents = _decide_split(config, run_dir, table, accelerator)
     check_same_everywhere(accelerator, _facts(table, split))
-    parts = {part: Pictures(table, part, split, transforms[part], seed=seed) for part in PARTS if split.files_of(part)}
+    decoded = keep_decoded(config.data, table, split, contents, accelerator)
+    pictures = partial(Pictures, table, split=split, seed=seed, decoded=decoded)
+    parts = {part: pictures(part=part, transform=transforms[part]) for part in PARTS if split.files_of(part)}
     if config.debug.overfit_batches:
-        parts = {part: Pictures(table, "train", split, transforms["val"], seed=seed) for part in ("train", "val")}
+        parts = {part: pictures(part="train", transform=transforms["val"]) for part in ("train", "val")}
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
     newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
     _tell_main(accelerator, *passed_over)
@@ -170,7 +174,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     return run
 
 
-def _build_transforms(data: DataConfig) -> tuple[dict[str, PictureTransform], tuple[int, int], tuple[int, int]]:
+def _build_transforms(data: DataConfig) -> tuple[Mapping[str, PictureTransform], tuple[int, int], tuple[int, int]]:
     """Part → what happens to its pictures, and the sizes (height, width) that come out in training and evaluation.
 
     First of all, because mistakes in a recipe's lists cost nothing to find.
@@ -178,7 +182,8 @@ def _build_transforms(data: DataConfig) -> tuple[dict[str, PictureTransform], tu
     for_training, train_size = build_transform(data.train_transforms, field="data.train_transforms")
     for_evaluation, eval_size = build_transform(data.eval_transforms, field="data.eval_transforms")
     check_repeatable(for_evaluation, field="data.eval_transforms")
-    return {"train": for_training, "val": for_evaluation, "test": for_evaluation}, train_size, eval_size
+    transforms = {"train": for_training, "val": for_evaluation, "test": for_evaluation}
+    return choose_way(data, transforms), train_size, eval_size
 
 
 def _facts(table: ImageTable, split: Split) -> dict[str, object]:
@@ -203,16 +208,21 @@ def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     return main_first(accelerator, lambda: load_images(source))
 
 
-def _decide_split(config: Config, run_dir: Path, table: ImageTable, accelerator: Accelerator) -> Split:
-    """The split that the main process decides for all, after a look at every picture."""
+def _decide_split(
+    config: Config, run_dir: Path, table: ImageTable, accelerator: Accelerator
+) -> tuple[Split, list[str]]:
+    """The split that the main process decides for all, after a look at every picture, and each picture's digest."""
     asked = str(run_dir / SPLIT_FILE) if holds_run(run_dir) else config.data.split
+    examined = cache(lambda: examine_all(table, range(len(table.files))))
 
-    def decide() -> Split:
-        split = decide_split(table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image)
+    def decide() -> tuple[Split, list[str]]:
+        split = decide_split(
+            table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image, examined=examined
+        )
         if not holds_run(run_dir):
             split = thin_for_debugging(split, table, config)
         tell(*describe_split(table, split))
-        return split
+        return split, [digest for digest, _ in examined()] if wants_cache(config.data, accelerator) else []
 
     return decided_by_main(accelerator, decide)
 

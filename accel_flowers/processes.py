@@ -125,6 +125,25 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
     return outcome[0]  # type: ignore[return-value]  # what `decide` returned, on one process or sent to all
 
 
+def on_each(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """`do` on every process at once; where one makes a mistake, all end with it; collective.
+
+    Raises:
+        UserError: the first process's that had one, on every process.
+    """
+    done: list[T] = []
+    mistake: str | None = None
+    try:
+        done.append(do())
+    except UserError as error:
+        mistake = str(error)
+    everywhere: list[str | None] = gather_object([mistake]) if accelerator.num_processes > 1 else [mistake]
+    first = next((found for found in everywhere if found is not None), None)
+    if first is not None:
+        raise UserError(first)
+    return done[0]
+
+
 def keep_own_buffers(model: nn.Module) -> None:
     """Stop DDP from overwriting every process's batch-norm statistics with the first one's before each forward.
 

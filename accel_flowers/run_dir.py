@@ -40,7 +40,7 @@ _LOCK_FILE = ".lock"
 _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
 _MAY_CHANGE = (
-    "run_dir", "resume", "about", "data.num_workers", "data.path", "tracking", "checkpoint", "train.log_every_steps",
+    "run_dir", "resume", "about", "data.num_workers", "data.path", "data.cache_dir", "data.cache_gib", "tracking", "checkpoint", "train.log_every_steps",
     "train.on_nan", "debug.profile", "debug.detect_anomaly",
 )  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew."""

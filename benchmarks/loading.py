@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """From JPEG files to normalised batches on one core: this project's loader beside a plain `datasets` pipeline.
 
-  ours      `Pictures` (rows through `datasets`, fast way for JPEGs, uint8 batch) and one normalisation of the batch
+  files     `Pictures` (rows through `datasets`, fast way for JPEGs, uint8 batch) and one normalisation of the batch
+  cache     the same from pictures that were decoded before, in a memory-mapped file
   datasets  `load_dataset("imagefolder")` with `with_transform`, torchvision's transforms on Pillow pictures, float32 tensors
             stacked: what transformers' image classification example without Trainer does
 
@@ -19,6 +20,7 @@ import argparse
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -37,7 +39,8 @@ from torch import Tensor  # noqa: E402
 from torchvision import transforms as v1  # noqa: E402
 
 from accel_flowers.data.batches import Pictures  # noqa: E402
-from accel_flowers.data.folder import load_images  # noqa: E402
+from accel_flowers.data.cache import DecodedPictures, open_cache  # noqa: E402
+from accel_flowers.data.folder import ImageTable, content_digest, load_images, read_bytes  # noqa: E402
 from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream  # noqa: E402
 from accel_flowers.data.split import Split  # noqa: E402
 from accel_flowers.data.transforms import Normalizer, build_transform  # noqa: E402
@@ -64,11 +67,27 @@ RECIPES: dict[str, tuple[list[Any], list[Any]]] = {
 }  # fmt: skip
 
 
-def ours(folder: str, recipe: str) -> Iterator[Tensor]:
+def from_cache(folder: str, recipe: str) -> Iterator[Tensor]:
+    """The cache is made before the first batch, in a temporary folder."""
     table = load_images(folder)
+
+    def read(row: int) -> bytes:
+        return read_bytes(table.dataset[row]["image"])
+
+    with tempfile.TemporaryDirectory() as root:
+        contents = [content_digest(read(row)) for row in range(len(table.files))]
+        decoded, _ = open_cache(Path(root), table.files, contents, read, max_bytes=2**40)
+        yield from ours(table, recipe, decoded)
+
+
+def from_files(folder: str, recipe: str) -> Iterator[Tensor]:
+    return ours(load_images(folder), recipe, None)
+
+
+def ours(table: ImageTable, recipe: str, decoded: DecodedPictures | None) -> Iterator[Tensor]:
     transform, _ = build_transform(RECIPES[recipe][0], field="benchmark")
     split = Split(table.class_names, dict.fromkeys(table.files, "train"))
-    pictures = Pictures(table, "train", split, transform, seed=0)
+    pictures = Pictures(table, "train", split, transform, seed=0, decoded=decoded)
     normalizer = Normalizer(MEAN, STD, channels_last=True)
     stream = TrainStream(StepPlan(len(pictures), 10**6, BATCH), 0)
     keys = cycle(EveryOnce(len(pictures) // BATCH * BATCH, BATCH)) if recipe == "eval" else iter(stream)
@@ -109,7 +128,11 @@ def main() -> None:
         f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "datasets", "pillow", "simplejpeg")
     )
     print(f"{platform.processor() or platform.machine()}, one thread, load {os.getloadavg()[0]:.1f}; {versions}")
-    makers: dict[str, Callable[[str, str], Iterator[Tensor]]] = {"ours": ours, "datasets": plain}
+    makers: dict[str, Callable[[str, str], Iterator[Tensor]]] = {
+        "files": from_files,
+        "cache": from_cache,
+        "datasets": plain,
+    }
     batches = {name: make(asked.folder, asked.recipe) for name, make in makers.items()}
     rounds: dict[str, list[float]] = {name: [] for name in batches}
     for each in batches.values():
@@ -120,8 +143,9 @@ def main() -> None:
         print(f"{number:2}  " + "  ".join(f"{name} {rates[-1]:6.0f}" for name, rates in rounds.items()), flush=True)
     for name, rates in rounds.items():
         print(f"{asked.recipe} {name}: median {median(rates):.0f} pictures/s ({min(rates):.0f} to {max(rates):.0f})")
-    ratios = [a / b for a, b in zip(rounds["ours"], rounds["datasets"], strict=True)]
-    print(f"ours / datasets: median {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    for name in ("files", "cache"):
+        ratios = [a / b for a, b in zip(rounds[name], rounds["datasets"], strict=True)]
+        print(f"{asked.recipe} {name} / datasets: median {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
     cache = tmp_path_factory.mktemp("cache")
     os.environ["HF_HOME"] = str(cache)
+    os.environ["XDG_CACHE_HOME"] = str(cache / "user")
     os.environ["HF_DATASETS_CACHE"] = str(cache / "datasets")
     datasets.config.HF_DATASETS_CACHE = cache / "datasets"
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from accel_flowers.data.cache import DecodedPictures
 from accel_flowers.data.decode import BadImageError, decode_image
 from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.order import EveryOnce, SampleKey, TrainStream, random_key
@@ -64,9 +65,19 @@ class Pictures(Dataset[Batch]):
         split: which rows belong to it; a row's place in the part is its sample number.
         transform: upright RGB picture → uint8 [3, H, W].
         seed: the run's.
+        decoded: the table's pictures, decoded; None = each is decoded anew.
     """
 
-    def __init__(self, table: ImageTable, part: str, split: Split, transform: PictureTransform, *, seed: int) -> None:
+    def __init__(
+        self,
+        table: ImageTable,
+        part: str,
+        split: Split,
+        transform: PictureTransform,
+        *,
+        seed: int,
+        decoded: DecodedPictures | None = None,
+    ) -> None:
         chosen = split.files_of(part)
         row_of = {name: row for row, name in enumerate(table.files)}
         self.files: tuple[str, ...] = tuple(chosen)
@@ -76,6 +87,7 @@ class Pictures(Dataset[Batch]):
         self._table: datasets.Dataset = table.dataset.with_transform(read_rows)
         self._transform = transform
         self._seed = seed
+        self._decoded = decoded
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -90,19 +102,37 @@ class Pictures(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
-        rows = self._table[[self._rows[key.sample] for key in keys]]
-        pixels = []
-        for key, data, path in zip(keys, rows["image"], rows["path"], strict=True):
-            # Chance belongs to the sample and the epoch: not to the worker, the process or what came before.
-            chance = random_key(self._seed, "augment", key.epoch, key.sample)
-            try:
-                pixels.append(self._transform.of_file(_encoded(data), path, chance))
-            except BadImageError as error:
-                return error
+        try:
+            pixels = self._of_cache(keys) if self._decoded else self._of_files(keys)
+        except BadImageError as error:
+            return error
         samples = torch.tensor([key.sample for key in keys])
         return Batch(
             pixels=_stack(pixels), labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch
         )
+
+    def _of_files(self, keys: Sequence[SampleKey]) -> list[Tensor]:
+        rows = self._table[[self._rows[key.sample] for key in keys]]
+        return [
+            self._transform.of_file(_encoded(data), path, self._chance(key))
+            for key, data, path in zip(keys, rows["image"], rows["path"], strict=True)
+        ]
+
+    def _of_cache(self, keys: Sequence[SampleKey]) -> list[Tensor]:
+        assert self._decoded is not None
+        made = []
+        for key in keys:
+            pixels = self._decoded.pixels(self._rows[key.sample])
+            made += (
+                self._of_files([key])
+                if pixels is None
+                else [self._transform.of_pixels(pixels, self.files[key.sample], self._chance(key))]
+            )
+        return made
+
+    def _chance(self, key: SampleKey) -> int:
+        """Chance belongs to the sample and the epoch: not to the worker, the process or what came before."""
+        return random_key(self._seed, "augment", key.epoch, key.sample)
 
 
 def _stack(pictures: Sequence[Tensor]) -> Tensor:

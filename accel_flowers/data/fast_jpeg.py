@@ -13,7 +13,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, exif_orientation
+from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, decode_image, exif_orientation
 
 _UNIT = 16
 """Rows of pixels that are coded together, or a multiple of them."""
@@ -90,3 +90,21 @@ def decode_rows(data: bytes, header: JpegHeader, rows: int) -> Tensor | None:
     except ValueError:
         return None
     return torch.from_numpy(pixels)
+
+
+def decode_pixels(data: bytes, name: str) -> Tensor:
+    """Decode a whole picture of any kind, on the quickest way.
+
+    Args:
+        data: the file.
+        name: for messages.
+
+    Returns:
+        Upright RGB, uint8 [height, width, 3].
+
+    Raises:
+        BadImageError: it cannot be decoded.
+    """
+    header = read_header(data)
+    pixels = decode_rows(data, header, header.height) if header else None
+    return torch.from_numpy(np.array(decode_image(data, name))) if pixels is None else pixels

@@ -77,6 +77,11 @@ def read_bytes(image: dict[str, Any]) -> bytes:
     return data if data is not None else read_file(image["path"], max_bytes=MAX_BYTES)
 
 
+def content_digest(data: bytes) -> str:
+    """Digest of an encoded picture."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
 def load_images(source: str) -> ImageTable:
     """Load a folder, a .zip or `hub:OWNER/NAME`.
 

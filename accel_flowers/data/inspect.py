@@ -5,15 +5,14 @@ Runs on the main process alone; its result is a `Split` that all processes obey.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from accel_flowers.data.decode import BadImageError, verify_image
-from accel_flowers.data.folder import ImageTable, read_bytes
+from accel_flowers.data.folder import ImageTable, content_digest, read_bytes
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
 from accel_flowers.errors import UserError, printable
 
@@ -27,7 +26,7 @@ def examine(image: dict[str, object], name: str) -> tuple[str, str | None]:
     """Digest of the encoded picture, and the cause where it cannot be read."""
     try:
         data = read_bytes(image)
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+        digest = content_digest(data)
         verify_image(data, name)
     except BadImageError as error:
         return "", error.cause
@@ -36,8 +35,8 @@ def examine(image: dict[str, object], name: str) -> tuple[str, str | None]:
     return digest, None
 
 
-def _examine_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str | None]]:
-    """`examine` of the rows, on all cores: reading and decoding leave Python's lock."""
+def examine_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str | None]]:
+    """`examine` of these rows, on all cores: reading and decoding leave Python's lock."""
     images = table.dataset.with_format("arrow")["image"].to_pylist()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return list(pool.map(examine, [images[row] for row in rows], [table.files[row] for row in rows]))
@@ -50,7 +49,7 @@ def check_readable(table: ImageTable, files: Sequence[str]) -> None:
         UserError: naming those that cannot.
     """
     row_of = {name: row for row, name in enumerate(table.files)}
-    found = _examine_all(table, [row_of[name] for name in files])
+    found = examine_all(table, [row_of[name] for name in files])
     _stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
 
 
@@ -60,7 +59,7 @@ def decide_split(
     *,
     seed: int,
     on_bad_image: str,
-    examined: Sequence[tuple[str, str | None]] | None = None,
+    examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
 ) -> Split:
     """Read every picture and give each its part.
 
@@ -69,7 +68,7 @@ def decide_split(
         split: percentages such as "80/20", or the path of a split.json to obey.
         seed: what a drawn split follows from.
         on_bad_image: "stop" or "skip" for pictures that cannot be read.
-        examined: what `examine` says of each row, where it is known already.
+        examined: gives what `examine` says of each row, where it is known already or wanted otherwise, too.
 
     Raises:
         UserError: unreadable pictures (where they stop the run), classes too small to split, a split file that
@@ -77,7 +76,7 @@ def decide_split(
     """
     given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
     fractions = parse_fractions(split) if given is None else {}
-    found = _examine_all(table, range(len(table.files))) if examined is None else examined
+    found = examined() if examined else examine_all(table, range(len(table.files)))
     bad = table.unreadable | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
     left_out_before = given.left_out if given else {}
     new = {name: cause for name, cause in bad.items() if name not in left_out_before}

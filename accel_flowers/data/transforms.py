@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from accel_flowers.config import TransformSpec
 from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, BadImageError, decode_image
+from accel_flowers.data.fast_jpeg import decode_pixels
 from accel_flowers.data.fast_transform import make_fast
 from accel_flowers.errors import UserError, did_you_mean
 
@@ -66,6 +67,7 @@ class PictureTransform:
                 pixels = self._fast.of_jpeg(data)
                 if pixels is not None:
                     return pixels
+            return self.of_pixels(decode_pixels(data, name), name, key)
         return self._plain(decode_image(data, name), name, key)
 
     def of_pixels(self, pixels: Tensor, name: str, key: int = 0) -> Tensor:

@@ -75,7 +75,7 @@ def inspect_source(
             str(split_file) if split_file else config.data.split,
             seed=config.train.seed,
             on_bad_image="skip",
-            examined=[(one.digest, one.cause) for one in seen],
+            examined=lambda: [(one.digest, one.cause) for one in seen],
         )
         write_sheet(sheet, table, split, config.data, seed=config.train.seed, recipe=recipe or "")
     return findings

@@ -1,0 +1,233 @@
+"""Pictures decoded once: a memory-mapped file that all processes of a machine share, and later runs, too.
+
+A cache is a directory named after what it was made from: the content of every picture, the law below and the versions of
+the decoders. Another picture makes another cache, so none can be out of date. It is written beside its place and renamed,
+every picture has a checksum, which is looked at when a process first uses the picture, and a damaged one is decoded from
+its file again. The longest unused caches give way to a new one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import weakref
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from accel_flowers.data.fast_jpeg import decode_pixels
+from accel_flowers.data.folder import content_digest
+from accel_flowers.errors import UserError
+
+LAW = "1: upright RGB at full size, uint8 [H, W, 3], one after the other"
+_PIXELS, _INDEX = "pixels", "index.npz"
+_AT_ONCE = 64
+"""Pictures that are decoded before they are written: what is held in memory."""
+_LOOKED_AT = 200
+"""Pictures from which the size of all is estimated."""
+
+
+class NoCache(Exception):
+    """Decoded pictures cannot be kept; the message says why: too large, or the disk refuses."""
+
+
+def cache_key(contents: Sequence[str]) -> str:
+    """The name of the cache of these pictures.
+
+    Args:
+        contents: digest of each encoded picture, in order; empty where there is none to decode.
+    """
+    versions = [f"{name} {metadata.version(name)}" for name in ("pillow", "simplejpeg")]
+    return hashlib.blake2b(repr((LAW, versions, list(contents))).encode(), digest_size=16).hexdigest()
+
+
+class DecodedPictures:
+    """A cache, opened for reading; can be sent to other processes, each of which maps the file anew.
+
+    Args:
+        folder: the cache.
+        num_pictures: how many it must hold.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+
+    def __init__(self, folder: Path, num_pictures: int) -> None:
+        self.folder = folder
+        try:
+            with np.load(io.BytesIO((folder / _INDEX).read_bytes()), allow_pickle=False) as index:
+                self._offsets, self._sizes, self._sums = index["offsets"], index["sizes"], index["sums"]
+            self.num_bytes = (folder / _PIXELS).stat().st_size
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"its index cannot be read: {error}") from None
+        ends = self._offsets + self._sizes.prod(axis=1) * 3
+        if len(ends) != num_pictures or ends.max(initial=0) != self.num_bytes:
+            raise ValueError("its parts do not fit together")
+        # An open file with a lock on it: whoever needs room leaves this cache alone.
+        descriptor = os.open(folder / _PIXELS, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        self._map: np.memmap[Any, Any] | None = None
+        self._seen = bytearray(num_pictures)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def pixels(self, number: int) -> Tensor | None:
+        """A picture, uint8 [H, W, 3], in place (not to be written to); None where the cache is damaged there."""
+        if self._map is None:
+            # Copy on write, because torch warns of memory that cannot be written; nobody writes.
+            self._map = np.memmap(self.folder / _PIXELS, dtype=np.uint8, mode="c")
+        height, width = self._sizes[number].tolist()
+        start = int(self._offsets[number])
+        pixels = self._map[start : start + height * width * 3].reshape(height, width, 3)
+        if not self._seen[number]:
+            if height == 0 or xxhash.xxh3_64_intdigest(pixels.data) != int(self._sums[number]):
+                (self.folder / _INDEX).unlink(missing_ok=True)  # the next run makes it anew
+                return None
+            self._seen[number] = 1
+        return torch.from_numpy(pixels)
+
+    def size(self, number: int) -> tuple[int, int]:
+        """Height and width of a picture."""
+        height, width = self._sizes[number].tolist()
+        return height, width
+
+
+def open_cache(
+    root: Path, names: Sequence[str], contents: Sequence[str], read: Callable[[int], bytes], *, max_bytes: int
+) -> tuple[DecodedPictures, bool]:
+    """Open the cache of these pictures, or make it; of several processes that ask at once, one makes it.
+
+    Args:
+        root: where caches lie.
+        names: of the pictures, for messages.
+        contents: digest of each encoded picture (see `content_digest`); empty where there is none to decode.
+        read: number → encoded picture.
+        max_bytes: what all caches in `root` may take together.
+
+    Returns:
+        The cache, and whether it was made now.
+
+    Raises:
+        NoCache: it would take more, or the disk refuses.
+        UserError: a picture is not what its digest says, or cannot be decoded.
+    """
+    folder = root / cache_key(contents)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{folder.name}.lock"):
+            try:
+                opened, made = DecodedPictures(folder, len(contents)), False
+            except ValueError:
+                _make(folder, names, contents, read, max_bytes)
+                opened, made = DecodedPictures(folder, len(contents)), True
+            os.utime(folder)
+    except OSError as error:
+        raise NoCache(f"'{root}' cannot hold them: {error.strerror or error}") from None
+    return opened, made
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(
+    folder: Path, names: Sequence[str], contents: Sequence[str], read: Callable[[int], bytes], max_bytes: int
+) -> None:
+    """Write a cache; the caller has its lock."""
+
+    def decode(number: int) -> np.ndarray:
+        data = read(number)
+        if content_digest(data) != contents[number]:
+            raise UserError(
+                f"{names[number]} is not what it was when the pictures were looked at, or not the same on all machines. "
+                "Give all processes the same pictures, and leave them as they are while a run begins."
+            )
+        return decode_pixels(data, names[number]).numpy()
+
+    partial = folder.with_name(f"{folder.name}.part")
+    for leftover in (folder, partial):  # damaged; of a run that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    there = [number for number, content in enumerate(contents) if content]
+    sample = there[:: max(1, len(there) // _LOOKED_AT)]
+    estimate = sum(decode(number).nbytes for number in sample) * len(there) // max(1, len(sample))
+    _make_room(folder.parent, estimate, max_bytes)
+    sizes = np.zeros((len(contents), 2), dtype=np.int64)
+    sums = np.zeros(len(contents), dtype=np.uint64)
+    partial.mkdir()
+    try:
+        with (partial / _PIXELS).open("wb") as file, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            fcntl.flock(file, fcntl.LOCK_SH)  # in use, for whoever makes room
+            for first in range(0, len(there), _AT_ONCE):
+                numbers = there[first : first + _AT_ONCE]
+                for number, pixels in zip(numbers, pool.map(decode, numbers), strict=True):
+                    sizes[number], sums[number] = pixels.shape[:2], xxhash.xxh3_64_intdigest(pixels.data)
+                    file.write(pixels.data)
+                if file.tell() > max_bytes:
+                    raise NoCache(_too_large(file.tell(), max_bytes))
+            file.flush()
+            os.fsync(file.fileno())
+        num_bytes = sizes.prod(axis=1) * 3
+        np.savez(partial / _INDEX, offsets=num_bytes.cumsum() - num_bytes, sizes=sizes, sums=sums)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _make_room(root: Path, needed: int, max_bytes: int) -> None:
+    """Remove the longest unused caches until there is room.
+
+    Raises:
+        NoCache: there would not be enough even so.
+    """
+    if needed > max_bytes:
+        raise NoCache(_too_large(needed, max_bytes))
+    caches = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    taken = {path: sum(file.stat().st_size for file in path.iterdir()) for path in caches}
+    for path in caches:
+        if sum(taken.values()) + needed <= max_bytes:
+            break
+        if _is_unused(path):
+            shutil.rmtree(path)
+            del taken[path]
+    if sum(taken.values()) + needed > max_bytes:
+        raise NoCache(f"other runs use {_gib(sum(taken.values()))} of the {_gib(max_bytes)} allowed")
+    free = shutil.disk_usage(root).free
+    if needed > 0.9 * free:
+        raise NoCache(f"decoded they take some {_gib(needed)}, and the disk has {_gib(free)} left")
+
+
+def _is_unused(folder: Path) -> bool:
+    try:
+        with (folder / _PIXELS).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _too_large(needed: int, max_bytes: int) -> str:
+    return f"decoded they take some {_gib(needed)}, more than the {_gib(max_bytes)} allowed"
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2g} GiB"

@@ -1,0 +1,270 @@
+"""Decoded pictures: the same pixels as their files, written once, never out of date, bounded, mended where damaged."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from accel_flowers.data import cache as cache_module
+from accel_flowers.data.batches import Pictures
+from accel_flowers.data.cache import DecodedPictures, NoCache, cache_key, open_cache
+from accel_flowers.data.decode import BadImageError, decode_image
+from accel_flowers.data.folder import content_digest, load_images
+from accel_flowers.data.order import SampleKey
+from accel_flowers.data.split import Split
+from accel_flowers.data.transforms import build_transform
+from accel_flowers.errors import UserError
+from accel_flowers.train import train
+from tests.conftest import CLASSES, draw_picture, make_folder
+from tests.ranks import Ranks, finish
+from tests.runs import metrics, tiny_config, write_recipe
+
+GIB = 2**30
+
+
+def write_mixed_folder(root: Path) -> Path:
+    """Three classes of pictures of several kinds and sizes."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    kinds: list[tuple[str, str, dict[str, object]]] = [
+        ("jpg", "RGB", {"quality": 90}), ("png", "RGB", {}), ("jpg", "L", {}), ("jpg", "RGB", {"progressive": True}),
+        ("jpg", "RGB", {"exif": turned.tobytes()}), ("webp", "RGB", {"lossless": True}), ("jpg", "RGB", {"subsampling": 0}),
+    ]  # fmt: skip
+    for name in CLASSES:
+        (root / name).mkdir(parents=True)
+        for number in range(2 * len(kinds)):
+            ending, mode, options = kinds[number % len(kinds)]
+            picture = draw_picture(name, number, (40 + 3 * number, 60 - 2 * number)).convert(mode)
+            picture.save(root / name / f"{number:02d}.{ending}", **options)
+    return root
+
+
+class Encoded:
+    """Encoded pictures of a folder, which counts how often they are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted(path for path in folder.rglob("*") if path.is_file())
+        self.names = [file.name for file in self.files]
+        self.reads = 0
+
+    @property
+    def contents(self) -> list[str]:
+        return [content_digest(file.read_bytes()) for file in self.files]
+
+    def read(self, number: int) -> bytes:
+        self.reads += 1
+        return self.files[number].read_bytes()
+
+    def open(self, root: Path, *, max_bytes: int = GIB) -> tuple[DecodedPictures, bool]:
+        return open_cache(root, self.names, self.contents, self.read, max_bytes=max_bytes)
+
+
+@pytest.fixture
+def encoded(tmp_path: Path) -> Encoded:
+    return Encoded(write_mixed_folder(tmp_path / "photos"))
+
+
+def test_it_holds_what_the_files_hold(encoded: Encoded, tmp_path: Path) -> None:
+    decoded, made = encoded.open(tmp_path / "cache")
+    assert made
+    for number, file in enumerate(encoded.files):
+        pixels = decoded.pixels(number)
+        assert pixels is not None
+        plain = np.asarray(decode_image(file.read_bytes(), "x")).astype(int)
+        assert decoded.size(number) == plain.shape[:2]
+        assert np.abs(pixels.numpy() - plain).max() <= 1
+
+
+def test_it_is_made_once(encoded: Encoded, tmp_path: Path) -> None:
+    encoded.open(tmp_path / "cache")
+    reads = encoded.reads
+    again, made = encoded.open(tmp_path / "cache")
+    assert not made
+    assert encoded.reads == reads > 0
+    assert again.pixels(0) is not None
+
+
+def test_of_many_that_want_it_one_makes_it(encoded: Encoded, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: encoded.open(tmp_path / "cache"), range(4)))
+    assert [made for _, made in opened].count(True) == 1
+    assert len({decoded.folder for decoded, _ in opened}) == 1
+
+
+def test_it_can_be_sent_to_a_worker(encoded: Encoded, tmp_path: Path) -> None:
+    decoded, _ = encoded.open(tmp_path / "cache")
+    first = decoded.pixels(0)
+    sent = pickle.loads(pickle.dumps(decoded)).pixels(0)
+    assert first is not None
+    assert torch.equal(sent, first)
+
+
+@pytest.mark.parametrize("change", ["content", "order", "law", "decoder"])
+def test_what_changes_the_pixels_changes_the_cache(
+    change: str, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = cache_key(encoded.contents)
+    assert cache_key(encoded.contents) == before
+    if change == "content":
+        encoded.files[0].write_bytes(encoded.files[0].read_bytes() + b"\0")
+    elif change == "order":
+        encoded.files.reverse()
+    elif change == "law":
+        monkeypatch.setattr(cache_module, "LAW", "2")
+    else:
+        monkeypatch.setattr(cache_module.metadata, "version", lambda name: f"another {name}")
+    assert cache_key(encoded.contents) != before
+
+
+def test_a_picture_that_changes_meanwhile_is_told(encoded: Encoded, tmp_path: Path) -> None:
+    contents = encoded.contents
+    shutil.copy(encoded.files[1], encoded.files[0])
+    with pytest.raises(UserError, match=rf"{encoded.names[0]} is not what it was"):
+        open_cache(tmp_path / "cache", encoded.names, contents, encoded.read, max_bytes=GIB)
+    assert not list((tmp_path / "cache").glob("*.part")), "nothing half made is left"
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(encoded: Encoded, tmp_path: Path) -> None:
+    encoded.files[2].write_bytes(b"no picture")
+    with pytest.raises(BadImageError, match=encoded.names[2]):
+        encoded.open(tmp_path / "cache")
+
+
+def test_pictures_that_are_left_out_are_not_decoded(encoded: Encoded, tmp_path: Path) -> None:
+    contents = ["" if number == 3 else content for number, content in enumerate(encoded.contents)]
+    encoded.files[3].unlink()
+    decoded, _ = open_cache(tmp_path / "cache", encoded.names, contents, encoded.read, max_bytes=GIB)
+    assert decoded.size(3) == (0, 0)
+    assert decoded.pixels(3) is None
+    assert decoded.pixels(4) is not None
+
+
+def flip_bytes_of_first_picture(folder: Path) -> None:
+    with (folder / "pixels").open("r+b") as file:
+        file.write(bytes(255 - byte for byte in file.read(1)))
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut("pixels"), cut("index.npz"), lambda folder: (folder / "index.npz").unlink()], ids=["pixels", "index", "gone"]
+)  # fmt: skip
+def test_a_damaged_cache_is_made_anew(damage: Callable[[Path], None], encoded: Encoded, tmp_path: Path) -> None:
+    decoded, _ = encoded.open(tmp_path / "cache")
+    damage(decoded.folder)
+    again, made = encoded.open(tmp_path / "cache")
+    assert made
+    assert all(again.pixels(number) is not None for number in range(len(encoded.files)))
+
+
+def test_a_damaged_picture_is_noticed_and_the_cache_made_anew(encoded: Encoded, tmp_path: Path) -> None:
+    decoded, _ = encoded.open(tmp_path / "cache")
+    flip_bytes_of_first_picture(decoded.folder)
+    damaged, made = encoded.open(tmp_path / "cache")
+    assert not made
+    assert damaged.pixels(0) is None
+    assert damaged.pixels(1) is not None
+    again, made = encoded.open(tmp_path / "cache")
+    assert made
+    assert again.pixels(0) is not None
+
+
+def test_it_takes_no_more_than_it_may(encoded: Encoded, tmp_path: Path) -> None:
+    with pytest.raises(NoCache, match=r"decoded they take some .*, more than the"):
+        encoded.open(tmp_path / "cache", max_bytes=1000)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_the_longest_unused_gives_way_and_what_is_used_stays(encoded: Encoded, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    caches = []
+    for number in range(3):  # three sets of pictures, of which the last is used longest ago
+        encoded.files[0].write_bytes(encoded.files[0].read_bytes() + b"\0")
+        decoded, _ = encoded.open(root)
+        os.utime(decoded.folder, (100 - number, 100 - number))
+        caches.append(decoded)
+    in_use, unused, oldest = caches[0], caches[1].folder, caches[2].folder
+    size = in_use.num_bytes + 2000
+    del decoded, caches
+    encoded.files[0].write_bytes(encoded.files[0].read_bytes() + b"\0")
+    encoded.open(root, max_bytes=3 * size)
+    assert not oldest.exists()
+    assert unused.exists()
+    encoded.files[0].write_bytes(encoded.files[0].read_bytes() + b"\0")
+    with pytest.raises(NoCache, match="other runs use"):
+        encoded.open(root, max_bytes=3 * size // 2)
+    assert in_use.folder.exists()
+    assert not unused.exists()
+    assert in_use.pixels(0) is not None
+
+
+def test_a_full_disk_is_told(encoded: Encoded, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(NoCache, match="cannot hold them"):
+        encoded.open(tmp_path / "cache")
+
+
+def test_batches_are_the_same_from_files_and_cache(tmp_path: Path) -> None:
+    """JPEG, PNG, grey, turned and progressive ones; with a damaged entry, too, which comes from its file."""
+    folder = write_mixed_folder(tmp_path / "photos")
+    table = load_images(str(folder))
+    encoded = Encoded(folder)
+    decoded, _ = encoded.open(tmp_path / "cache")
+    flip_bytes_of_first_picture(decoded.folder)
+    split = Split(table.class_names, dict.fromkeys(table.files, "train"))
+    colour = {"ColorJitter": {"hue": 0.1}}
+    for specs in ([{"RandomResizedCrop": {"size": 24}}, colour], [colour, {"Resize": {"size": [24, 24]}}]):
+        transform, _ = build_transform(specs, field="test")
+        from_files = Pictures(table, "train", split, transform, seed=1)
+        from_cache = Pictures(table, "train", split, transform, seed=1, decoded=decoded)
+        for epoch in range(3):
+            keys = [SampleKey(sample, epoch, 0) for sample in range(len(table.files))]
+            one, other = from_files.__getitems__(keys), from_cache.__getitems__(keys)
+            assert isinstance(one, dict)
+            assert isinstance(other, dict)
+            assert torch.equal(one["pixels"], other["pixels"])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_from_the_cache_is_the_run_from_files(processes: int, tmp_path: Path) -> None:
+    photos = write_mixed_folder(tmp_path / "photos")
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml", data={"num_workers": 0 if processes == 2 else 1}, train={"epochs": 2}
+    )
+    runs = {}
+    for way in ("files", "cache", "cache again"):
+        run_dir = tmp_path / f"run {way}"
+        words = ["train", recipe, "--data.path", photos, "--run-dir", run_dir, "--data.pixels-from", way.split()[0]]
+        words += ["--data.cache-dir", tmp_path / "cache"]
+        if processes == 1:
+            said = finish(tmp_path, words)
+        else:
+            with Ranks(tmp_path, words, words) as ranks:
+                assert ranks.codes(120) == [0, 0]
+                said = ranks.said(0)
+        assert ("decoded anew each time" in said) == (way == "files")
+        assert ("made in" in said) == (way == "cache")
+        assert ("made before" in said) == (way == "cache again")
+        runs[way] = [metrics(run_dir, name) for name in ("train/loss", "val/loss", "test/loss")]
+    assert runs["files"] == runs["cache"] == runs["cache again"]
+
+
+def test_a_recipe_that_insists_is_told_what_is_lacking(tmp_path: Path) -> None:
+    config = tiny_config(
+        make_folder(tmp_path / "photos"),
+        tmp_path / "run",
+        data={"pixels_from": "cache", "cache_dir": str(tmp_path / "cache"), "cache_gib": 1e-6},
+    )
+    with pytest.raises(UserError, match=r"cannot be kept decoded: .* Allow more with --data.cache-gib"):
+        train(config)
