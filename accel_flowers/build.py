@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader
 
 from accel_flowers.checkpoint import Checkpoints, TrainState
 from accel_flowers.config import Config, DataConfig, ModelConfig
-from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
+from accel_flowers.data.batches import Batch, Pictures, build_loader
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.inspect import decide_split, describe_split, examine_all
 from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream, random_key
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform, check_repeatable
+from accel_flowers.data.workers import local_cores, plan_workers
 from accel_flowers.debugging import thin_for_debugging
 from accel_flowers.ema import Ema
 from accel_flowers.errors import UserError
@@ -127,11 +128,13 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
     if state.micro_batch_size:
         plan = replace(plan, micro_batch_size=min(state.micro_batch_size, plan.micro_batch))
+    trained_per_second = None
     if can_run_short(device):
-        fits = fit_micro_batch(network, config.optim, normalizer, plan, train_size, accelerator)
+        fits, seconds = fit_micro_batch(network, config.optim, normalizer, plan, train_size, accelerator)
         if fits < plan.micro_batch:
             _tell_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
             plan, state.micro_batch_size = replace(plan, micro_batch_size=fits), fits
+        trained_per_second = fits / seconds
     plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
     stream = TrainStream(plan, config.train.seed)
     ema = Ema(network, config.ema.decay) if config.ema.decay else None
@@ -139,7 +142,9 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         network.compile()  # in place: the names of the weights stay what they are
 
     model, optimizer, *loaders = accelerator.prepare(
-        network, build_optimizer(network, config.optim), *_build_loaders(config, parts, stream, accelerator)
+        network,
+        build_optimizer(network, config.optim),
+        *_build_loaders(config, parts, stream, trained_per_second, accelerator),
     )
     if ema:
         accelerator.prepare_model(ema.network, evaluation_mode=True)
@@ -254,15 +259,33 @@ def _build_network(
 
 
 def _build_loaders(
-    config: Config, parts: dict[str, Pictures], stream: TrainStream, accelerator: Accelerator
+    config: Config,
+    parts: dict[str, Pictures],
+    stream: TrainStream,
+    trained_per_second: float | None,
+    accelerator: Accelerator,
 ) -> list[DataLoader[Batch]]:
-    num_workers = choose_num_workers(config.data.num_workers, num_local_processes(accelerator))
+    num_workers, on_cpu = config.data.num_workers, accelerator.device.type == "cpu"
+    if num_workers is None:
+        loaded_per_second = None if on_cpu else parts["train"].rate()
+        num_workers = plan_workers(
+            local_cores(num_local_processes(accelerator)),
+            on_cpu=on_cpu,
+            loaded_per_second=loaded_per_second,
+            trained_per_second=trained_per_second,
+        )
+        if loaded_per_second and trained_per_second:
+            _tell_main(
+                accelerator,
+                f"loading: {num_workers} workers for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
+                f"the training takes {trained_per_second:.0f}",
+            )
     return [
         build_loader(
             pictures,
             stream if part == "train" else EveryOnce(len(pictures), config.train.eval_batch_size),
             num_workers=num_workers,
-            pin_memory=accelerator.device.type == "cuda",
+            pin_memory=not on_cpu,
         )
         for part, pictures in parts.items()
     ]

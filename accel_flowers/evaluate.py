@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers, each_batch
+from accel_flowers.data.batches import Batch, Pictures, build_loader, each_batch
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.inspect import check_readable
 from accel_flowers.data.order import EveryOnce
 from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.transforms import Normalizer
+from accel_flowers.data.workers import local_cores, plan_workers
 from accel_flowers.errors import UserError
 from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.models import wants_channels_last
@@ -155,7 +156,9 @@ def evaluate_folder(
     loader = build_loader(
         pictures,
         EveryOnce(len(pictures), card.eval_batch_size),
-        num_workers=choose_num_workers(num_workers, num_local_processes(accelerator)),
+        num_workers=num_workers
+        if num_workers is not None
+        else plan_workers(local_cores(num_local_processes(accelerator)), on_cpu=accelerator.device.type == "cpu"),
         pin_memory=accelerator.device.type == "cuda",
     )
     accelerator.prepare_model(network, evaluation_mode=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from accel_flowers.data.batches import Batch, Pictures, build_loader, choose_num_workers
+from accel_flowers.data.batches import Batch, Pictures, build_loader
 from accel_flowers.data.decode import BadImageError
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.order import EveryOnce, SampleKey, StepPlan, TrainStream
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import PictureTransform, build_transform
+from accel_flowers.data.workers import local_cores, plan_workers
 from tests.conftest import make_folder
 
 AUGMENT = [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip", {"ColorJitter": {"brightness": 0.5}}]
@@ -206,19 +208,30 @@ def test_workers_change_nothing(table: ImageTable) -> None:
 # --- the number of workers
 
 
-@pytest.mark.parametrize(
-    ("cores", "processes", "workers"),
-    [(1, 1, 0), (2, 1, 0), (2, 2, 0), (2, 8, 0), (3, 1, 2), (4, 1, 3), (4, 2, 0), (6, 2, 2), (8, 1, 7), (13, 1, 12),
-     (64, 1, 12), (64, 8, 7), (128, 8, 12)],
-)  # fmt: skip
-def test_workers_chosen_from_the_cores_of_each_process(
-    cores: int, processes: int, workers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
-    assert choose_num_workers(None, processes) == workers
+@pytest.mark.parametrize(("cores", "workers"), [(1, 0), (2, 0), (3, 1), (16, 1), (64, 2)])
+def test_a_training_on_the_cpu_keeps_its_cores(cores: int, workers: int) -> None:
+    assert plan_workers(cores, on_cpu=True) == workers
 
 
-@pytest.mark.parametrize("asked", [0, 1, 5, 40])
-def test_workers_asked_for_are_what_one_gets(asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 3, 8, 16, 64])
+def test_workers_feed_the_device_and_are_no_more_than_the_cores(cores: int) -> None:
+    for loaded, trained in ((900, 100), (900, 1500), (900, 9000), (2000, 9000), (30, 9000)):
+        workers = plan_workers(cores, on_cpu=False, loaded_per_second=loaded, trained_per_second=trained)
+        assert 1 <= workers <= max(1, min(cores, 16))
+        most = workers == min(cores if cores <= 2 else cores - 1, 16)
+        assert most or workers * loaded >= 1.3 * trained
+        assert workers == 1 or (workers - 1) * loaded < 1.5 * trained
+    assert 1 <= plan_workers(cores, on_cpu=False) <= min(cores, 8)
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(1, 8), (2, 4), (3, 2), (8, 1), (64, 1)])
+def test_processes_of_a_machine_share_its_cores(processes: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert choose_num_workers(asked, 1) == asked
+    assert local_cores(processes) == expected
+
+
+def test_the_rate_of_loading_is_what_a_clock_says(table: ImageTable) -> None:
+    pictures = pictures_of(table)
+    begun = time.perf_counter()
+    rate = pictures.rate(8)
+    assert rate >= 8 / (time.perf_counter() - begun)

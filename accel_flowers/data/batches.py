@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
+import time
 from collections.abc import Iterator, Sequence
-from multiprocessing import forkserver, parent_process
 from typing import Any, TypedDict
 
 import datasets
@@ -21,7 +18,7 @@ from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.order import EveryOnce, SampleKey, TrainStream, random_key
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import PictureTransform
-from accel_flowers.errors import Interrupted
+from accel_flowers.data.workers import end_with_the_training, start_forkserver
 
 
 class Batch(TypedDict):
@@ -111,6 +108,13 @@ class Pictures(Dataset[Batch]):
             pixels=_stack(pixels), labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch
         )
 
+    def rate(self, num_pictures: int = 32) -> float:
+        """Pictures a second that this process makes ready, by a trial."""
+        keys = [SampleKey(sample, 0, 0) for sample in range(min(num_pictures, len(self)))]
+        begun = time.perf_counter()
+        self.__getitems__(keys)
+        return len(keys) / (time.perf_counter() - begun)
+
     def _of_files(self, keys: Sequence[SampleKey]) -> list[Tensor]:
         rows = self._table[[self._rows[key.sample] for key in keys]]
         return [
@@ -167,7 +171,7 @@ def build_loader(
 ) -> DataLoader[Batch]:
     """A loader over the batches of all processes; `Accelerator.prepare` deals them out."""
     if num_workers:
-        _start_forkserver()
+        start_forkserver()
     return DataLoader(
         pictures,
         batch_sampler=batches,
@@ -177,45 +181,5 @@ def build_loader(
         pin_memory=pin_memory,
         # Workers are forked from a process that has used threads; a spawned one starts clean.
         multiprocessing_context="forkserver" if num_workers else None,
-        worker_init_fn=_end_with_the_training if num_workers else None,
+        worker_init_fn=end_with_the_training if num_workers else None,
     )
-
-
-def _start_forkserver() -> None:
-    """Start the process that forks the workers, deaf to the signals that stop a run.
-
-    Launchers and schedulers send them to all processes at once; without its workers the training could not finish the
-    step that it saves.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return  # only there signals can be set; then nothing answers them in the training either
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in Interrupted.SIGNALS}
-    forkserver.ensure_running()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def _end_with_the_training(worker: int) -> None:
-    """Make a worker deaf to the signals that stop a run, but for those that the training itself sends it."""
-    del worker
-    training = parent_process()
-    assert training is not None
-    signal.pthread_sigmask(signal.SIG_BLOCK, Interrupted.SIGNALS)
-
-    def listen() -> None:
-        while signal.sigwaitinfo(Interrupted.SIGNALS).si_pid != training.pid:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
-
-
-def choose_num_workers(asked: int | None, num_local_processes: int) -> int:
-    """Loader workers of one process: what was asked for, else the cores that its training leaves free.
-
-    On two cores or fewer a worker takes from the training what it gives to the loading, so there are none.
-    """
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) // num_local_processes
-    return 0 if cores <= 2 else min(cores - 1, 12)
