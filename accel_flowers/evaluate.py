@@ -25,7 +25,13 @@ from accel_flowers.data.workers import local_cores, plan_workers
 from accel_flowers.errors import UserError
 from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.models import wants_channels_last
-from accel_flowers.processes import build_accelerator, decided_by_main, main_first, num_local_processes
+from accel_flowers.processes import (
+    build_accelerator,
+    decided_by_main,
+    launched_precision,
+    main_first,
+    num_local_processes,
+)
 from accel_flowers.saved_model import load_card, load_model
 
 _PADDING = -1
@@ -170,10 +176,14 @@ def evaluate_folder(
 
 
 def _available_precision(recorded: str) -> str | None:
-    """The launcher's precision where there is a launcher; else the recorded one where this device has it."""
+    """The launcher's precision where there is a launcher; else the recorded one where this device has it.
+
+    On a CPU the launcher's bf16 means, as in training, bf16 or float32, whichever suits the network: the recorded one.
+    """
+    on_cpu = not torch.accelerator.is_available()
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return None
-    return "no" if recorded == "fp16" and not torch.accelerator.is_available() else recorded
+        return "no" if on_cpu and (launched_precision(), recorded) == ("bf16", "no") else None
+    return "no" if recorded == "fp16" and on_cpu else recorded
 
 
 def _with_labels_of_model(table: ImageTable, class_names: tuple[str, ...]) -> ImageTable:

@@ -13,6 +13,12 @@ from safetensors import SafetensorError
 from accel_flowers.errors import UserError
 
 
+def user_cache() -> Path:
+    """Where this project keeps what can be made again, between runs of one user."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(given if os.path.isabs(given) else Path.home() / ".cache", "accel_flowers")
+
+
 @contextmanager
 def writing(what: str, advice: str) -> Iterator[None]:
     """Turn a write that the disk refuses into a message.

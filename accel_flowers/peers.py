@@ -18,10 +18,10 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from accel_flowers.errors import Interrupted, PeerLost, UserError
+from accel_flowers.processes import Processes
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 20.0
@@ -98,11 +98,11 @@ class Peers:
     """The other processes of a run, watched while the `with` block lasts; to make one is collective.
 
     Args:
-        accelerator: the processes.
+        processes: all of them.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._rank, self._size = accelerator.process_index, accelerator.num_processes
+    def __init__(self, processes: Processes) -> None:
+        self._rank, self._size = processes.process_index, processes.num_processes
         self.files_of: Callable[[int], Sequence[str]] = lambda _: ()
         """Pictures of a micro-batch, for the messages; set when they are known."""
         self._own = Standing()

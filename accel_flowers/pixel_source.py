@@ -16,6 +16,7 @@ from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import PictureTransform
 from accel_flowers.errors import UserError
+from accel_flowers.files import user_cache
 from accel_flowers.processes import on_each
 from accel_flowers.progress import tell
 
@@ -93,10 +94,7 @@ _WITHOUT = {
 
 def cache_root(data: DataConfig) -> Path:
     """Where caches of decoded pictures lie."""
-    if data.cache_dir is not None:
-        return Path(os.path.expanduser(data.cache_dir))
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home) / "accel_flowers" / "decoded"
+    return user_cache() / "decoded" if data.cache_dir is None else Path(os.path.expanduser(data.cache_dir))
 
 
 def _tell(accelerator: Accelerator, line: str) -> None:

@@ -8,18 +8,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, broadcast_object_list, gather_object
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+    parse_flag_from_env,
+)
 from torch import Tensor, nn
 
 from accel_flowers.errors import UserError
 from accel_flowers.launcher import rendezvous_url
 
 T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """How many processes there are and which one this is: Accelerate's PartialState knows from the start, its
+    Accelerator from when the precision is decided."""
+
+    num_processes: int
+    process_index: int
+    is_main_process: bool
+    device: torch.device
+
 
 _OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
 
@@ -42,6 +59,21 @@ def check_launch(environment: dict[str, str] | None = None) -> None:
             "CPU processes only with mpirun. Use `accelerate launch --config_file accelerate_configs/cpu_2_processes.yaml`, "
             "or ask for one process. (If you set MASTER_PORT yourself, unset it.)"
         )
+
+
+def start_processes() -> PartialState:
+    """Let the processes of the launcher find each other, before it is decided in which precision they compute; collective.
+
+    `build_accelerator` then goes on with them.
+    """
+    check_launch()
+    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    return PartialState(cpu=on_cpu, **InitProcessGroupKwargs(init_method=rendezvous_url()).to_kwargs())
+
+
+def launched_precision() -> str:
+    """What the launcher says: "no", "fp16", "bf16" or what it knows besides; "no" where there is no launcher."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
 
 
 def build_accelerator(
@@ -106,19 +138,19 @@ def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
     return done[0] if done else do()
 
 
-def decided_by_main(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+def decided_by_main(processes: Processes, decide: Callable[[], T]) -> T:
     """`decide` on the main process alone; every process gets its result, or its error.
 
     Raises:
         UserError: the main process's mistake, on every process.
     """
     outcome: list[object] = [None, None]
-    if accelerator.is_main_process:
+    if processes.is_main_process:
         try:
             outcome[0] = decide()
         except UserError as error:
             outcome[1] = str(error)
-    if accelerator.num_processes > 1:
+    if processes.num_processes > 1:
         broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise UserError(str(outcome[1]))
@@ -176,17 +208,17 @@ def settle_gradient_order(model: nn.Module, network: nn.Module, pixels: Tensor) 
             buffer.copy_(value)
 
 
-def check_same_everywhere(accelerator: Accelerator, facts: Mapping[str, object]) -> None:
+def check_same_everywhere(processes: Processes, facts: Mapping[str, object]) -> None:
     """See that all processes are of one mind before they train together; collective.
 
     Args:
-        accelerator: the processes.
+        processes: all of them.
         facts: what must be equal: name → value, of plain types.
 
     Raises:
         UserError: naming each fact that differs, with a process on either side; the same on every process.
     """
-    if accelerator.num_processes == 1:
+    if processes.num_processes == 1:
         return
     everywhere: list[dict[str, object]] = gather_object([dict(facts)])
     first = everywhere[0]

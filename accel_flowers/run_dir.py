@@ -40,10 +40,11 @@ _LOCK_FILE = ".lock"
 _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
 _MAY_CHANGE = (
-    "run_dir", "resume", "about", "data.num_workers", "data.path", "data.cache_dir", "data.cache_gib", "tracking", "checkpoint", "train.log_every_steps",
-    "train.on_nan", "debug.profile", "debug.detect_anomaly",
+    "run_dir", "resume", "about", "data.num_workers", "data.path", "data.cache_dir", "data.cache_gib", "tracking",
+    "checkpoint", "train.log_every_steps", "train.on_nan", "train.precision", "debug.profile", "debug.detect_anomaly",
 )  # fmt: skip
-"""Fields that do not change what is learned, so that a resumed run may set them anew."""
+"""Fields that do not change what is learned, so that a resumed run may set them anew. (train.precision is among them
+because the launcher may give a resumed run another precision, too: on a GPU a run from a CPU need not stay in float32.)"""
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -204,6 +205,22 @@ def _read_environment(file: Path) -> dict[str, Any]:
     if not isinstance(environment, dict) or not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(run_id or "")):
         raise UserError(f"'{file}' does not tell the run_id of the run under '{ENVIRONMENT_KEY}': letters and digits.")
     return {**environment, "run_id": str(run_id)}
+
+
+def recorded_precision(run_dir: Path, launched: str) -> str | None:
+    """The precision in which a run goes on: that in which it began, as long as the launcher says what it said then.
+
+    Args:
+        run_dir: holds a run.
+        launched: the launcher's precision now.
+
+    Returns:
+        None where the launcher said something else, or nothing is known.
+    """
+    environment = _read_environment(run_dir / CONFIG_FILE)
+    precision = environment.get("precision")
+    same = environment.get("launcher_precision") == launched
+    return precision if same and precision in (launched, "no") else None
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:

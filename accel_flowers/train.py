@@ -13,6 +13,7 @@ from accel_flowers.config import Config, config_to_dict
 from accel_flowers.data.batches import each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
+from accel_flowers.data.workers import start_forkserver
 from accel_flowers.debugging import StepProfiler, shorten, stricter
 from accel_flowers.errors import Diverged, Interrupted, UserError
 from accel_flowers.freezing import set_training_mode
@@ -20,7 +21,14 @@ from accel_flowers.memory import peak_memory_gib, told_when_short
 from accel_flowers.meter import Meter, Reading
 from accel_flowers.optim import lr_of_groups, set_lr
 from accel_flowers.peers import Peers
-from accel_flowers.processes import build_accelerator, check_same_everywhere, decided_by_main
+from accel_flowers.processes import (
+    Processes,
+    build_accelerator,
+    check_same_everywhere,
+    decided_by_main,
+    launched_precision,
+    start_processes,
+)
 from accel_flowers.progress import Progress, tell
 from accel_flowers.run_dir import (
     METRICS_FILE,
@@ -30,11 +38,13 @@ from accel_flowers.run_dir import (
     fixed_fields,
     holds_run,
     open_run_dir,
+    recorded_precision,
     versions,
     write_config,
 )
 from accel_flowers.scoring import end_epoch, finish, is_scored, out_of_patience, save
 from accel_flowers.tracking import build_trackers, forget_after, forget_shown, prefixed, start_trackers
+from accel_flowers.trial import faster_precision
 from accel_flowers.watch import Watch
 
 MAX_ROLLBACKS = 3
@@ -59,13 +69,19 @@ def train(config: Config) -> dict[str, Any]:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
     trackers = build_trackers(config.tracking, run_dir)
-    accelerator = build_accelerator(trackers=trackers, run_dir=run_dir)
+    if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
+        start_forkserver()
+    processes = start_processes()
     with ExitStack() as stack:
-        stack.callback(accelerator.end_training)
-        peers = stack.enter_context(Peers(accelerator))
-        check_same_everywhere(accelerator, {**versions(), **fixed_fields(config)})
+        stack.callback(processes.destroy_process_group)
+        at_end = stack.enter_context(ExitStack())
+        peers = stack.enter_context(Peers(processes))
+        check_same_everywhere(processes, {**versions(), **fixed_fields(config), "precision": launched_precision()})
         lock = stack.enter_context(RunDirLock())
-        decided_by_main(accelerator, lambda: check_run_dir(run_dir, config, lock))
+        decided_by_main(processes, lambda: check_run_dir(run_dir, config, lock))
+        precision = decided_by_main(processes, lambda: _choose_precision(config, run_dir, processes))
+        accelerator = build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
+        at_end.callback(accelerator.end_training)
         run = build_run(config, accelerator)
         peers.files_of = run.files_of
         _begin(run, lock)
@@ -90,6 +106,29 @@ def train(config: Config) -> dict[str, Any]:
     return results
 
 
+def _choose_precision(config: Config, run_dir: Path, processes: Processes) -> str:
+    """The launcher's precision; but instead of bf16 on a CPU float32, where the run began so or a trial finds it faster.
+
+    On the main process alone: the others wait, so that they do not train while it measures.
+    """
+    launched = launched_precision()
+    if config.train.precision == "launcher" or launched != "bf16":
+        return launched
+    if holds_run(run_dir):
+        began_in = recorded_precision(run_dir, launched)
+        if began_in not in (None, launched):
+            tell(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
+        return began_in or launched
+    # What torch.compile would make of the network is another network's speed.
+    if processes.device.type != "cpu" or config.train.compile:
+        return launched
+    choice = faster_precision(config, num_processes=processes.num_processes)
+    if choice is None:
+        return launched
+    tell(choice.words(config.model.name))
+    return choice.precision
+
+
 def _draw_report(run_dir: Path) -> None:
     from accel_flowers.report.draw import draw_report  # seconds of import
 
@@ -111,6 +150,7 @@ def _begin(run: Run, lock: RunDirLock) -> None:
             on = {
                 "num_processes": accelerator.num_processes,
                 "precision": accelerator.mixed_precision,
+                "launcher_precision": launched_precision(),
                 "device": str(accelerator.device),
             }
             save_split(run.split, run_dir / SPLIT_FILE)
