@@ -52,6 +52,36 @@ def _default_run_dir(recipe: str, config: Config) -> str:
 
 
 @dataclass(frozen=True)
+class _BenchmarkWords:
+    """Measure how fast a recipe trains here: loading alone, computing alone, both; what the bottleneck is, and what else was tried.
+
+    All flags of `train` can follow. It takes a minute or two, and nothing is kept.
+    """
+
+    json: bool = False
+    """Print all numbers as one JSON object."""
+    seconds: float = 3.0
+    """Length of each measurement."""
+
+
+def _benchmark(words: Sequence[str]) -> int:
+    program = "accel-flowers benchmark RECIPE"
+    if words and words[0] in ("-h", "--help"):
+        tyro.cli(_BenchmarkWords, args=["--help"], prog=program)
+    if not words or words[0].startswith("-"):
+        raise UserError(f"RECIPE comes first: {program} --data.path DIR. Recipes: {', '.join(recipe_names())}.")
+    asked, rest = tyro.cli(_BenchmarkWords, args=words[1:], prog=program, return_unknown_args=True)
+    if not asked.seconds > 0:
+        raise UserError(f"--seconds {asked.seconds:g} is not allowed: each measurement needs some time, 3 for example.")
+    config = config_from_flags(load_recipe(words[0]), rest, program=program, speaks=_is_main_process())
+    from accel_flowers.benchmark import benchmark
+
+    found = benchmark(config, seconds=asked.seconds)
+    print(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
+    return 0
+
+
+@dataclass(frozen=True)
 class _EvaluateWords:
     """Score a model on a folder of pictures; every picture counts once, on any number of processes."""
 
@@ -306,6 +336,7 @@ def _download(words: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "RECIPE [--data.path DIR] [--run-dir DIR] [--section.field VALUE ...]"),
+    "benchmark": (_benchmark, "RECIPE --data.path DIR [--json] [--seconds S] [--section.field VALUE ...]"),
     "inspect": (_inspect, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),
     "evaluate": (_evaluate, "MODEL_DIR --data DIR [--json]"),
     "predict": (_predict, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -56,17 +56,11 @@ def keep_decoded(
         return None
     used = [content if name in split.parts else "" for name, content in zip(table.files, contents, strict=True)]
 
-    def read(number: int) -> bytes:
-        try:
-            return read_bytes(table.dataset[number]["image"])
-        except OSError as error:
-            raise BadImageError(table.files[number], error.strerror or str(error)) from None
-
     def open_or_not() -> DecodedPictures | None:
         begun = time.monotonic()
         try:
             limit = int(data.cache_gib * 2**30)
-            decoded, made = open_cache(cache_root(data), table.files, used, read, max_bytes=limit)
+            decoded, made = open_cache(cache_root(data), table.files, used, reader_of(table), max_bytes=limit)
         except NoCache as error:
             if data.pixels_from == "cache":
                 raise UserError(
@@ -83,6 +77,22 @@ def keep_decoded(
         return decoded
 
     return on_each(accelerator, open_or_not)
+
+
+def reader_of(table: ImageTable) -> Callable[[int], bytes]:
+    """Row of the table → its encoded picture.
+
+    Raises:
+        BadImageError: (of the function) it cannot be read.
+    """
+
+    def read(row: int) -> bytes:
+        try:
+            return read_bytes(table.dataset[row]["image"])
+        except OSError as error:
+            raise BadImageError(table.files[row], error.strerror or str(error)) from None
+
+    return read
 
 
 _WITHOUT = {

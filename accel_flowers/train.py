@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from accel_flowers.build import Run, build_run
 from accel_flowers.config import Config, config_to_dict
-from accel_flowers.data.batches import each_batch
+from accel_flowers.data.batches import Batch, each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import start_forkserver
@@ -79,7 +80,7 @@ def train(config: Config) -> dict[str, Any]:
         check_same_everywhere(processes, {**versions(), **fixed_fields(config), "precision": launched_precision()})
         lock = stack.enter_context(RunDirLock())
         decided_by_main(processes, lambda: check_run_dir(run_dir, config, lock))
-        precision = decided_by_main(processes, lambda: _choose_precision(config, run_dir, processes))
+        precision = decided_by_main(processes, lambda: choose_precision(config, run_dir, processes))
         accelerator = build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
         at_end.callback(accelerator.end_training)
         run = build_run(config, accelerator)
@@ -106,7 +107,7 @@ def train(config: Config) -> dict[str, Any]:
     return results
 
 
-def _choose_precision(config: Config, run_dir: Path, processes: Processes) -> str:
+def choose_precision(config: Config, run_dir: Path, processes: Processes) -> str:
     """The launcher's precision; but instead of bf16 on a CPU float32, where the run began so or a trial finds it faster.
 
     On the main process alone: the others wait, so that they do not train while it measures.
@@ -171,8 +172,7 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
         Interrupted: a signal; a checkpoint was written.
         Diverged: a loss or the weights are no numbers; nothing of that was saved.
     """
-    accelerator, model, optimizer = run.accelerator, run.model, run.optimizer
-    config, plan, state = run.config, run.plan, run.state
+    accelerator, config, plan, state = run.accelerator, run.config, run.plan, run.state
     progress.line(_what_comes(run))
     meter = Meter(accelerator, plan, state.unread_losses)
     if not is_scored(run):
@@ -184,16 +184,9 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
     for batch in meter.timed(each_batch(run.loaders["train"])):
         watch.begins(state.step, batch["micro_batch"])
         lr = _lr_at(run, state.step)
-        set_lr(optimizer, lr)
+        set_lr(run.optimizer, lr)
         _seed_dropout(config.train.seed, batch["micro_batch"])
-        with accelerator.accumulate(model):
-            loss = run.objective(model(run.normalizer(batch["pixels"])), batch["labels"])
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.optim.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(run.network.parameters(), config.optim.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        meter.add(batch["micro_batch"], loss)
+        meter.add(batch["micro_batch"], learn_from(batch, run))
         if not accelerator.sync_gradients:
             continue
 
@@ -226,6 +219,22 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
             meter.restart()
         elif due:
             save(run, meter, watch)
+
+
+def learn_from(batch: Batch, run: Run) -> Tensor:
+    """Forward and backward over one micro-batch, and the optimizer's step where it is due; gives the loss.
+
+    It waits for no device.
+    """
+    accelerator, max_norm = run.accelerator, run.config.optim.max_grad_norm
+    with accelerator.accumulate(run.model):
+        loss = run.objective(run.model(run.normalizer(batch["pixels"])), batch["labels"])
+        accelerator.backward(loss)
+        if accelerator.sync_gradients and max_norm is not None:
+            accelerator.clip_grad_norm_(run.network.parameters(), max_norm)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    return loss
 
 
 def _what_comes(run: Run) -> str:

@@ -22,7 +22,7 @@ MODULES = {
 """Name → file."""
 KNOW_ACCELERATE = {
     "build", "train", "watch", "evaluate", "checkpoint", "tracking", "processes", "meter", "memory", "peers",
-    "dashboards", "debugging", "pixel_source",
+    "dashboards", "debugging", "pixel_source", "benchmark",
 }  # fmt: skip
 KNOW_NOTHING_OF_PROCESSES = [
     "metrics", "calibration", "intervals", "predictions", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
