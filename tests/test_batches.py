@@ -100,7 +100,7 @@ def test_pictures_come_upright_and_in_colour(tmp_path: Path) -> None:
         image.save(tmp_path / name / "1.jpg", exif=exif)
     table = load_images(str(tmp_path))
     pictures = Pictures(table, "val", Split(("a", "b"), dict.fromkeys(table.files, "val")), Shape(), seed=0)
-    assert pictures.__getitems__(keys(0, 1))["pixels"].tolist() == [[40, 20, 3]] * 2
+    assert pictures.__getitems__(keys(0, 1))["pixels"].flatten(1).tolist() == [[40, 20, 3]] * 2
 
 
 class Shape(PictureTransform):
@@ -110,7 +110,7 @@ class Shape(PictureTransform):
         super().__init__([])
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        return torch.tensor(np.asarray(picture).shape)
+        return torch.tensor(np.asarray(picture).shape, dtype=torch.uint8).view(3, 1, 1)
 
 
 def test_picture_that_broke_during_the_run_is_named(tmp_path: Path) -> None:
