@@ -108,7 +108,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     network = _build_network(config.model, table.class_names, {train_size, eval_size}, accelerator, seed=seed)
     plan = StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     split = _decide_split(config, run_dir, table, accelerator)
-    check_same_everywhere(accelerator, _facts(table, split))
+    check_same_everywhere(accelerator, {**_facts(table, split), "precision": accelerator.mixed_precision})
     parts = {part: Pictures(table, part, split, transforms[part], seed=seed) for part in PARTS if split.files_of(part)}
     if config.debug.overfit_batches:
         parts = {part: Pictures(table, "train", split, transforms["val"], seed=seed) for part in ("train", "val")}
@@ -135,7 +135,9 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         network.compile()  # in place: the names of the weights stay what they are
 
     model, optimizer, *loaders = accelerator.prepare(
-        network, build_optimizer(network, config.optim), *_build_loaders(config, parts, stream, accelerator)
+        network,
+        build_optimizer(network, config.optim, scaled=accelerator.scaler is not None),
+        *_build_loaders(config, parts, stream, accelerator),
     )
     if ema:
         accelerator.prepare_model(ema.network, evaluation_mode=True)
