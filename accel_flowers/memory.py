@@ -109,7 +109,7 @@ def _try_step(
     shape: tuple[int, int, int, int],
     accelerator: Accelerator,
 ) -> bool:
-    optimizer = build_optimizer(network, optim)
+    optimizer = build_optimizer(network, optim, scaled=accelerator.scaler is not None)
     network.train()
     try:
         for _ in range(2):  # from the second on, the optimizer's state is there, too
