@@ -111,7 +111,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     network = _build_network(config.model, table.class_names, {train_size, eval_size}, accelerator, seed=seed)
     plan = StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     split, contents = _decide_split(config, run_dir, table, accelerator)
-    check_same_everywhere(accelerator, _facts(table, split))
+    check_same_everywhere(accelerator, {**_facts(table, split), "precision": accelerator.mixed_precision})
     decoded = keep_decoded(config.data, table, split, contents, accelerator)
     pictures = partial(Pictures, table, split=split, seed=seed, decoded=decoded)
     parts = {part: pictures(part=part, transform=transforms[part]) for part in PARTS if split.files_of(part)}
@@ -143,7 +143,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
 
     model, optimizer, *loaders = accelerator.prepare(
         network,
-        build_optimizer(network, config.optim),
+        build_optimizer(network, config.optim, scaled=accelerator.scaler is not None),
         *_build_loaders(config, parts, stream, trained_per_second, accelerator),
     )
     if ema:

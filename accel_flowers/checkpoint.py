@@ -287,8 +287,7 @@ class Checkpoints:
         try:
             with warnings.catch_warnings(action="ignore"):  # they announce what ends as an error anyway
                 saved = torch.load(path, map_location="cpu", weights_only=True)
-            _check_fits(saved["optimizer"], optimizer)
-            optimizer.load_state_dict(saved["optimizer"])
+            optimizer.load_state_dict(_fitted(saved["optimizer"], optimizer))
             buffers = load_file(path.with_name(_BUFFERS))
             for name, each in networks.items():
                 set_buffers(each, buffers[name], self._accelerator)
@@ -302,20 +301,38 @@ class Checkpoints:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
 
 
-def _check_fits(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """An optimizer takes whatever it is given, and would fail, or do something else, in its next step.
+_IMPLEMENTATION = ("fused", "foreach", "capturable")
+"""Settings of an optimizer that say how it computes, not what: they follow from the device and the precision."""
+
+
+def _fitted(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A saved state as this optimizer can take it: it takes whatever it is given, and would fail, or do something
+    else, in its next step. A fused step reads the memory of parameter, gradient and state side by side, so that all
+    must lie there in the same order.
 
     Raises:
         ValueError: settings of other types, or a state that is none of the parameters' own.
     """
+    groups = []
     for given, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        given = given | {key: own[key] for key in _IMPLEMENTATION if key in own}
         if any(type(given.get(key, value)) is not type(value) for key, value in own.items()):
             raise ValueError("other settings")
+        groups.append(given)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for place, values in saved["state"].items():
-        shapes = (parameters[place].shape, torch.Size())
-        if any(value is not None and torch.as_tensor(value).shape not in shapes for value in values.values()):
+
+    def fitted(value: Any, parameter: Tensor) -> Any:
+        if value is None or torch.as_tensor(value).shape == torch.Size():
+            return value
+        if value.shape != parameter.shape:
             raise ValueError("a state of other shapes")
+        return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+    state = {
+        place: {name: fitted(value, parameters[place]) for name, value in values.items()}
+        for place, values in saved["state"].items()
+    }
+    return {**saved, "param_groups": groups, "state": state}
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -224,7 +224,7 @@ class TrainConfig(Section):
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
     precision: Literal["auto", "launcher"] = "auto"
-    """launcher: the precision that `accelerate launch` gives; auto: the same, but on a CPU a trial of a second or two takes float32 instead of bf16 where that trains this network faster."""
+    """launcher: the precision that `accelerate launch` gives; auto: the same, but on a CPU a trial of a few seconds takes float32 instead of bf16 where that trains this network faster. It is remembered in the run and, for others, in the user's cache directory."""
     compile: bool = False
     """Compile the model with torch.compile."""
     log_every_steps: int = Field(default=10, ge=1)

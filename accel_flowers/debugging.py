@@ -70,6 +70,23 @@ def stricter(debug: DebugConfig) -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic)
 
 
+@contextmanager
+def fast_arithmetic(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
+    """On a GPU, while the block lasts: TensorFloat-32 where float32 is multiplied, and the convolution that a first try
+    finds fastest; not where the same bits are wanted each time. A CPU computes as it does."""
+    if device.type != "cuda" or deterministic:
+        yield
+        return
+    benchmark, precision = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
+
+
 class StepProfiler:
     """Profiles a few steps of the main process, then writes a trace and a table; does nothing where it is not asked for.
 

@@ -22,6 +22,7 @@ from accel_flowers.data.order import EveryOnce
 from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.transforms import Normalizer
 from accel_flowers.data.workers import local_cores, plan_workers
+from accel_flowers.debugging import fast_arithmetic
 from accel_flowers.errors import UserError
 from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.models import wants_channels_last
@@ -168,9 +169,10 @@ def evaluate_folder(
         pin_memory=accelerator.device.type == "cuda",
     )
     accelerator.prepare_model(network, evaluation_mode=True)
-    predictions = predict_loader(
-        network, accelerator.prepare(loader), saved.normalizer, accelerator, num_images=len(pictures)
-    )
+    with fast_arithmetic(accelerator.device):  # as in training
+        predictions = predict_loader(
+            network, accelerator.prepare(loader), saved.normalizer, accelerator, num_images=len(pictures)
+        )
     whole = split_file is None and table.given_parts is None
     return {"part": "all" if whole else wanted, **summarize(predictions, card.class_names)}
 

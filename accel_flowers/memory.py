@@ -111,7 +111,7 @@ def _try_step(
     accelerator: Accelerator,
 ) -> float | None:
     """Seconds of a step; None where the memory is too short for it."""
-    optimizer = build_optimizer(network, optim)
+    optimizer = build_optimizer(network, optim, scaled=accelerator.scaler is not None)
     network.train()
     try:
         for _ in range(2):  # from the second on, the optimizer's state is there, too

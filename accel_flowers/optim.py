@@ -21,8 +21,19 @@ LearningRate = Callable[[float], float]
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
-def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+def build_optimizer(network: nn.Module, config: OptimConfig, *, scaled: bool = False) -> torch.optim.Optimizer:
     """Make the optimizer of what trains in `network`.
+
+    A step is one fused kernel where torch has one: on a CPU three to nine times as fast as its loop over parameters.
+
+    Args:
+        network: on the device where it trains.
+        config: which optimizer.
+        scaled: whether fp16's gradient scaler takes the steps. It hands a fused optimizer the overflow instead of
+            leaving the step out, so that nobody could count what was skipped; then the step is not fused.
 
     Raises:
         UserError: nothing trains.
@@ -30,13 +41,17 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     groups = _parameter_groups(network, config)
     if not groups:
         raise UserError("model.freeze leaves nothing to train: take a smaller number, or 'backbone'.")
+    on = {parameter.device.type for parameter in network.parameters() if parameter.requires_grad}
+    fused = True if not scaled and on <= set(_FUSED_DEVICES) else None
     match config.name:
         case "sgd":
-            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+            return torch.optim.SGD(
+                groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused
+            )
         case "adam":
-            return torch.optim.Adam(groups, lr=config.lr)
+            return torch.optim.Adam(groups, lr=config.lr, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=config.lr)
+            return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum)
 

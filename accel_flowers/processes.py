@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import (
     InitProcessGroupKwargs,
@@ -67,6 +68,7 @@ def start_processes() -> PartialState:
     `build_accelerator` then goes on with them.
     """
     check_launch()
+    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     return PartialState(cpu=on_cpu, **InitProcessGroupKwargs(init_method=rendezvous_url()).to_kwargs())
 

@@ -15,7 +15,7 @@ from accel_flowers.data.batches import Batch, each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import start_forkserver
-from accel_flowers.debugging import StepProfiler, shorten, stricter
+from accel_flowers.debugging import StepProfiler, fast_arithmetic, shorten, stricter
 from accel_flowers.errors import Diverged, Interrupted, UserError
 from accel_flowers.freezing import set_training_mode
 from accel_flowers.memory import peak_memory_gib, told_when_short
@@ -83,6 +83,7 @@ def train(config: Config) -> dict[str, Any]:
         precision = decided_by_main(processes, lambda: choose_precision(config, run_dir, processes))
         accelerator = build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
         at_end.callback(accelerator.end_training)
+        stack.enter_context(fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic))
         run = build_run(config, accelerator)
         peers.files_of = run.files_of
         _begin(run, lock)
@@ -274,7 +275,8 @@ def _check_numbers(run: Run, meter: Meter, lr: float) -> None:
         raise Diverged(
             step + 1, _lr_at(run, step), f"the loss is {loss} (process {process})", run.files_of(micro_batch)
         )
-    if not all(bool(parameter.isfinite().all()) for parameter in run.network.parameters()):
+    # One look at the device, not one for each parameter.
+    if not torch.stack([parameter.detach().isfinite().all() for parameter in run.network.parameters()]).all():
         raise Diverged(run.state.step, lr, "weights became nan or infinite")
 
 

@@ -200,6 +200,38 @@ def test_state_weights_and_optimizer_come_back(training: Training, accelerator: 
     torch.testing.assert_close(weights(again.network), weights(training.network), rtol=0, atol=0)
 
 
+def test_a_state_takes_the_memory_order_and_the_kernel_of_its_optimizer(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    """A fused step reads parameter and state side by side; one written in another order, or before steps were fused,
+    goes on as the same numbers."""
+
+    def build(*, last: bool, fused: bool | None) -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        layers = OrderedDict(conv=nn.Conv2d(3, 4, 3), pool=nn.Flatten(), fc=nn.Linear(4 * 9, 2))
+        network = nn.Sequential(layers).to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        return network, accelerator.prepare(torch.optim.AdamW(network.parameters(), lr=0.1, fused=fused))
+
+    def step(network: nn.Module, optimizer: Any) -> None:
+        network(torch.arange(75.0).reshape(1, 3, 5, 5) / 75).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    before, optimizer = build(last=False, fused=None)
+    step(before, optimizer)
+    checkpoints = Checkpoints(tmp_path, accelerator, CheckpointConfig())
+    checkpoints.save(before, optimizer, TrainState(step=1))
+    after, fused = build(last=True, fused=True)
+    checkpoints.load(after, fused, 1)
+    assert all(group["fused"] is True for group in fused.param_groups)
+    for parameter in after.parameters():
+        assert fused.state[parameter]["exp_avg"].stride() == parameter.stride()
+    for _ in range(2):
+        step(before, optimizer)
+        step(after, fused)
+    torch.testing.assert_close(weights(after), weights(before), rtol=1e-4, atol=1e-5)
+
+
 def test_batch_norm_statistics_are_each_process_own() -> None:
     """Rows are processes: as many as there were take their own, another number takes the mean."""
     rows = torch.arange(20.0).reshape(2, 10)  # mean and variance of 5 channels

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from accel_flowers.config import Config
 from accel_flowers.data.split import PARTS, Split, load_split, thin_out
+from accel_flowers.debugging import fast_arithmetic
 from accel_flowers.errors import UserError
 from accel_flowers.train import train
 from tests.conftest import make_folder
@@ -117,3 +118,21 @@ def test_one_way_to_see_less_at_a_time() -> None:
     with pytest.raises(ValueError, match="one at a time"):
         Config.model_validate({"debug": {"subset": 0.5, "fast_dev_run": True}})
     assert issubclass(UserError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "fast"), [("cuda", False, True), ("cuda", True, False), ("cpu", False, False)]
+)
+def test_a_gpu_computes_fast_unless_the_same_bits_are_wanted(device: str, deterministic: bool, fast: bool) -> None:
+    """The settings exist without a GPU, too; afterwards they are what they were."""
+
+    def settings() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+
+    before = settings()
+    assert before == ("highest", False)
+    with fast_arithmetic(torch.device(device), deterministic=deterministic):
+        assert settings() == (("high", True) if fast else before)
+    with pytest.raises(RuntimeError, match="in the middle"), fast_arithmetic(torch.device(device)):
+        raise RuntimeError("in the middle")
+    assert settings() == before

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 from accel_flowers.config import OptimConfig, ScheduleConfig
 from accel_flowers.errors import UserError
 from accel_flowers.freezing import freeze
-from accel_flowers.models import build_network
+from accel_flowers.models import build_network, wants_channels_last
 from accel_flowers.optim import build_lr_schedule, build_optimizer, set_lr
 
 LR = 0.4
@@ -222,3 +222,49 @@ def test_weight_decay_pulls_only_what_decays() -> None:
     ).step()
     values = {name: float(parameter.detach().flatten()[0]) for name, parameter in network.named_parameters()}
     assert values == {name: 0.5 if name in ("0.weight", "2.weight") else 1.0 for name in values}
+
+
+# One kernel for all parameters
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_a_fused_step_is_the_same_step(name: str) -> None:
+    """Channels last and with a bias that does not decay, as in training; fp16's scaler gets the other kind."""
+    networks = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        network, _ = build_network("squeezenet1_1", 3)
+        network.to(memory_format=torch.channels_last)
+        config = OptimConfig(name=name, lr=1e-2, weight_decay=0.1, decay_norms_and_biases=False)
+        optimizer = build_optimizer(network, config, scaled=scaled)
+        assert all(bool(group.get("fused")) == (not scaled and name != "rmsprop") for group in optimizer.param_groups)
+        for number in range(3):
+            generator = torch.Generator().manual_seed(number)
+            for parameter in network.parameters():
+                gradient = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            optimizer.step()
+        networks.append(network)
+    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x1_0", "convnext_tiny", "swin_t"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_gradients_lie_in_memory_as_their_parameters_do(name: str, bf16: bool) -> None:
+    """A fused step on a CPU takes that for granted without looking."""
+    network, _ = build_network(name, 3)
+    if wants_channels_last(network):
+        network.to(memory_format=torch.channels_last)
+    for _ in range(2):
+        pixels = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            scores = network(pixels)
+        scores.float().square().mean().backward()
+    parameters = dict(network.named_parameters())
+    assert any(p.dim() == 4 and not p.is_contiguous() for p in parameters.values()) == wants_channels_last(network)
+    for path, parameter in parameters.items():
+        assert parameter.grad is not None
+        assert torch.empty_like(parameter).stride() == parameter.stride(), path
+        wide = [place for place, size in enumerate(parameter.shape) if size > 1]
+        assert [parameter.grad.stride(place) for place in wide] == [parameter.stride(place) for place in wide], path

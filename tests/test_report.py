@@ -274,6 +274,7 @@ def test_the_command_repeats_the_run(made: Path) -> None:
     assert "accelerate_configs/cpu_2_processes.yaml --num_processes 2" in repeat_command(run)
     run.environment.update(num_processes=1, precision="bf16")
     assert repeat_command(run).startswith("accelerate launch --cpu --num_processes 1 --mixed_precision bf16 -m ")
+    assert repeat_command(run).endswith(" --train.precision launcher"), "whatever a trial would find now"
 
 
 def test_runs_are_compared_on_the_same_pictures(made: Path, tmp_path: Path) -> None:
