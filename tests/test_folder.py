@@ -52,6 +52,8 @@ def classes_of(table: ImageTable) -> dict[str, str]:
 def check_rows(table: ImageTable, root: Path) -> None:
     """Each row holds the picture that its name says."""
     assert len(table.dataset) == len(table.files) == len(table.labels)
+    assert table.dataset["label"][:] == table.labels.tolist()
+    assert table.dataset.features["label"].names == list(table.class_names)
     for name, image in zip(table.files, table.dataset["image"], strict=True):
         assert read_bytes(image) == (root / name).read_bytes()
 
