@@ -304,7 +304,8 @@ def _roll_back(run: Run, diverged: Diverged, progress: Progress) -> None:
     )
     forget_shown(run.accelerator, run.state.step)
     run.accelerator.log({"rollbacks": run.state.rollbacks, "diverged_at": diverged.step}, step=run.state.step)
-    save(run)
+    # As it was saved, with the losses that no line of the log holds yet.
+    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network)
     progress.line(f"{diverged} Going back to step {run.state.step}, with the rate times {run.state.lr_factor:g}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from accel_flowers import build, processes
 from accel_flowers import train as training
+from accel_flowers.checkpoint import Checkpoints, TrainState
 from accel_flowers.data.order import StepPlan
 from accel_flowers.data.split import load_split
 from accel_flowers.errors import UserError
@@ -98,6 +100,29 @@ def test_rollback_goes_on_with_half_the_rate(photos: Path, tmp_path: Path, monke
     assert all(math.isfinite(loss) for loss in metrics(run_dir, "train/loss"))
     state = json.loads((run_dir / "checkpoints/last/state.json").read_text())
     assert state["rollbacks"] == 1
+
+
+def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next line of the log would be a mean over fewer of them."""
+    lose_numbers(monkeypatch, 11)
+    saved: list[tuple[int, list[list[float]]]] = []
+    save = Checkpoints.save
+
+    def noted(self: Checkpoints, network: Any, optimizer: Any, state: TrainState, *more: Any) -> None:
+        saved.append((state.step, copy.deepcopy(state.unread_losses)))
+        save(self, network, optimizer, state, *more)
+
+    monkeypatch.setattr(Checkpoints, "save", noted)
+    config = tiny_config(
+        photos, tmp_path / "run", train={"on_nan": "rollback", "log_every_steps": 100}, checkpoint={"every_steps": 5}
+    )
+    train(config)
+    inside_an_epoch = [unread for step, unread in saved if step == 5]
+    assert len(inside_an_epoch) == 2, "once on the way, once when the run went back to it"
+    assert inside_an_epoch[0] == inside_an_epoch[1]
+    assert len(inside_an_epoch[0][0]) == 2, "two micro-batches after the first epoch's end"
 
 
 def test_rollback_works_before_the_first_checkpoint_and_ends_after_three(
