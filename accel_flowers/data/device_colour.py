@@ -158,14 +158,14 @@ def turn_hue(pixels: Tensor, shift: Tensor) -> Tensor:
     red, green, _ = pixels.unbind(1)
     value, lowest = pixels.amax(1), pixels.amin(1)
     chroma = value - lowest
-    below = (value[:, None] - pixels) / chroma.clamp(min=1)[:, None]  # 0 where there is no chroma
+    # Pillow cuts fractions off, so a last digit decides over a level: the same precision as there, step by step.
+    below = ((value[:, None] - pixels) / chroma.clamp(min=1)[:, None]).double()
     red_below, green_below, blue_below = below.unbind(1)
     sixth = torch.where(
         red == value,
         blue_below - green_below,
         torch.where(green == value, 2 + red_below - blue_below, 4 + green_below - red_below),
-    )
-    # Pillow cuts fractions off, so a last digit decides over a level: the same precision as there, step by step.
+    ).float()
     turn = sixth.double() / 6 + 1
     hue = ((turn - turn.floor()).float().double() * 255).floor_().float()
     hue = torch.where(chroma > 0, hue, 0.0) + shift.view(-1, 1, 1)

@@ -6,6 +6,8 @@ A resize is two products of matrices, across and down, with the weights of each 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -81,54 +83,79 @@ class Resize(Resizing):
 
 
 def resize_weights(
-    length: Tensor, first: Tensor, virtual: Tensor, shift: Tensor, mirrored: Tensor | None, *, num_out: int, num_in: int
+    length: Tensor,
+    virtual: Tensor,
+    first: Tensor | None,
+    shift: Tensor | None,
+    mirrored: Tensor | None,
+    *,
+    num_out: Size,
+    num_in: Size,
 ) -> Tensor:
-    """How an antialiased bilinear resize mixes the pixels of one axis.
+    """How an antialiased bilinear resize mixes the pixels of each axis: down (0) and across (1).
+
+    Both axes are computed together, to the larger of their shapes, because most of the time goes into starting kernels.
 
     Args:
-        length: float64 [B], pixels of the box that is resized.
-        first: float64 [B], where the box begins among the `num_in` pixels at hand.
-        virtual: float64 [B], pixels that the whole box would become.
-        shift: float64 [B], which of these is the first one wanted; those outside become 0.
-        mirrored: float64 [B], 1 where the wanted pixels are to come in reverse; None = nowhere.
-        num_out, num_in: pixels wanted and pixels at hand.
+        length: float64 [B, 2], pixels of the box that is resized.
+        virtual: float64 [B, 2], pixels that the whole box would become.
+        first: float64 [B, 2], where the box begins among the pixels at hand; None = at their first.
+        shift: float64 [B, 2], which of the virtual ones is the first one wanted; those outside become 0. None = the first,
+            and none are outside.
+        mirrored: float64 [B, 2], 1 where the wanted pixels are to come in reverse; None = nowhere.
+        num_out, num_in: pixels wanted and pixels at hand, of each axis.
 
     Returns:
-        float32 [B, num_out, num_in]
+        float32 [B, 2, max(num_out), max(num_in)]; what lies beyond an axis' own shape means nothing.
     """
-    out = torch.arange(num_out, device=length.device, dtype=torch.float64)
+    device = length.device
+    out = torch.arange(max(num_out), device=device, dtype=torch.float64)
     if mirrored is not None:
-        out = out + mirrored[:, None] * (num_out - 1 - 2 * out)
-    out = out + shift[:, None]
-    scale = (length / virtual)[:, None]
+        # The axes' last places, made on the device: a tensor of a list would be waited for.
+        last = num_out[0] - 1 + torch.arange(2, device=device).view(2, 1) * (num_out[1] - num_out[0])
+        out = out + mirrored[..., None] * (last - 2 * out)
+    if shift is not None:
+        out = out + shift[..., None]
+    scale = (length / virtual)[..., None]
     centre = (out + 0.5) * scale
     # The whole part apart from the fraction: differences to pixels are then exact enough in float32.
     whole = centre.floor()
     rest = (centre - whole - 0.5).float()[..., None]
-    pixel = torch.arange(num_in, device=length.device, dtype=torch.float32)
-    distance = (pixel - (whole + first[:, None]).float()[..., None]).sub_(rest)
+    begin = 0.0 if first is None else first[..., None]
+    pixel = torch.arange(max(num_in), device=device, dtype=torch.float32)
+    distance = (pixel - (whole + begin).float()[..., None]).sub_(rest)
     weights = distance.abs_().mul_(-1 / scale.clamp(min=1).float()[..., None]).add_(1).clamp_(min=0)
-    inside = (pixel >= first[:, None].float()) & (pixel < (first + length)[:, None].float())
-    weights.mul_(inside[:, None])
-    wanted = (out >= 0) & (out < virtual[:, None])
-    return weights.mul_((wanted / weights.sum(-1).clamp_(min=1e-6))[..., None])
+    inside = pixel < (length[..., None] + begin)
+    if first is not None:
+        inside &= pixel >= begin
+    weights.mul_(inside[..., None, :])
+    total = weights.sum(-1).clamp_(min=1e-6)
+    share = total.reciprocal_() if shift is None else ((out >= 0) & (out < virtual[..., None])) / total
+    return weights.mul_(share[..., None])
 
 
-def resample(region: Tensor, down: Tensor, across: Tensor, dtype: torch.dtype) -> Tensor:
+@cache
+def compiled_weights() -> Callable[..., Tensor]:
+    """`resize_weights` as few kernels, for all shapes."""
+    return torch.compile(resize_weights, dynamic=True)
+
+
+def resample(region: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """Resize the pictures of a batch, each by its own weights: first across, rounded, then down, as Pillow does.
 
     Args:
         region: uint8 [B, H, W, 3], in any layout.
-        down, across: weights [B, h, H] and [B, w, W].
-        dtype: what the products are computed in; sums are float32.
+        down, across: weights [B, h, H] and [B, w, W], in the type that the products are
+            computed in; their sums are float32.
 
     Returns:
         uint8 [B, 3, h, w]
     """
     batch, height, width, channels = region.shape
+    dtype = down.dtype
     lines = region.permute(0, 1, 3, 2).to(dtype, memory_format=torch.contiguous_format).view(batch, -1, width)
-    narrow = _whole(_product(lines, across.to(dtype).mT)).to(dtype).view(batch, height, -1)
-    small = _whole(_product(down.to(dtype), narrow)).view(batch, down.shape[1], channels, -1)
+    narrow = _whole(_product(lines, across.mT)).to(dtype).view(batch, height, -1)
+    small = _whole(_product(down, narrow)).view(batch, down.shape[1], channels, -1)
     return small.permute(0, 2, 1, 3).contiguous()
 
 

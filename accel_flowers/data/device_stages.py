@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from accel_flowers.data.device_resize import resample, resize_weights
+from accel_flowers.data.device_resize import compiled_weights, resample, resize_weights
 from accel_flowers.data.device_steps import Look, Moving, Size
 from accel_flowers.data.device_store import DevicePictures
 
@@ -29,7 +29,7 @@ class Work:
     dtype: torch.dtype
     extent: list[tuple[int, int, int, int]]
     """Of the resizes that are still to come."""
-    compile_colours: bool
+    compiled: bool
     pixels: Tensor | None = None
     """uint8 [B, 3, H, W]; smaller pictures lie in its upper left corner. None = they still lie in the store."""
 
@@ -90,7 +90,7 @@ class PaintStage(Stage):
     def done(self, work: Work) -> Tensor:
         step, columns = self.painting
         assert work.pixels is not None
-        return step.paint(work.pixels, work.draws[:, columns], compiled=work.compile_colours)
+        return step.paint(work.pixels, work.draws[:, columns], compiled=work.compiled)
 
 
 @dataclass
@@ -110,31 +110,45 @@ class ResizeStage(Stage):
         region, first = self._region(work, numbers)
         *_, all_height, all_width = work.extent.pop(0)
         size = self.size or (all_height, all_width)
-        shifts = work.draws[:, self.crop] if self.crop else torch.zeros_like(numbers)
+        make = compiled_weights() if work.compiled else resize_weights
+        weights = make(
+            numbers[:, 2:4],
+            numbers[:, 4:6],
+            first,
+            self._shift(work),
+            self._mirrored(work),
+            num_out=size,
+            num_in=(region.shape[1], region.shape[2]),
+        ).to(work.dtype)
+        down, across = (weights[:, axis, : size[axis], : region.shape[1 + axis]] for axis in (0, 1))
+        return resample(region, down, across)
 
-        def weights(axis: int) -> Tensor:
-            flips = [work.draws[:, column] for column in self.flips[axis]]
-            return resize_weights(
-                numbers[:, 2 + axis],
-                first[:, axis],
-                numbers[:, 4 + axis],
-                shifts[:, axis],
-                torch.stack(flips).sum(0) % 2 if flips else None,
-                num_out=size[axis],
-                num_in=region.shape[1 + axis],
-            )
+    def _shift(self, work: Work) -> Tensor | None:
+        """The first pixels that are wanted of the whole, float64 [B, 2]; None = all are."""
+        if self.crop:
+            return work.draws[:, self.crop][:, :2]
+        return torch.zeros_like(work.draws[:, :2]) if self.size is None else None  # beyond smaller pictures is black
 
-        return resample(region, weights(0), weights(1), work.dtype)
+    def _mirrored(self, work: Work) -> Tensor | None:
+        """Which axes are flipped, float64 [B, 2]; None = none."""
+        if not any(self.flips):
+            return None
+        axes = []
+        for columns in self.flips:
+            happens = [work.draws[:, column] for column in columns]
+            # Flipped twice is not flipped.
+            axes.append(sum(happens[1:], start=happens[0]) % 2 if happens else torch.zeros_like(work.draws[:, 0]))
+        return torch.stack(axes, 1)
 
-    def _region(self, work: Work, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 [B, H, W, 3] in which the boxes lie, and where they begin there, float64 [B, 2]."""
+    def _region(self, work: Work, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pixels uint8 [B, H, W, 3] in which the boxes lie, and where they begin there, float64 [B, 2]; None = at its corner."""
         corner = numbers[:, :2]
         if work.pixels is not None and not self.moves:
             return work.pixels.permute(0, 2, 3, 1), corner
         top, left = corner.long().unbind(1)
         height, width, *_ = work.extent[0]
         if not self.moves:
-            return work.pictures.region_at(work.samples, top, left, height, width), torch.zeros_like(corner)
+            return work.pictures.region_at(work.samples, top, left, height, width), None
         rows, columns = _grid((height, width), numbers.device)
         look = work.look(self.moves)
-        return look(rows + top.view(-1, 1, 1), columns + left.view(-1, 1, 1)), torch.zeros_like(corner)
+        return look(rows + top.view(-1, 1, 1), columns + left.view(-1, 1, 1)), None

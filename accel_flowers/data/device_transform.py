@@ -47,7 +47,7 @@ class DeviceTransform:
         dtype: what resizes are computed in; None = float16 on a GPU (weights rounded to 11 bits, sums in float32), else
             float32.
         max_bytes: memory for what lies between pictures and result; a batch that needs more is computed in parts.
-        compile_colours: fuse the changes of colour into a few kernels, by torch.compile.
+        compiled: fuse the changes of colour and the weights of resizes into a few kernels, by torch.compile.
     """
 
     def __init__(self, steps: Sequence[Step], stages: Sequence[Stage], size: Size) -> None:
@@ -56,7 +56,7 @@ class DeviceTransform:
         self.num_columns = sum(step.num_columns for step in steps)
         self.dtype: torch.dtype | None = None
         self.max_bytes = 2**31
-        self.compile_colours = False
+        self.compiled = False
 
     def draw(self, height: int, width: int) -> list[float]:
         """The chance of one sample, `num_columns` numbers, from torch's default generator.
@@ -114,7 +114,7 @@ class DeviceTransform:
 
     def _apply_to_part(self, pictures: DevicePictures, samples: Tensor, draws: Tensor, extent: Extent) -> Tensor:
         dtype = self.dtype or (torch.float16 if draws.is_cuda else torch.float32)
-        work = Work(pictures, samples, draws, dtype, list(extent), self.compile_colours)
+        work = Work(pictures, samples, draws, dtype, list(extent), self.compiled)
         for stage in self._stages:
             work.pixels = stage.done(work)
         assert work.pixels is not None
@@ -148,7 +148,7 @@ class DeviceTransform:
         ):
             made_height, made_width = stage.size or (all_height, all_width)
             lines = box_height * CHANNELS * (box_width * 5 + made_width * 10)
-            weights = 16 * (made_height * box_height + made_width * box_width)
+            weights = 2 * 14 * max(made_height, made_width) * max(box_height, box_width)
             needs.append(lines + weights + made_height * made_width * CHANNELS * 6)
         return max([*needs, *(4 * 8 * 10 * stage.size[0] * stage.size[1] for stage in self._stages if stage.size)])
 
