@@ -148,7 +148,8 @@ class ResizeStage(Stage):
         top, left = corner.long().unbind(1)
         height, width, *_ = work.extent[0]
         if not self.moves:
-            return work.pictures.region_at(work.samples, top, left, height, width), None
+            region, column = work.pictures.region_at(work.samples, top, left, height, width)
+            return region, torch.stack((torch.zeros_like(column), column), 1).double()
         rows, columns = _grid((height, width), numbers.device)
         look = work.look(self.moves)
         return look(rows + top.view(-1, 1, 1), columns + left.view(-1, 1, 1)), None

@@ -11,23 +11,27 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CHANNELS = 3
-LINE_MULTIPLE = 64
-"""Lines are read in widths of a multiple of this many pixels, so that few different shapes occur."""
+_ALIGNED = 8
+"""Lines begin at multiples of this many pixels, so that they are read in words of eight bytes and not byte by byte."""
+_WORD = 8
+_WIDTHS = 64
+"""Regions are read in widths of a multiple of this many pixels, so that few different shapes occur."""
 _CHUNK_BYTES = 64 * 2**20
 
 
-def round_up(pixels: int) -> int:
-    """The next width in which lines are read."""
-    return -(-pixels // LINE_MULTIPLE) * LINE_MULTIPLE
+def region_side(pixels: int) -> int:
+    """Side of a region that holds a box of so many pixels, wherever it begins in a word."""
+    return -(-(pixels + _ALIGNED - 1) // _WIDTHS) * _WIDTHS
 
 
 def bytes_needed(sizes: Sequence[tuple[int, int]]) -> int:
     """Memory of a store of pictures of these sizes (height, width)."""
     array = _as_array(sizes)
-    numbers = 3 * 8 * len(array)  # offset, height and width of each
-    return int((array[:, 0] * array[:, 1]).sum()) * CHANNELS + _slack(array) + numbers
+    numbers = 4 * 8 * len(array)  # offset, height, width and length of the lines of each
+    return int((array[:, 0] * _pitches(array)).sum()) * CHANNELS + _slack(array) + numbers
 
 
 def fits(device: torch.device, num_bytes: int, *, on_cpu: bool = False) -> bool:
@@ -52,18 +56,20 @@ class DevicePictures:
 
     def __init__(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
         array = _as_array(sizes)
-        ends = np.cumsum(array[:, 0] * array[:, 1])
+        pitches = _pitches(array)
+        ends = np.cumsum(array[:, 0] * pitches)
         self.sizes: list[tuple[int, int]] = [(int(height), int(width)) for height, width in array]
         self.max_height, self.max_width = (int(side) for side in array.max(axis=0))
         self.max_aspect = float((array.max(axis=1) / array.min(axis=1)).max())
         """The largest ratio of a longer to a shorter side."""
         self.device = device
         self._starts: list[int] = [0, *(int(end) * CHANNELS for end in ends)]
-        # int64 [N]: where each picture begins, counted in pixels, and its sides
-        self.offsets = torch.from_numpy(ends - array[:, 0] * array[:, 1]).to(device)
+        # int64 [N]: where each picture begins and how long its lines are in memory, in pixels; and its sides
+        self.offsets = torch.from_numpy(ends - array[:, 0] * pitches).to(device)
+        self.pitches = torch.from_numpy(pitches).to(device)
         self.heights, self.widths = (torch.from_numpy(array[:, side].copy()).to(device) for side in (0, 1))
         self.flat = torch.zeros(self._starts[-1] + _slack(array), dtype=torch.uint8, device=device)
-        self._pixels = self.flat.view(-1, CHANNELS)
+        self._pixels, self._words = self.flat.view(-1, CHANNELS), self.flat.view(torch.int64)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -83,14 +89,15 @@ class DevicePictures:
                 raise ValueError(
                     f"picture {number} is {picture.dtype} {list(picture.shape)}, not {[*self.sizes[number], CHANNELS]}"
                 )
-            writer.write(picture.reshape(-1))
+            writer.write(functional.pad(picture, (0, 0, 0, -picture.shape[1] % _ALIGNED)).reshape(-1))
         if number + 1 != len(self):
             raise ValueError(f"{'more' if number + 1 > len(self) else number + 1} pictures for {len(self)} places")
         writer.finish()
 
     def picture(self, sample: int) -> Tensor:
         """One picture, uint8 [H, W, 3], as it lies on the device."""
-        return self.flat[self._starts[sample] : self._starts[sample + 1]].view(*self.sizes[sample], CHANNELS)
+        height, width = self.sizes[sample]
+        return self.flat[self._starts[sample] : self._starts[sample + 1]].view(height, -1, CHANNELS)[:, :width]
 
     def pixels_at(self, samples: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Single pixels.
@@ -104,26 +111,28 @@ class DevicePictures:
         """
         height, width = (side[samples].view(-1, 1, 1) for side in (self.heights, self.widths))
         rows, columns = rows.clamp(min=0).minimum(height - 1), columns.clamp(min=0).minimum(width - 1)
-        index = (rows * width + self.offsets[samples].view(-1, 1, 1)) + columns
-        return self._pixels.index_select(0, index.flatten()).view(*index.shape, CHANNELS)
+        pitch, offset = (each[samples].view(-1, 1, 1) for each in (self.pitches, self.offsets))
+        return self._pixels[(rows * pitch + offset) + columns]
 
-    def region_at(self, samples: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> Tensor:
+    def region_at(self, samples: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """A region of each picture, by whole lines, which is much faster than by single pixels.
 
         Args:
             samples, top, left: int64 [B], inside the pictures.
-            height, width: of the region. What lies beyond a picture's edge is filled with anything.
+            height, width: of the region, a `region_side`. What lies beyond a picture's edge is filled with anything.
 
         Returns:
-            uint8 [B, height, width, 3]
+            uint8 [B, height, width, 3], and int64 [B], the column in it that is `left`.
         """
         rows = torch.arange(height, device=self.device) + top.view(-1, 1)
         rows = rows.minimum(self.heights[samples].view(-1, 1) - 1)
-        starts = (rows * self.widths[samples].view(-1, 1) + (self.offsets[samples] + left).view(-1, 1)) * CHANNELS
-        # Every run of bytes as a row of its own: a view, from which some are taken.
-        length = width * CHANNELS
-        lines = self.flat.as_strided((len(self.flat) - length + 1, length), (1, 1))
-        return lines.index_select(0, starts.flatten()).view(-1, height, width, CHANNELS)
+        skipped = left % _ALIGNED
+        first = self.offsets[samples] + left - skipped
+        starts = (rows * self.pitches[samples].view(-1, 1) + first.view(-1, 1)) // _WORD * CHANNELS
+        # Every run of words as a row of its own: a view, from which some are taken.
+        length = width * CHANNELS // _WORD
+        lines = self._words.as_strided((len(self._words) - length + 1, length), (1, 1))
+        return lines[starts].view(torch.uint8).view(-1, height, width, CHANNELS), skipped
 
 
 class _Writer:
@@ -177,5 +186,11 @@ def _as_array(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _slack(array: np.ndarray) -> int:
-    """Bytes behind the last picture: its lines may be read in the width of the widest, rounded up."""
-    return round_up(int(array[:, 1].max())) * CHANNELS
+    """Bytes behind the last picture: its lines may be read in the width of the widest region."""
+    return region_side(int(array[:, 1].max())) * CHANNELS
+
+
+def _pitches(array: np.ndarray) -> np.ndarray:
+    """Pixels from one line to the next."""
+    pitches: np.ndarray = -(-array[:, 1] // _ALIGNED) * _ALIGNED
+    return pitches

@@ -31,7 +31,7 @@ from accel_flowers.data.device_steps import (
     random_corner,
     rotation_matrix,
 )
-from accel_flowers.data.device_store import CHANNELS, DevicePictures, round_up
+from accel_flowers.data.device_store import CHANNELS, DevicePictures, region_side
 
 
 class DeviceTransform:
@@ -55,7 +55,7 @@ class DeviceTransform:
         self.size = size
         self.num_columns = sum(step.num_columns for step in steps)
         self.dtype: torch.dtype | None = None
-        self.max_bytes = 2**31
+        self.max_bytes = 2**32
         self.compiled = False
 
     def draw(self, height: int, width: int) -> list[float]:
@@ -80,7 +80,7 @@ class DeviceTransform:
         largest = draws.amax(0).tolist()
         boxes = [largest[stage.resizing[1]] for stage in self._stages if isinstance(stage, ResizeStage)]
         return tuple(
-            (round_up(int(box[2])), round_up(int(box[3])), round_up(int(box[4])), round_up(int(box[5])))
+            (region_side(int(box[2])), region_side(int(box[3])), region_side(int(box[4])), region_side(int(box[5])))
             for box in boxes
         )
 
@@ -104,13 +104,13 @@ class DeviceTransform:
                 f"draws must be float64 {[len(samples), self.num_columns]}, not {draws.dtype} {[*draws.shape]}"
             )
         extent = extent or self._largest_extent(pictures)
-        at_once = max(1, self.max_bytes // self._bytes_each(extent))
-        return torch.cat(
-            [
-                self._apply_to_part(pictures, part, rows, extent)
-                for part, rows in zip(samples.split(at_once), draws.split(at_once), strict=True)
-            ]
-        )
+        num_parts = -(-len(samples) * self._bytes_each(extent) // self.max_bytes)
+        at_once = -(-len(samples) // num_parts)
+        parts = [
+            self._apply_to_part(pictures, part, rows, extent)
+            for part, rows in zip(samples.split(at_once), draws.split(at_once), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _apply_to_part(self, pictures: DevicePictures, samples: Tensor, draws: Tensor, extent: Extent) -> Tensor:
         dtype = self.dtype or (torch.float16 if draws.is_cuda else torch.float32)
@@ -132,7 +132,7 @@ class DeviceTransform:
                     made = (int(step.short * pictures.max_aspect) + 1,) * 2
                 else:
                     made = step.size_after(None)
-                sides = (round_up(height), round_up(width), round_up(made[0]), round_up(made[1]))
+                sides = (region_side(height), region_side(width), region_side(made[0]), region_side(made[1]))
                 extent.append(sides)
                 height, width = made
             if stage.size:
@@ -142,7 +142,7 @@ class DeviceTransform:
     def _bytes_each(self, extent: Extent) -> int:
         """Memory that one picture needs in the largest stage, roughly."""
         height, width = self.size
-        needs = [height * width * CHANNELS * 4 * 8]
+        needs = [height * width * 4 * 40]
         for (box_height, box_width, all_height, all_width), stage in zip(
             extent, (stage for stage in self._stages if isinstance(stage, ResizeStage)), strict=True
         ):
@@ -150,7 +150,7 @@ class DeviceTransform:
             lines = box_height * CHANNELS * (box_width * 5 + made_width * 10)
             weights = 2 * 14 * max(made_height, made_width) * max(box_height, box_width)
             needs.append(lines + weights + made_height * made_width * CHANNELS * 6)
-        return max([*needs, *(4 * 8 * 10 * stage.size[0] * stage.size[1] for stage in self._stages if stage.size)])
+        return max([*needs, *(4 * 40 * stage.size[0] * stage.size[1] for stage in self._stages if stage.size)])
 
 
 def make_device_transform(steps: Sequence[Any]) -> DeviceTransform | None:
