@@ -15,9 +15,9 @@ from torchvision.transforms.v2 import functional
 
 from accel_flowers.config import TransformSpec
 from accel_flowers.data.decode import BadImageError, decode_image
-from accel_flowers.data.fast_hue import adjust_hue, hsv_to_rgb
-from accel_flowers.data.fast_jpeg import decode_rows, read_header
-from accel_flowers.data.fast_transform import FastTransform
+from accel_flowers.data.fast.hue import adjust_hue, hsv_to_rgb
+from accel_flowers.data.fast.jpeg import decode_rows, read_header
+from accel_flowers.data.fast.transform import FastTransform
 from accel_flowers.data.transforms import PictureTransform, build_transform
 from tests.bad_pictures import write_corpus
 

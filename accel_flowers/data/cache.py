@@ -27,7 +27,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from accel_flowers.data.fast_jpeg import decode_pixels
+from accel_flowers.data.fast.jpeg import decode_pixels
 from accel_flowers.data.folder import content_digest
 from accel_flowers.errors import UserError
 

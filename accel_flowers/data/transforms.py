@@ -22,8 +22,8 @@ from torchvision.transforms import v2
 
 from accel_flowers.config import TransformSpec
 from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, BadImageError, decode_image
-from accel_flowers.data.fast_jpeg import decode_pixels
-from accel_flowers.data.fast_transform import make_fast
+from accel_flowers.data.fast.jpeg import decode_pixels
+from accel_flowers.data.fast.transform import make_fast
 from accel_flowers.errors import UserError, did_you_mean
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from accel_flowers.data.fast_hue import FastColorJitter
-from accel_flowers.data.fast_jpeg import decode_rows, read_header
+from accel_flowers.data.fast.hue import FastColorJitter
+from accel_flowers.data.fast.jpeg import decode_rows, read_header
 
 _Cut = tuple[int, Callable[[Tensor], Tensor]]
 """How many rows of a picture are needed, and what makes uint8 [3, H, W] of it once [height, width, 3] is there."""

@@ -1,0 +1,196 @@
+"""All pictures of a part on the training's device, decoded once, at their full sizes.
+
+They lie one behind the other in one tensor, because one allocation per picture would waste memory and could not be read by
+one kernel. What becomes of them there is in `transform`; decoding is somebody else's task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CHANNELS = 3
+_ALIGNED = 8
+"""Lines begin at multiples of this many pixels, so that they are read in words of eight bytes and not byte by byte."""
+_WORD = 8
+_WIDTHS = 64
+"""Regions are read in widths of a multiple of this many pixels, so that few different shapes occur."""
+_CHUNK_BYTES = 64 * 2**20
+
+
+def region_side(pixels: int) -> int:
+    """Side of a region that holds a box of so many pixels, wherever it begins in a word."""
+    return -(-(pixels + _ALIGNED - 1) // _WIDTHS) * _WIDTHS
+
+
+def bytes_needed(sizes: Sequence[tuple[int, int]]) -> int:
+    """Memory of a store of pictures of these sizes (height, width)."""
+    array = _as_array(sizes)
+    numbers = 4 * 8 * len(array)  # offset, height, width and length of the lines of each
+    return int((array[:, 0] * _pitches(array)).sum()) * CHANNELS + _slack(array) + numbers
+
+
+def fits(device: torch.device, num_bytes: int, *, on_cpu: bool = False) -> bool:
+    """Whether so much may be kept on a device: half of what is free on a GPU; the training needs the rest.
+
+    Args:
+        on_cpu: the answer for a CPU, where nothing is won by keeping pictures.
+    """
+    if device.type != "cuda":
+        return on_cpu
+    free, _ = torch.cuda.mem_get_info(device)
+    return num_bytes <= free // 2
+
+
+class DevicePictures:
+    """Upright RGB pictures on a device.
+
+    Args:
+        sizes: (height, width) of each picture, by sample number.
+        device: where they are kept. They are empty until `fill` was called.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], device: torch.device) -> None:
+        array = _as_array(sizes)
+        pitches = _pitches(array)
+        ends = np.cumsum(array[:, 0] * pitches)
+        self.sizes: list[tuple[int, int]] = [(int(height), int(width)) for height, width in array]
+        self.max_height, self.max_width = (int(side) for side in array.max(axis=0))
+        self.max_aspect = float((array.max(axis=1) / array.min(axis=1)).max())
+        """The largest ratio of a longer to a shorter side."""
+        self.device = device
+        self._starts: list[int] = [0, *(int(end) * CHANNELS for end in ends)]
+        # int64 [N]: where each picture begins and how long its lines are in memory, in pixels; and its sides
+        self.offsets = torch.from_numpy(ends - array[:, 0] * pitches).to(device)
+        self.pitches = torch.from_numpy(pitches).to(device)
+        self.heights, self.widths = (torch.from_numpy(array[:, side].copy()).to(device) for side in (0, 1))
+        self.flat = torch.zeros(self._starts[-1] + _slack(array), dtype=torch.uint8, device=device)
+        self._pixels, self._words = self.flat.view(-1, CHANNELS), self.flat.view(torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def fill(self, pictures: Iterable[Tensor]) -> None:
+        """Copy all pictures, uint8 [H, W, 3] on the host, in the order of the samples.
+
+        Raises:
+            ValueError: one has another size than was said, or their number differs.
+        """
+        writer = _Writer(self.flat)
+        number = -1
+        for number, picture in enumerate(pictures):
+            if number >= len(self):
+                break
+            if picture.dtype != torch.uint8 or tuple(picture.shape) != (*self.sizes[number], CHANNELS):
+                raise ValueError(
+                    f"picture {number} is {picture.dtype} {list(picture.shape)}, not {[*self.sizes[number], CHANNELS]}"
+                )
+            writer.write(functional.pad(picture, (0, 0, 0, -picture.shape[1] % _ALIGNED)).reshape(-1))
+        if number + 1 != len(self):
+            raise ValueError(f"{'more' if number + 1 > len(self) else number + 1} pictures for {len(self)} places")
+        writer.finish()
+
+    def picture(self, sample: int) -> Tensor:
+        """One picture, uint8 [H, W, 3], as it lies on the device."""
+        height, width = self.sizes[sample]
+        return self.flat[self._starts[sample] : self._starts[sample + 1]].view(height, -1, CHANNELS)[:, :width]
+
+    def pixels_at(self, samples: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Single pixels.
+
+        Args:
+            samples: int64 [B].
+            rows, columns: int64, broadcast to [B, h, w]; beyond a picture's edge its last pixel is meant.
+
+        Returns:
+            uint8 [B, h, w, 3]
+        """
+        height, width = (side[samples].view(-1, 1, 1) for side in (self.heights, self.widths))
+        rows, columns = rows.clamp(min=0).minimum(height - 1), columns.clamp(min=0).minimum(width - 1)
+        pitch, offset = (each[samples].view(-1, 1, 1) for each in (self.pitches, self.offsets))
+        return self._pixels[(rows * pitch + offset) + columns]
+
+    def region_at(self, samples: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """A region of each picture, by whole lines, which is much faster than by single pixels.
+
+        Args:
+            samples, top, left: int64 [B], inside the pictures.
+            height, width: of the region, a `region_side`. What lies beyond a picture's edge is filled with anything.
+
+        Returns:
+            uint8 [B, height, width, 3], and int64 [B], the column in it that is `left`.
+        """
+        rows = torch.arange(height, device=self.device) + top.view(-1, 1)
+        rows = rows.minimum(self.heights[samples].view(-1, 1) - 1)
+        skipped = left % _ALIGNED
+        first = self.offsets[samples] + left - skipped
+        starts = (rows * self.pitches[samples].view(-1, 1) + first.view(-1, 1)) // _WORD * CHANNELS
+        # Every run of words as a row of its own: a view, from which some are taken.
+        length = width * CHANNELS // _WORD
+        lines = self._words.as_strided((len(self._words) - length + 1, length), (1, 1))
+        return lines[starts].view(torch.uint8).view(-1, height, width, CHANNELS), skipped
+
+
+class _Writer:
+    """Host memory → a device tensor, front to back; through two pinned buffers where the device is a GPU."""
+
+    def __init__(self, target: Tensor) -> None:
+        self._target, self._position = target, 0
+        self._buffers: list[Tensor] = []
+        if target.is_cuda:
+            self._buffers = [torch.empty(_CHUNK_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+            self._copied = [torch.cuda.Event() for _ in self._buffers]
+        self._used = 0
+        """Bytes that wait in the first buffer."""
+
+    def write(self, flat: Tensor) -> None:
+        if not self._buffers:
+            self._target[self._position : self._position + len(flat)] = flat
+            self._position += len(flat)
+            return
+        while len(flat):
+            part = flat[: _CHUNK_BYTES - self._used]
+            self._buffers[0][self._used : self._used + len(part)] = part
+            self._used += len(part)
+            flat = flat[len(part) :]
+            if self._used == _CHUNK_BYTES:
+                self._send()
+
+    def _send(self) -> None:
+        self._target[self._position : self._position + self._used].copy_(
+            self._buffers[0][: self._used], non_blocking=True
+        )
+        self._copied[0].record(torch.cuda.current_stream(self._target.device))
+        self._position, self._used = self._position + self._used, 0
+        # The other buffer is next, once its copy is done.
+        self._buffers.reverse()
+        self._copied.reverse()
+        self._copied[0].synchronize()
+
+    def finish(self) -> None:
+        if self._used:
+            self._send()
+        if self._buffers:
+            torch.cuda.synchronize(self._target.device)
+
+
+def _as_array(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    array = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)
+    if not len(array) or array.min() < 1:
+        raise ValueError("a store needs pictures, each of one pixel or more")
+    return array
+
+
+def _slack(array: np.ndarray) -> int:
+    """Bytes behind the last picture: its lines may be read in the width of the widest region."""
+    return region_side(int(array[:, 1].max())) * CHANNELS
+
+
+def _pitches(array: np.ndarray) -> np.ndarray:
+    """Pixels from one line to the next."""
+    pitches: np.ndarray = -(-array[:, 1] // _ALIGNED) * _ALIGNED
+    return pitches
