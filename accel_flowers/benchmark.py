@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from accel_flowers.build import Run, build_run
@@ -140,9 +141,7 @@ def _measure(run: Run, seconds: float, folder: Path) -> Measured:
     for group in run.optimizer.param_groups:
         group["lr"] = 0.0  # the same work, and numbers that stay numbers
 
-    def prepare(batch: Batch) -> object:
-        return run.normalizer(batch["pixels"])
-
+    prepare = run.input_of("train")
     learn = partial(learn_from, run=run)
     rate = partial(_rate, seconds=seconds, device=device)
     batch = next(each_batch(loader))
@@ -210,12 +209,8 @@ def _other_steps(run: Run, batch: Batch) -> dict[tuple[str, str], tuple[Batch, C
             learn(batch)
 
     size = 2 * len(batch["labels"])
-    doubled = Batch(
-        pixels=batch["pixels"].repeat(2, 1, 1, 1),
-        labels=batch["labels"].repeat(2),
-        samples=batch["samples"].repeat(2),
-        micro_batch=batch["micro_batch"],
-    )
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    doubled: Batch = {**batch, **{name: torch.cat([value, value]) for name, value in tensors.items()}}  # type: ignore[typeddict-item]
     steps: dict[tuple[str, str], tuple[Batch, Callable[[Batch], object]]] = {
         (f"computing, batches of {size}", f"--train.global-batch-size {size}"): (doubled, learn)
     }

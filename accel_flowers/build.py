@@ -5,20 +5,21 @@ What can be wrong with a configuration, a folder, weights or a launch is found h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from accel_flowers.checkpoint import Checkpoints, TrainState
 from accel_flowers.config import Config, DataConfig, ModelConfig
 from accel_flowers.data.batches import Batch, Pictures, build_loader
+from accel_flowers.data.device.resident import ToPixels
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.inspect import decide_split, describe_split, examine_all
 from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream, random_key
@@ -33,7 +34,7 @@ from accel_flowers.memory import can_run_short, fit_micro_batch
 from accel_flowers.models import build_network, check_input, wants_channels_last
 from accel_flowers.objectives import Objective, build_objective
 from accel_flowers.optim import LearningRate, build_lr_schedule, build_optimizer
-from accel_flowers.pixel_source import choose_way, keep_decoded, wants_cache
+from accel_flowers.pixel_source import open_parts, wants_cache
 from accel_flowers.processes import (
     check_same_everywhere,
     decided_by_main,
@@ -65,6 +66,8 @@ class Run:
     """Part → loader; the one of "train" goes through the whole run, from the step where it stands."""
     parts: dict[str, Pictures]
     """Part → its pictures."""
+    to_pixels: dict[str, ToPixels]
+    """Part → what makes a batch's pixels on the device."""
     plan: StepPlan
     objective: Objective
     lr_at: LearningRate
@@ -91,6 +94,11 @@ class Run:
         """Names of the pictures of a micro-batch of the run."""
         return [self.parts["train"].files[key.sample] for key in self.stream.micro_batch_at(micro_batch)]
 
+    def input_of(self, part: str) -> Callable[[Batch], Tensor]:
+        """What makes the network's input, float32 [B, 3, H, W], of a batch of a part."""
+        to_pixels = self.to_pixels[part]
+        return lambda batch: self.normalizer(to_pixels(batch))
+
     def restore(self, state: TrainState) -> None:
         """Put everything back to where a checkpoint stands; collective."""
         self.checkpoints.load(self.network, self.optimizer, state.step, self.averaged_network)
@@ -105,24 +113,19 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     """
     assert config.run_dir is not None
     run_dir, seed, device = Path(config.run_dir), config.train.seed, accelerator.device
-    transforms, train_size, eval_size = _build_transforms(config.data)
+    transforms, train_size, eval_size = _build_transforms(config)
     table = _load_table(config.data, accelerator)
     # The plan and the network come before the pictures are read one by one: their mistakes are quicker to find.
     network = _build_network(config.model, table.class_names, {train_size, eval_size}, accelerator, seed=seed)
     plan = StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     split, contents = _decide_split(config, run_dir, table, accelerator)
     check_same_everywhere(accelerator, {**_facts(table, split), "precision": accelerator.mixed_precision})
-    decoded = keep_decoded(config.data, table, split, contents, accelerator)
-    pictures = partial(Pictures, table, split=split, seed=seed, decoded=decoded)
-    parts = {part: pictures(part=part, transform=transforms[part]) for part in PARTS if split.files_of(part)}
-    if config.debug.overfit_batches:
-        parts = {part: pictures(part="train", transform=transforms["val"]) for part in ("train", "val")}
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
     newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
     _tell_main(accelerator, *passed_over)
     state = newest or TrainState()
-    network.to(device)
     channels_last = wants_channels_last(network)
+    network.to(device)
     if channels_last:
         network.to(memory_format=torch.channels_last)
     normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
@@ -135,6 +138,10 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
             _tell_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
             plan, state.micro_batch_size = replace(plan, micro_batch_size=fits), fits
         trained_per_second = fits / seconds
+    # After the trial of the memory, which says what is left for pictures.
+    transforms = {name: read for name, read in transforms.items() if split.files_of(read[0])}
+    opened = open_parts(config.data, table, split, contents, transforms, accelerator, eval_size=eval_size, seed=seed)
+    parts = {name: part.pictures for name, part in opened.items()}
     plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
     stream = TrainStream(plan, config.train.seed)
     ema = Ema(network, config.ema.decay) if config.ema.decay else None
@@ -164,6 +171,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         optimizer=optimizer,
         loaders=dict(zip(parts, loaders, strict=True)),
         parts=parts,
+        to_pixels={name: part.to_pixels for name, part in opened.items()},
         plan=plan,
         objective=build_objective(config.loss, parts["train"].labels, len(split.class_names), device),
         lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
@@ -179,16 +187,20 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     return run
 
 
-def _build_transforms(data: DataConfig) -> tuple[Mapping[str, PictureTransform], tuple[int, int], tuple[int, int]]:
-    """Part → what happens to its pictures, and the sizes (height, width) that come out in training and evaluation.
+def _build_transforms(
+    config: Config,
+) -> tuple[dict[str, tuple[str, PictureTransform]], tuple[int, int], tuple[int, int]]:
+    """Loader → the part that it reads and what happens to its pictures; the sizes (height, width) in training and evaluation.
 
     First of all, because mistakes in a recipe's lists cost nothing to find.
     """
-    for_training, train_size = build_transform(data.train_transforms, field="data.train_transforms")
-    for_evaluation, eval_size = build_transform(data.eval_transforms, field="data.eval_transforms")
+    for_training, train_size = build_transform(config.data.train_transforms, field="data.train_transforms")
+    for_evaluation, eval_size = build_transform(config.data.eval_transforms, field="data.eval_transforms")
     check_repeatable(for_evaluation, field="data.eval_transforms")
-    transforms = {"train": for_training, "val": for_evaluation, "test": for_evaluation}
-    return choose_way(data, transforms), train_size, eval_size
+    if config.debug.overfit_batches:
+        return dict.fromkeys(("train", "val"), ("train", for_evaluation)), eval_size, eval_size
+    reads = {"train": ("train", for_training), "val": ("val", for_evaluation), "test": ("test", for_evaluation)}
+    return reads, train_size, eval_size
 
 
 def _facts(table: ImageTable, split: Split) -> dict[str, object]:
@@ -227,7 +239,7 @@ def _decide_split(
         if not holds_run(run_dir):
             split = thin_for_debugging(split, table, config)
         tell(*describe_split(table, split))
-        return split, [digest for digest, _ in examined()] if wants_cache(config.data, accelerator) else []
+        return split, [digest for digest, _ in examined()] if wants_cache(config.data, accelerator.device) else []
 
     return decided_by_main(accelerator, decide)
 

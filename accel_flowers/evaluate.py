@@ -20,7 +20,6 @@ from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.inspect import check_readable
 from accel_flowers.data.order import EveryOnce
 from accel_flowers.data.split import PARTS, Split, load_split
-from accel_flowers.data.transforms import Normalizer
 from accel_flowers.data.workers import local_cores, plan_workers
 from accel_flowers.debugging import fast_arithmetic
 from accel_flowers.errors import UserError
@@ -43,7 +42,7 @@ _PADDING = -1
 def predict_loader(
     network: nn.Module,
     loader: DataLoader[Batch],
-    normalizer: Normalizer,
+    to_input: Callable[[Batch], Tensor],
     accelerator: Accelerator,
     *,
     num_images: int,
@@ -54,7 +53,7 @@ def predict_loader(
     Args:
         network: unwrapped (its forward runs in the precision that Accelerate gave it); left in evaluation mode.
         loader: over the whole part, prepared by Accelerate.
-        normalizer: uint8 pictures → network input.
+        to_input: batch → what the network takes.
         accelerator: the processes among which the batches were dealt out.
         num_images: pictures of the part.
         after_round: called whenever each process has had a batch, equally often on all of them; may raise.
@@ -70,7 +69,7 @@ def predict_loader(
     probabilities: list[Tensor] = []
     rounds = _num_rounds(len(loader), accelerator)
     for batch in each_batch(loader):
-        logits = network(normalizer(batch["pixels"])).float()
+        logits = network(to_input(batch)).float()
         losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
         # float64 holds sample numbers and labels exactly, so that one table carries everything
         tables.append(torch.stack([batch["samples"].double(), batch["labels"].double(), losses.double()], dim=1))
@@ -171,7 +170,11 @@ def evaluate_folder(
     accelerator.prepare_model(network, evaluation_mode=True)
     with fast_arithmetic(accelerator.device):  # as in training
         predictions = predict_loader(
-            network, accelerator.prepare(loader), saved.normalizer, accelerator, num_images=len(pictures)
+            network,
+            accelerator.prepare(loader),
+            lambda batch: saved.normalizer(batch["pixels"]),
+            accelerator,
+            num_images=len(pictures),
         )
     whole = split_file is None and table.given_parts is None
     return {"part": "all" if whole else wanted, **summarize(predictions, card.class_names)}

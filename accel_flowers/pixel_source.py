@@ -5,55 +5,168 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from accel_flowers.config import DataConfig
+from accel_flowers.data.batches import Pictures
 from accel_flowers.data.cache import DecodedPictures, NoCache, open_cache
 from accel_flowers.data.decode import BadImageError
+from accel_flowers.data.device.resident import (
+    FinishedPictures,
+    ToPixels,
+    WholePictures,
+    in_threads,
+    loaded_pixels,
+)
+from accel_flowers.data.device.store import bytes_needed
 from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import PictureTransform
+from accel_flowers.data.workers import local_cores
 from accel_flowers.errors import UserError
 from accel_flowers.files import user_cache
-from accel_flowers.processes import on_each
+from accel_flowers.processes import num_local_processes, on_each, true_everywhere
 from accel_flowers.progress import tell
 
 
-def wants_cache(data: DataConfig, accelerator: Accelerator) -> bool:
-    """Whether decoded pictures shall be kept, if that can be."""
-    return data.pixels_from == "cache" or (data.pixels_from == "auto" and accelerator.device.type != "cpu")
+@dataclass(frozen=True)
+class Part:
+    """A part of the data set, on the way that was chosen."""
+
+    pictures: Pictures
+    to_pixels: ToPixels = loaded_pixels
+    """What makes a batch's pixels on the device."""
 
 
-def choose_way(data: DataConfig, transforms: Mapping[str, PictureTransform]) -> Mapping[str, PictureTransform]:
-    """The transforms on the way that the recipe asks for."""
-    if data.pixels_from != "plain":
-        return transforms
-    return {part: transform.plainly() for part, transform in transforms.items()}
+def wants_cache(data: DataConfig, device: torch.device) -> bool:
+    """Whether decoded pictures shall be kept on the disk, if that can be and they are not on the device."""
+    return data.pixels_from == "cache" or (data.pixels_from == "auto" and device.type != "cpu")
 
 
-def keep_decoded(
-    data: DataConfig, table: ImageTable, split: Split, contents: Sequence[str], accelerator: Accelerator
-) -> DecodedPictures | None:
-    """The cache of decoded pictures, made now or before; collective.
+def open_parts(
+    data: DataConfig,
+    table: ImageTable,
+    split: Split,
+    contents: Sequence[str],
+    transforms: Mapping[str, tuple[str, PictureTransform]],
+    accelerator: Accelerator,
+    *,
+    eval_size: tuple[int, int],
+    seed: int,
+) -> dict[str, Part]:
+    """Make the parts of a data set ready to be loaded; collective.
 
     Args:
-        data: where it lies and how large it may be.
+        data: says where pixels come from.
         table: all pictures.
-        split: which of them are used.
-        contents: digest of each picture of the table.
+        split: which of them are used, and in which part.
+        contents: digest of each picture of the table, where `wants_cache`.
+        transforms: name of each loader → the part that it reads and what is done to its pictures.
         accelerator: the processes; those of one machine share a cache.
+        eval_size: height and width of the evaluation's pictures.
+        seed: the run's.
+
+    Returns:
+        The name of each loader → its part.
+
+    Raises:
+        UserError: what the recipe insists on cannot be; a picture that cannot be read any more.
+    """
+    pictures = partial(Pictures, table, split=split, seed=seed)
+    plain = data.pixels_from == "plain"
+    parts = {
+        name: pictures(part=part, transform=transform.plainly() if plain else transform)
+        for name, (part, transform) in transforms.items()
+    }
+    if data.pixels_from == "device" or (data.pixels_from == "auto" and accelerator.device.type != "cpu"):
+        placed = _place_on_device(data, parts, transforms["train"][1], eval_size, accelerator)
+        if placed:
+            return placed
+    if wants_cache(data, accelerator.device):
+        decoded = _keep_decoded(data, table, split, contents, accelerator)
+        return {
+            name: Part(pictures(part=part, transform=transform, decoded=decoded))
+            for name, (part, transform) in transforms.items()
+        }
+    _tell(accelerator, _WITHOUT[data.pixels_from])
+    return {name: Part(each) for name, each in parts.items()}
+
+
+_WITHOUT = {
+    "auto": "pixels: decoded anew each time, because on a CPU training takes longer than loading",
+    "files": "pixels: decoded anew each time, as the recipe says",
+    "plain": "pixels: Pillow and torchvision's transforms, as the recipe says",
+}
+
+
+def _place_on_device(
+    data: DataConfig,
+    parts: Mapping[str, Pictures],
+    transform: PictureTransform,
+    eval_size: tuple[int, int],
+    accelerator: Accelerator,
+) -> dict[str, Part] | None:
+    """All pictures in the device's memory: those for training whole, the others finished.
+
+    Returns:
+        None where they do not fit, or the transforms cannot be done there, and the recipe does not insist.
+    """
+    begun = time.monotonic()
+    device, insists = accelerator.device, data.pixels_from == "device"
+    threads = local_cores(num_local_processes(accelerator))
+    on_device = transform.on_device()
+    if on_device is None:
+        lacking = "data.train_transforms holds what cannot be done on the device"
+        if insists:
+            raise UserError(f"{lacking}: take --data.pixels-from auto, or other transforms.")
+        _tell(accelerator, f"pixels: not on the device, because {lacking}")
+        return None
+
+    train = parts["train"]
+    sizes = on_each(accelerator, lambda: list(in_threads(train.size, len(train), threads)))
+    finished = sum(len(each) for name, each in parts.items() if name != "train")
+    needed = bytes_needed(sizes) + finished * 3 * eval_size[0] * eval_size[1]
+    if not true_everywhere(accelerator, insists or needed <= _room(device)):
+        _tell(accelerator, f"pixels: not on the device, where {needed / 2**30:.2f} GiB do not fit beside the training")
+        return None
+
+    def place(name: str, each: Pictures) -> Part:
+        if name == "train":
+            whole = WholePictures(each, sizes, on_device, device, threads=threads)
+            return Part(each.away((on_device, sizes)), whole)
+        return Part(each.away(None), FinishedPictures(each, device, threads=threads))
+
+    placed = on_each(accelerator, lambda: {name: place(name, each) for name, each in parts.items()})
+    seconds = time.monotonic() - begun
+    _tell(
+        accelerator,
+        f"pixels: on {device}, {needed / 2**30:.2f} GiB, cropped and coloured there (placed in {seconds:.1f} s)",
+    )
+    return placed
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that pictures may take: half of what is free while the training has all that it needs."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    needed_by_training = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    return (free - needed_by_training) // 2
+
+
+def _keep_decoded(
+    data: DataConfig, table: ImageTable, split: Split, contents: Sequence[str], accelerator: Accelerator
+) -> DecodedPictures | None:
+    """The cache of decoded pictures, made now or before.
 
     Returns:
         None where it does not fit and the recipe does not insist.
-
-    Raises:
-        UserError: it does not fit and the recipe insists; a picture that changed meanwhile.
     """
-    if not wants_cache(data, accelerator):
-        _tell(accelerator, _WITHOUT[data.pixels_from])
-        return None
     used = [content if name in split.parts else "" for name, content in zip(table.files, contents, strict=True)]
 
     def open_or_not() -> DecodedPictures | None:
@@ -70,10 +183,8 @@ def keep_decoded(
             _tell(accelerator, f"pixels: decoded anew each time; {error}")
             return None
         how = f"made in {time.monotonic() - begun:.1f} s" if made else "made before"
-        _tell(
-            accelerator,
-            f"pixels: from decoded pictures, {decoded.num_bytes / 2**30:.2f} GiB in {decoded.folder} ({how})",
-        )
+        size = f"{decoded.num_bytes / 2**30:.2f} GiB"
+        _tell(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
         return decoded
 
     return on_each(accelerator, open_or_not)
@@ -93,13 +204,6 @@ def reader_of(table: ImageTable) -> Callable[[int], bytes]:
             raise BadImageError(table.files[row], error.strerror or str(error)) from None
 
     return read
-
-
-_WITHOUT = {
-    "auto": "pixels: decoded anew each time, because on a CPU training takes longer than loading",
-    "files": "pixels: decoded anew each time, as the recipe says",
-    "plain": "pixels: Pillow and torchvision's transforms, as the recipe says",
-}
 
 
 def cache_root(data: DataConfig) -> Path:

@@ -178,6 +178,11 @@ def on_each(accelerator: Accelerator, do: Callable[[], T]) -> T:
     return done[0]
 
 
+def true_everywhere(accelerator: Accelerator, here: bool) -> bool:
+    """Whether something is so on every process; collective."""
+    return all(gather_object([here])) if accelerator.num_processes > 1 else here
+
+
 def keep_own_buffers(model: nn.Module) -> None:
     """Stop DDP from overwriting every process's batch-norm statistics with the first one's before each forward.
 

@@ -130,7 +130,7 @@ def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> Scored:
     predictions: Predictions = predict_loader(
         network,
         run.loaders[part],
-        run.normalizer,
+        run.input_of(part),
         run.accelerator,
         num_images=len(run.parts[part]),
         after_round=watch.while_scoring(run.state.step),

@@ -229,7 +229,7 @@ def learn_from(batch: Batch, run: Run) -> Tensor:
     """
     accelerator, max_norm = run.accelerator, run.config.optim.max_grad_norm
     with accelerator.accumulate(run.model):
-        loss = run.objective(run.model(run.normalizer(batch["pixels"])), batch["labels"])
+        loss = run.objective(run.model(run.normalizer(run.to_pixels["train"](batch))), batch["labels"])
         accelerator.backward(loss)
         if accelerator.sync_gradients and max_norm is not None:
             accelerator.clip_grad_norm_(run.network.parameters(), max_norm)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict
+from copy import copy
+from typing import Any, NotRequired, TypedDict
 
 import datasets
 import torch
@@ -14,6 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from accel_flowers.data.cache import DecodedPictures
 from accel_flowers.data.decode import BadImageError, decode_image
+from accel_flowers.data.device.stages import Extent
+from accel_flowers.data.device.transform import DeviceTransform
+from accel_flowers.data.fast.jpeg import decode_pixels, read_header
 from accel_flowers.data.folder import ImageTable, read_bytes
 from accel_flowers.data.order import EveryOnce, SampleKey, TrainStream, random_key
 from accel_flowers.data.split import Split
@@ -22,10 +26,14 @@ from accel_flowers.data.workers import end_with_the_training, start_forkserver
 
 
 class Batch(TypedDict):
-    """What a loader yields."""
+    """What a loader yields: pixels, or, where the pictures lie on the device, what to do to them."""
 
-    pixels: Tensor
+    pixels: NotRequired[Tensor]
     """uint8 [B, 3, H, W]"""
+    draws: NotRequired[Tensor]
+    """float64 [B, K]: the chance of each sample, as `DeviceTransform.apply` takes it."""
+    extent: NotRequired[Extent]
+    """What shapes the device's work on these draws."""
     labels: Tensor
     """int64 [B]"""
     samples: Tensor
@@ -85,6 +93,8 @@ class Pictures(Dataset[Batch]):
         self._transform = transform
         self._seed = seed
         self._decoded = decoded
+        self._is_away = False
+        self._drawing: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -97,16 +107,70 @@ class Pictures(Dataset[Batch]):
         """
         return decode_image(_encoded(self._table[self._rows[sample]]["image"]), self.files[sample])
 
+    def decode(self, sample: int) -> Tensor:
+        """One picture, whole, upright RGB, uint8 [height, width, 3].
+
+        Raises:
+            BadImageError: it cannot be read any more.
+        """
+        pixels = self._decoded.pixels(self._rows[sample]) if self._decoded else None
+        if pixels is not None:
+            return pixels
+        return decode_pixels(_encoded(self._table[self._rows[sample]]["image"]), self.files[sample])
+
+    def size(self, sample: int) -> tuple[int, int]:
+        """Height and width of a picture, of most kinds without decoding it.
+
+        Raises:
+            BadImageError: it cannot be read any more.
+        """
+        if self._decoded:
+            return self._decoded.size(self._rows[sample])
+        data = _encoded(self._table[self._rows[sample]]["image"])
+        header = read_header(data)
+        if header:
+            return header.height, header.width
+        height, width, _ = decode_pixels(data, self.files[sample]).shape
+        return height, width
+
+    def away(self, drawing: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None) -> Pictures:
+        """The same pictures where their pixels are on the device already, so that batches come without.
+
+        Args:
+            drawing: what draws the chance of each sample for the device, and the sizes of all pictures; None = there is no
+                chance.
+        """
+        away = copy(self)
+        away._is_away, away._drawing = True, drawing
+        return away
+
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
+        samples = torch.tensor([key.sample for key in keys])
+        batch = Batch(labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch)
         try:
-            pixels = self._of_cache(keys) if self._decoded else self._of_files(keys)
+            if self._drawing:
+                batch["draws"], batch["extent"] = self._draw(keys, *self._drawing)
+            elif not self._is_away:
+                batch["pixels"] = _stack(self._of_cache(keys) if self._decoded else self._of_files(keys))
         except BadImageError as error:
             return error
-        samples = torch.tensor([key.sample for key in keys])
-        return Batch(
-            pixels=_stack(pixels), labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch
-        )
+        return batch
+
+    def _draw(
+        self, keys: Sequence[SampleKey], transform: DeviceTransform, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Extent]:
+        rows = []
+        for key in keys:
+            torch.default_generator.manual_seed(self._chance(key))
+            try:
+                rows.append(transform.draw(*sizes[key.sample]))
+            except ValueError as error:
+                height, width = sizes[key.sample]
+                cause = f"its {width} x {height} pixels cannot be transformed: {error}"
+                raise BadImageError(self.files[key.sample], cause) from None
+        draws = torch.tensor(rows, dtype=torch.float64)
+        return draws, transform.extent(draws)
 
     def rate(self, num_pictures: int = 32) -> float:
         """Pictures a second that this process makes ready, by a trial."""

@@ -22,6 +22,7 @@ from torchvision.transforms import v2
 
 from accel_flowers.config import TransformSpec
 from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, BadImageError, decode_image
+from accel_flowers.data.device.transform import DeviceTransform, make_device_transform
 from accel_flowers.data.fast.jpeg import decode_pixels
 from accel_flowers.data.fast.transform import make_fast
 from accel_flowers.errors import UserError, did_you_mean
@@ -35,6 +36,7 @@ class PictureTransform:
     """
 
     def __init__(self, steps: Sequence[v2.Transform]) -> None:
+        self._steps = steps
         self._compose = v2.Compose([*map(_Bounded, steps), _ToUint8()])
         self._fast = make_fast(steps, _ToUint8())
 
@@ -48,6 +50,10 @@ class PictureTransform:
         plain = copy(self)
         plain._fast = None
         return plain
+
+    def on_device(self) -> DeviceTransform | None:
+        """The same for pictures that lie on the device, within a level; None where it cannot be done there."""
+        return make_device_transform(self._steps)
 
     def of_file(self, data: bytes, name: str, key: int = 0) -> Tensor:
         """An encoded picture, on the fast way where there is one: within one level of `self(decode_image(data, name))`.

@@ -1,0 +1,137 @@
+"""Pictures on the device (here the CPU plays it): the same boxes, flips and order as from files, the same evaluation to the bit."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from accel_flowers.data.batches import Pictures
+from accel_flowers.data.device.resident import FinishedPictures, WholePictures, in_threads
+from accel_flowers.data.folder import ImageTable, load_images
+from accel_flowers.data.order import SampleKey
+from accel_flowers.data.split import Split
+from accel_flowers.data.transforms import build_transform
+from accel_flowers.errors import UserError
+from accel_flowers.train import train
+from tests.conftest import make_folder
+from tests.ranks import Ranks, finish
+from tests.runs import metrics, tiny_config, write_recipe
+from tests.test_cache import write_mixed_folder
+
+CPU = torch.device("cpu")
+AUGMENT = [
+    {"RandomResizedCrop": {"size": 24}},
+    "RandomHorizontalFlip",
+    {"ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}},
+]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> ImageTable:
+    return load_images(str(write_mixed_folder(tmp_path_factory.mktemp("data") / "photos")))
+
+
+def pictures_of(table: ImageTable, specs: list[object]) -> Pictures:
+    split = Split(table.class_names, dict.fromkeys(table.files, "train"))
+    return Pictures(table, "train", split, build_transform(specs, field="test")[0], seed=3)  # type: ignore[arg-type]
+
+
+def test_training_pictures_are_those_of_the_files(table: ImageTable) -> None:
+    pictures = pictures_of(table, AUGMENT)
+    transform = build_transform(AUGMENT, field="test")[0].on_device()  # type: ignore[arg-type]
+    assert transform is not None
+    sizes = [pictures.size(sample) for sample in range(len(pictures))]
+    whole = WholePictures(pictures, sizes, transform, CPU, threads=2)
+    away = pictures.away((transform, sizes))
+    for epoch in range(4):
+        keys = [SampleKey(sample, epoch, 7) for sample in (5, 0, 41, 13, 2, 20)]
+        expected, batch = pictures.__getitems__(keys), away.__getitems__(keys)
+        assert isinstance(expected, dict)
+        assert isinstance(batch, dict)
+        assert "pixels" not in batch
+        difference = (whole(batch).int() - expected["pixels"].int()).abs()
+        assert difference.float().mean() < 0.3, "the same boxes, flips and colours"
+        assert difference.float().quantile(0.999) <= 3
+        for name in ("labels", "samples"):
+            assert torch.equal(batch[name], expected[name])  # type: ignore[literal-required]
+        assert batch["micro_batch"] == 7
+
+
+def test_sizes_are_those_of_the_decoded_pictures(table: ImageTable) -> None:
+    pictures = pictures_of(table, AUGMENT)
+    for sample in range(len(pictures)):
+        assert pictures.size(sample) == tuple(pictures.decode(sample).shape[:2])
+
+
+def test_evaluation_pictures_are_those_of_the_files_to_the_bit(table: ImageTable) -> None:
+    pictures = pictures_of(table, [{"Resize": {"size": 28}}, {"CenterCrop": {"size": 24}}])
+    finished = FinishedPictures(pictures, CPU, threads=2)
+    keys = [SampleKey(sample, 0, 0) for sample in (3, 1, 40, 7)]
+    expected, batch = pictures.__getitems__(keys), pictures.away(None).__getitems__(keys)
+    assert isinstance(expected, dict)
+    assert isinstance(batch, dict)
+    assert set(batch) == {"labels", "samples", "micro_batch"}
+    assert torch.equal(finished(batch), expected["pixels"])
+
+
+def test_work_in_threads_comes_in_order_and_a_mistake_ends_it() -> None:
+    assert list(in_threads(lambda n: n * n, 200, 3)) == [n * n for n in range(200)]
+
+    def fail(number: int) -> int:
+        if number == 150:
+            raise UserError("150")
+        return number
+
+    with pytest.raises(UserError, match="150"):
+        list(in_threads(fail, 200, 3))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_on_the_device(processes: int, table: ImageTable, tmp_path: Path) -> None:
+    """Nearly the losses of the run from files; workers and an interruption change nothing, to the last digit."""
+    recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 2})
+    runs = {}
+    for name, way, workers in (("files", "files", 0), ("device", "device", 0), ("workers", "device", 1)):
+        words = ["train", recipe, "--data.path", table.source, "--run-dir", tmp_path / name, "--data.pixels-from", way]
+        words += ["--data.num-workers", str(workers)]
+        if processes == 1:
+            said = finish(tmp_path, words)
+        else:
+            with Ranks(tmp_path, words, words) as ranks:
+                assert ranks.codes(120) == [0, 0]
+                said = ranks.said(0)
+        assert ("pixels: on cpu" in said) == (way == "device")
+        runs[name] = [metrics(tmp_path / name, value) for value in ("train/loss", "val/loss", "test/loss")]
+    assert runs["device"] == runs["workers"]
+    for one, other in zip(runs["files"], runs["device"], strict=True):
+        assert one == pytest.approx(other, abs=0.02)
+
+
+def test_resumed_on_the_device_it_is_the_same_run(table: ImageTable, tmp_path: Path) -> None:
+    whole = tiny_config(Path(table.source), tmp_path / "whole", data={"pixels_from": "device"}, train={"epochs": 3})
+    train(whole)
+    recipe = write_recipe(tmp_path / "recipe.yaml", data={"pixels_from": "device"}, train={"epochs": 3})
+    words = ["train", recipe, "--data.path", table.source, "--run-dir", tmp_path / "parts", "--resume", "auto"]
+    with Ranks(tmp_path, words) as ranks:
+        ranks.wait_for(tmp_path / "parts/checkpoints/last")
+        ranks.signal(0, signal.SIGTERM)
+        code = ranks.codes(60)[0]
+    assert code in (0, 75)
+    finish(tmp_path, words)
+    assert metrics(tmp_path / "parts", "train/loss") == metrics(tmp_path / "whole", "train/loss")
+
+
+def test_transforms_that_cannot_be_done_there(table: ImageTable, tmp_path: Path) -> None:
+    config = tiny_config(
+        make_folder(tmp_path / "photos"),
+        tmp_path / "run",
+        data={
+            "pixels_from": "device",
+            "train_transforms": [{"Resize": {"size": [32, 32]}}, {"RandomPosterize": {"bits": 4}}],
+        },
+    )
+    with pytest.raises(UserError, match=r"data\.train_transforms holds what cannot be done on the device"):
+        train(config)
