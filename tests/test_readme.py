@@ -50,7 +50,7 @@ def test_there_are_commands() -> None:
 
 
 def test_file_tree_names_every_module() -> None:
-    tree = README.split("## Files")[1]
+    tree = README.split("## Files")[1].split("accelerate_configs/")[0]
     modules = [file for file in (PROJECT / "accel_flowers").rglob("*.py") if not file.name.startswith("__")]
     assert len(modules) > 20
     assert [file.name for file in modules if f" {file.name} " not in tree] == []
