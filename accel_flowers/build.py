@@ -296,7 +296,7 @@ def _build_loaders(
         build_loader(
             pictures,
             stream if part == "train" else EveryOnce(len(pictures), config.train.eval_batch_size),
-            num_workers=num_workers,
+            num_workers=num_workers if pictures.has_work else 0,
             pin_memory=not on_cpu,
         )
         for part, pictures in parts.items()

@@ -172,6 +172,11 @@ class Pictures(Dataset[Batch]):
         draws = torch.tensor(rows, dtype=torch.float64)
         return draws, transform.extent(draws)
 
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything for workers to do."""
+        return not self._is_away or self._drawing is not None
+
     def rate(self, num_pictures: int = 32) -> float:
         """Pictures a second that this process makes ready, by a trial."""
         keys = [SampleKey(sample, 0, 0) for sample in range(min(num_pictures, len(self)))]
