@@ -158,7 +158,7 @@ def cut(name: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    "damage", [cut("pixels"), cut("index.npz"), lambda folder: (folder / "index.npz").unlink()], ids=["pixels", "index", "gone"]
+    "damage", [cut("pixels"), cut("index"), lambda folder: (folder / "index").unlink()], ids=["pixels", "index", "gone"]
 )  # fmt: skip
 def test_a_damaged_cache_is_made_anew(damage: Callable[[Path], None], encoded: Encoded, tmp_path: Path) -> None:
     decoded, _ = encoded.open(tmp_path / "cache")

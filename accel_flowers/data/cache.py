@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import io
 import os
 import shutil
 import weakref
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import xxhash
 from torch import Tensor
@@ -32,7 +31,7 @@ from accel_flowers.data.folder import content_digest
 from accel_flowers.errors import UserError
 
 LAW = "1: upright RGB at full size, uint8 [H, W, 3], one after the other"
-_PIXELS, _INDEX = "pixels", "index.npz"
+_PIXELS, _INDEX = "pixels", "index"
 _AT_ONCE = 64
 """Pictures that are decoded before they are written: what is held in memory."""
 _LOOKED_AT = 200
@@ -67,11 +66,12 @@ class DecodedPictures:
     def __init__(self, folder: Path, num_pictures: int) -> None:
         self.folder = folder
         try:
-            with np.load(io.BytesIO((folder / _INDEX).read_bytes()), allow_pickle=False) as index:
-                self._offsets, self._sizes, self._sums = index["offsets"], index["sizes"], index["sums"]
+            # Offset, height, width and checksum of each picture.
+            table = _read_index(folder / _INDEX)
             self.num_bytes = (folder / _PIXELS).stat().st_size
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except OSError as error:
             raise ValueError(f"its index cannot be read: {error}") from None
+        self._offsets, self._sizes, self._sums = table[:, 0], table[:, 1:3], table[:, 3].view(np.uint64)
         ends = self._offsets + self._sizes.prod(axis=1) * 3
         if len(ends) != num_pictures or ends.max(initial=0) != self.num_bytes:
             raise ValueError("its parts do not fit together")
@@ -184,11 +184,29 @@ def _make(
             file.flush()
             os.fsync(file.fileno())
         num_bytes = sizes.prod(axis=1) * 3
-        np.savez(partial / _INDEX, offsets=num_bytes.cumsum() - num_bytes, sizes=sizes, sums=sums)
+        offsets = num_bytes.cumsum() - num_bytes
+        _write_index(partial / _INDEX, np.column_stack([offsets, sizes, sums.view(np.int64)]))
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _write_index(path: Path, table: npt.NDArray[np.int64]) -> None:
+    content = np.ascontiguousarray(table).tobytes()
+    path.write_bytes(xxhash.xxh3_64_digest(content) + content)
+
+
+def _read_index(path: Path) -> npt.NDArray[np.int64]:
+    """int64 [N, 4], as it was written.
+
+    Raises:
+        OSError, ValueError: it is gone, or damaged.
+    """
+    data = path.read_bytes()
+    if xxhash.xxh3_64_digest(data[8:]) != data[:8]:
+        raise ValueError("its index is damaged")
+    return np.frombuffer(data[8:], dtype=np.int64).reshape(-1, 4)
 
 
 def _make_room(root: Path, needed: int, max_bytes: int) -> None:
