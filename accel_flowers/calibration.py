@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from accel_flowers.metrics import Floats, Ints
+from accel_flowers.confusion import Floats, Ints
 
 NUM_BINS = 15
 """Equal-width bins of the confidence, as is usual."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel_flowers.metrics import Floats, Ints
+from accel_flowers.confusion import Floats, Ints
 
 NUM_RESAMPLES = 10_000
 _CELLS_AT_ONCE = 5_000_000

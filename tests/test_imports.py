@@ -25,7 +25,7 @@ KNOW_ACCELERATE = {
     "dashboards", "debugging",
 }  # fmt: skip
 KNOW_NOTHING_OF_PROCESSES = [
-    "metrics", "calibration", "intervals", "predictions", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
+    "metrics", "confusion", "label_metrics", "calibration", "intervals", "predictions", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
     "pages", "gallery", "prediction_output", "prediction_command",
     *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith(("accel_flowers.data.", "accel_flowers.inspection."))),
 ]  # fmt: skip
@@ -111,7 +111,8 @@ def test_parts_know_nothing_of_processes_nor_of_the_whole(module: str) -> None:
 
 
 def test_metrics_are_numpy_alone() -> None:
-    assert not libraries("metrics") & {"torch", "torchvision"}
+    for needed in everything_below("metrics"):
+        assert not libraries(needed) & {"torch", "torchvision"}, needed
 
 
 def test_predict_needs_the_saved_model_and_not_the_training() -> None:
@@ -142,6 +143,12 @@ def test_the_report_reads_what_a_run_left_and_trains_nothing() -> None:
     assert {"report.draw", "report.compare", "report.read", "report.cam"} <= set(reports)
     for name in reports:
         assert not everything_below(name) & (KNOW_ACCELERATE | {"optim", "objectives", "cli"}), name
+
+
+def test_training_starts_without_what_it_needs_after_an_epoch() -> None:
+    assert "label_metrics" in everything_below("train")
+    for needed in everything_below("train", whole_file=False):
+        assert not libraries(needed, whole_file=False) & {"evaluate", "wandb", "scipy"}, needed
 
 
 def test_training_starts_without_the_libraries_of_the_report() -> None:

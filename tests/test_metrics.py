@@ -13,18 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from accel_flowers.metrics import (
-    Accuracy,
-    ConfusionMatrix,
-    Floats,
-    Ints,
-    MacroF1,
-    Predictions,
-    confusion_matrix,
-    headline,
-    precision_recall_f1,
-    summarize,
-)
+from accel_flowers.confusion import Floats, Ints, confusion_matrix, precision_recall_f1
+from accel_flowers.label_metrics import Accuracy, ConfusionMatrix, MacroF1
+from accel_flowers.metrics import Predictions, headline, summarize
 
 NAMES = ("aster", "daisy", "rose", "tulip")
 

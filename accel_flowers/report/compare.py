@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from accel_flowers.config import config_to_dict
+from accel_flowers.confusion import confusion_matrix, precision_recall_f1
 from accel_flowers.errors import UserError
 from accel_flowers.intervals import Interval, Paired, accuracy_interval, compare_paired, holm
-from accel_flowers.metrics import confusion_matrix, precision_recall_f1
 from accel_flowers.predictions import SavedPredictions
 from accel_flowers.report import words
 from accel_flowers.report.findings import answers

@@ -13,8 +13,9 @@ from accel_flowers.calibration import (
     fit_temperature,
     reliability_bins,
 )
+from accel_flowers.confusion import Ints, confusion_matrix
 from accel_flowers.intervals import ClassIntervals, Interval, accuracy_interval, class_intervals
-from accel_flowers.metrics import Ints, confusion_matrix, summarize
+from accel_flowers.metrics import summarize
 from accel_flowers.predictions import PartPredictions, SavedPredictions
 
 SURE = 0.9

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel_flowers.metrics import Floats
+from accel_flowers.confusion import Floats
 from accel_flowers.predictions import SavedPredictions
 
 
