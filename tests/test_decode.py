@@ -1,5 +1,6 @@
 """Every kind of picture comes out upright, RGB and with the right colours; everything else is refused by name."""
 
+import contextlib
 import os
 import pickle
 import random
@@ -380,6 +381,34 @@ def test_truncation_anywhere(corpus: dict[str, bytes]) -> None:
         for length in range(1, len(data)):
             decoded, verified = outcome(data[:length])
             assert decoded == verified, (kind, length)
+
+
+def test_who_reads_the_pixels_of_a_jpeg(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow is asked only where the quick reader does not vouch for the file."""
+    asked = []
+    really = decode._Jpeg.load
+
+    def load(image: Any) -> Any:
+        asked.append(kind)
+        return really(image)
+
+    spotted = bytearray(corpus["jpeg"])
+    spotted[-30:-26] = b"\xff\xd3\xff\xd5"  # markers of a restart that nobody announced
+    files = {kind: data for kind, data in corpus.items() if data.startswith(b"\xff\xd8\xff")}
+    files |= {
+        "trailing": corpus["jpeg"] + b"rest of another file",
+        "no end": corpus["jpeg"].removesuffix(b"\xff\xd9"),
+        "spotted": bytes(spotted),
+    }
+    for kind, data in files.items():
+        decoded, verified = outcome(data)
+        assert decoded == verified, kind
+    monkeypatch.setattr(decode._Jpeg, "load", load)
+    for kind, data in files.items():
+        with contextlib.suppress(BadImageError):
+            verify_image(data, kind)
+    assert {"jpeg ycck", "jpeg cmyk", "no end", "spotted"} <= set(asked)
+    assert not {"jpeg", "jpeg progressive", "jpeg restart", "jpeg grey", "trailing"} & set(asked)
 
 
 def damaged(data: bytes, dice: random.Random) -> bytes:

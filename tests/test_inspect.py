@@ -168,6 +168,20 @@ def test_bad_pictures_are_skipped_and_listed(folder: Path) -> None:
     assert split.duplicates == ()
 
 
+@pytest.mark.parametrize("seconds_each", [1e-9, 1e9], ids=["many threads", "one thread"])
+@pytest.mark.parametrize("chunk", [1, 4, 30, 31])
+def test_each_picture_gets_its_own_verdict(
+    chunk: int, seconds_each: float, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect, "_CHUNK", chunk)
+    monkeypatch.setattr(inspect, "_SECONDS_EACH", seconds_each)
+    copy(folder, "rose/03.png", "rose/04.png", "tulip/09.png")
+    causes = spoil(folder)
+    split = decide(folder, skip=True)
+    assert set(split.left_out) == set(causes)
+    assert split.duplicates == (("rose/03.png", "rose/04.png", "tulip/09.png"),)
+
+
 def test_two_empty_files_are_no_duplicates(folder: Path) -> None:
     for name in ("rose/00.png", "tulip/00.png"):
         (folder / name).write_bytes(b"")
