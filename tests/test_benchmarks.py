@@ -24,3 +24,26 @@ def test_exactness(processes: int, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("exact / plain") == 3
+
+
+@pytest.mark.slow
+def test_start() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/start.py", "--pictures", "100", "200", "--side", "32", "--recipe", "quickstart",
+         "--repeats", "1", "--timeline", "--", "--train.global-batch-size", "8"],
+        capture_output=True, text=True, timeout=220, cwd=PROJECT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "200 pictures of 10 classes: " in done.stdout
+    assert done.stdout.count(": median loop ") == 2
+    assert " bytes a picture" in done.stdout
+
+
+@pytest.mark.slow
+def test_start_tells_why_there_is_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/start.py", "--data.path", "no-such-folder"],
+        capture_output=True, text=True, timeout=100, cwd=PROJECT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "There is no folder" in done.stderr
