@@ -22,8 +22,8 @@ from accel_flowers.errors import UserError, printable
 _CHUNK = 64
 """Pictures that a thread examines at a time: to hand over each by itself would take longer than to look at a small one."""
 _SECONDS_EACH = 1e-4
-"""Another thread for so much time that a picture takes. A third of that is Python's lock held, and threads that want it
-all the time get in each other's way: two took half as long again as one for pictures of 96 x 96."""
+"""Another thread for so much time that a picture takes. Where a picture takes less, threads wait for Python's lock and get
+in each other's way: two took a third to a half longer than one for pictures of 96 x 96."""
 _SHOWN = 100
 """Names that an error lists before it says how many more there are."""
 _PRECEDENCE = ("test", "val", "train")
