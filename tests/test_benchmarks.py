@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,3 +26,39 @@ def test_exactness(processes: int, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("exact / plain") == 3
+
+
+@pytest.mark.slow
+def test_training() -> None:
+    done = run("training", "--models", "squeezenet1_1,resnet18", "--size", "64", "--batch", "4", "--seconds", "0.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("squeezenet1_1", "resnet18"):
+        assert re.search(
+            rf"^{name}: ours in (bf16|no), channels last \(trial: float32 is [\d.]+ times", done.stdout, re.M
+        )
+        assert re.search(rf"^{name}: images/s ours .* plain .*; ours / plain [\d.]+ \(", done.stdout, re.M)
+
+
+@pytest.mark.slow
+def test_peers(tmp_path: Path) -> None:
+    """A peer that is not installed is left out with a word; `timm` is none of what this project needs."""
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    small = (
+        "--device cpu --size 64 --batch 4 --steps 2 --warmup 1 --repeats 1 --threads 1 --workers 0 --precision own no"
+    )
+    done = run("peers", "--data.path", str(photos), *small.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    has_timm = importlib.util.find_spec("timm") is not None
+    assert ("timm: left out, because timm is not installed here" in done.stdout) != has_timm
+    assert re.search(r"^ours, precision own \((bf16|no)\): median [\d.]+ images/s", done.stdout, re.M)
+    assert re.search(r"^transformers, precision no \(no\): median .*; ours / transformers [\d.]+ \(", done.stdout, re.M)
+    too_few = run("peers", "--data.path", str(photos), "--steps", "100")
+    assert too_few.returncode == 1
+    assert "30 training photos are less than" in too_few.stderr
+
+
+def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *words],
+        capture_output=True, text=True, timeout=220, cwd=PROJECT, check=False,
+    )  # fmt: skip
