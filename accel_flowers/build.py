@@ -57,7 +57,7 @@ class Run:
     accelerator: Accelerator
     split: Split
     network: nn.Module
-    """The plain network: its state has plain names, its forward runs in the launcher's precision."""
+    """The plain network: its state has plain names, its forward runs in the run's precision."""
     model: nn.Module
     """The same network as Accelerate wrapped it for the processes."""
     optimizer: Any

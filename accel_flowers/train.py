@@ -108,25 +108,26 @@ def train(config: Config) -> dict[str, Any]:
     return results
 
 
-def choose_precision(config: Config, run_dir: Path, processes: Processes) -> str:
-    """The launcher's precision; but instead of bf16 on a CPU float32, where the run began so or a trial finds it faster.
+def choose_precision(config: Config, run_dir: Path, processes: Processes) -> str | None:
+    """None for the launcher's precision; float32 instead of its bf16 where the run began so, or a trial on this CPU finds
+    it faster.
 
     On the main process alone: the others wait, so that they do not train while it measures.
     """
     launched = launched_precision()
     if config.train.precision == "launcher" or launched != "bf16":
-        return launched
+        return None
     if holds_run(run_dir):
         began_in = recorded_precision(run_dir, launched)
         if began_in not in (None, launched):
             tell(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
-        return began_in or launched
+        return began_in
     # What torch.compile would make of the network is another network's speed.
     if processes.device.type != "cpu" or config.train.compile:
-        return launched
+        return None
     choice = faster_precision(config, num_processes=processes.num_processes)
     if choice is None:
-        return launched
+        return None
     tell(choice.words(config.model.name))
     return choice.precision
 

@@ -96,6 +96,7 @@ def build_config(asked: argparse.Namespace, photos: Path, run_dir: Path) -> Conf
             "global_batch_size": asked.batch,
             "micro_batch_size": asked.micro_batch,
             "eval_batch_size": asked.micro_batch,
+            "precision": "launcher",  # the same for both
         },
     }
     return Config.model_validate(values)

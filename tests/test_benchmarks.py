@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,22 +19,16 @@ from tests.runs import PROJECT
 def test_exactness(processes: int, tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=20)
     small = "--model squeezenet1_1 --size 64 --precision no --steps 3 --epochs 2 --batch 16 --micro-batch 8"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/exactness.py", "--data.path", str(photos), *small.split(),
-         "--val-pictures", "7", "--repeats", "1", "--threads", "1", "--processes", str(processes)],
-        capture_output=True, text=True, timeout=220, cwd=PROJECT, check=False,
-    )  # fmt: skip
+    rounds = ["--val-pictures", "7", "--repeats", "1", "--threads", "1", "--processes", str(processes)]
+    done = run("exactness", "--data.path", str(photos), *small.split(), *rounds)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("exact / plain") == 3
 
 
 @pytest.mark.slow
 def test_start() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/start.py", "--pictures", "100", "200", "--side", "32", "--recipe", "quickstart",
-         "--repeats", "1", "--timeline", "--", "--train.global-batch-size", "8"],
-        capture_output=True, text=True, timeout=220, cwd=PROJECT, check=False,
-    )  # fmt: skip
+    small = "--pictures 100 200 --side 32 --recipe quickstart --repeats 1 --timeline -- --train.global-batch-size 8"
+    done = run("start", *small.split())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "200 pictures of 10 classes: " in done.stdout
     assert done.stdout.count(": median loop ") == 2
@@ -41,10 +37,7 @@ def test_start() -> None:
 
 @pytest.mark.slow
 def test_start_tells_why_there_is_none() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/start.py", "--data.path", "no-such-folder"],
-        capture_output=True, text=True, timeout=100, cwd=PROJECT, check=False,
-    )  # fmt: skip
+    done = run("start", "--data.path", "no-such-folder")
     assert done.returncode == 1
     assert "There is no folder" in done.stderr
 
@@ -52,11 +45,54 @@ def test_start_tells_why_there_is_none() -> None:
 @pytest.mark.slow
 def test_whole_run(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=12)
-    words = f"quickstart --data.path {photos} --train.epochs 2 --train.global-batch-size 8"
-    done = subprocess.run(
-        [sys.executable, "benchmarks/whole_run.py", "--", *words.split()],
-        capture_output=True, text=True, timeout=220, cwd=PROJECT, check=False,
-    )  # fmt: skip
+    done = run(
+        "whole_run", "--", *f"quickstart --data.path {photos} --train.epochs 2 --train.global-batch-size 8".split()
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "epoch 2/2" in done.stdout
     assert "model/ written after" in done.stdout
+
+
+@pytest.mark.slow
+def test_accuracy(tmp_path: Path) -> None:
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    words = f"quickstart --data.path {photos} --train.epochs 1 --train.global-batch-size 8"
+    done = run("accuracy", "--seeds", "0", "1", "--", *words.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^test files .*; files - plain: [+-][\d.]+ points, standard error [\d.]+$", done.stdout, re.M)
+
+
+@pytest.mark.slow
+def test_training() -> None:
+    done = run("training", "--models", "squeezenet1_1,resnet18", "--size", "64", "--batch", "4", "--seconds", "0.1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("squeezenet1_1", "resnet18"):
+        assert re.search(
+            rf"^{name}: ours in (bf16|no), channels last \(trial: float32 is [\d.]+ times", done.stdout, re.M
+        )
+        assert re.search(rf"^{name}: images/s ours .* plain .*; ours / plain [\d.]+ \(", done.stdout, re.M)
+
+
+@pytest.mark.slow
+def test_peers(tmp_path: Path) -> None:
+    """A peer that is not installed is left out with a word; `timm` is none of what this project needs."""
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    small = (
+        "--device cpu --size 64 --batch 4 --steps 2 --warmup 1 --repeats 1 --threads 1 --workers 0 --precision own no"
+    )
+    done = run("peers", "--data.path", str(photos), *small.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    has_timm = importlib.util.find_spec("timm") is not None
+    assert ("timm: left out, because timm is not installed here" in done.stdout) != has_timm
+    assert re.search(r"^ours, precision own \((bf16|no)\): median [\d.]+ images/s", done.stdout, re.M)
+    assert re.search(r"^transformers, precision no \(no\): median .*; ours / transformers [\d.]+ \(", done.stdout, re.M)
+    too_few = run("peers", "--data.path", str(photos), "--steps", "100")
+    assert too_few.returncode == 1
+    assert "30 training photos are less than" in too_few.stderr
+
+
+def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, f"benchmarks/{name}.py", *words],
+        capture_output=True, text=True, timeout=220, cwd=PROJECT, check=False,
+    )  # fmt: skip
