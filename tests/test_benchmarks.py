@@ -56,8 +56,7 @@ def test_whole_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_accuracy(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=12)
-    words = f"quickstart --data.path {photos} --train.epochs 1 --train.global-batch-size 8"
-    done = run("accuracy", "--seeds", "0", "1", "--", *words.split())
+    done = run("accuracy", "--seeds", "0", "1", "--", *quick(photos, epochs=1))
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^test files .*; files - plain: [+-][\d.]+ points, standard error [\d.]+$", done.stdout, re.M)
 
@@ -89,6 +88,12 @@ def test_peers(tmp_path: Path) -> None:
     too_few = run("peers", "--data.path", str(photos), "--steps", "100")
     assert too_few.returncode == 1
     assert "30 training photos are less than" in too_few.stderr
+
+
+def quick(photos: Path, *, epochs: int) -> list[str]:
+    """What follows `accel-flowers train` for a run of seconds."""
+    short = f"--train.epochs {epochs} --schedule.warmup-epochs 0 --train.global-batch-size 8"
+    return ["quickstart", "--data.path", str(photos), *short.split()]
 
 
 def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
