@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from accel_flowers.data.device.steps import Chance, Size, Step, uniform
+from accel_flowers.data.chance import Chance, uniform
+from accel_flowers.data.device.steps import Size, Step
 
 _LUMA = (19595.0, 38470.0, 7471.0)
 """Weights of red, green and blue in a grey, in 1/65536; the sums stay exact in float32."""

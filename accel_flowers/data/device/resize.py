@@ -5,7 +5,6 @@ A resize is two products of matrices, across and down, with the weights of each 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import cache
 
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from accel_flowers.data.chance import RandomBox, resized_size
 from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS
-from accel_flowers.data.device.steps import Size, Step, whole_number
+from accel_flowers.data.device.steps import Size, Step
 
 
 class Resizing(Step):
@@ -28,8 +28,7 @@ class RandomResizedCrop(Resizing):
 
     def __init__(self, step: v2.RandomResizedCrop) -> None:
         self._size: Size = (step.size[0], step.size[1])
-        self._scale, self._ratio = tuple(step.scale), tuple(step.ratio)
-        self._log_ratio = tuple(torch.log(torch.tensor(step.ratio)).tolist())
+        self._box = RandomBox(step)
 
     def draw(self, height: int, width: int) -> tuple[list[float], int, int]:
         return [*self._box(height, width), *self._size], *self._size
@@ -37,23 +36,6 @@ class RandomResizedCrop(Resizing):
     def size_after(self, size: Size | None) -> Size | None:
         del size
         return self._size
-
-    def _box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        area, drawn = height * width, torch.empty(1)
-        for _ in range(10):
-            target = area * drawn.uniform_(*self._scale).item()
-            aspect = drawn.uniform_(*self._log_ratio).exp_().item()
-            box_width, box_height = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-            if 0 < box_width <= width and 0 < box_height <= height:
-                top = whole_number(height - box_height + 1)
-                return top, whole_number(width - box_width + 1), box_height, box_width
-        # The middle of the picture, as much of it as the ratios allow.
-        box_height, box_width = height, width
-        if width / height < min(self._ratio):
-            box_height = round(width / min(self._ratio))
-        elif width / height > max(self._ratio):
-            box_width = round(height * max(self._ratio))
-        return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 class Resize(Resizing):
@@ -72,11 +54,7 @@ class Resize(Resizing):
 
     def size_of(self, height: int, width: int) -> Size:
         """What becomes of a picture of this size."""
-        if self.short is None:
-            return self._size
-        # torchvision cuts the longer side's fraction off.
-        long = int(self.short * max(height, width) / min(height, width))
-        return (self.short, long) if height <= width else (long, self.short)
+        return self._size if self.short is None else resized_size([self.short], height, width)
 
     def size_after(self, size: Size | None) -> Size | None:
         return self._size if self.short is None else size and self.size_of(*size)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from accel_flowers.data.chance import Chance, uniform, whole_number
+
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
 Look: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -52,26 +54,6 @@ class Moving(Step):
         Args:
             numbers: float64 [B, num_columns].
         """
-
-
-def uniform(low: float, high: float) -> float:
-    """One number of torch's generator, as torchvision asks for it."""
-    return torch.empty(1).uniform_(low, high).item()
-
-
-def whole_number(number: int) -> int:
-    """0 … number - 1."""
-    return int(torch.empty(1, dtype=torch.int64).random_(0, number).item())
-
-
-class Chance:
-    """Whether something that happens with a probability happens."""
-
-    def __init__(self, probability: float) -> None:
-        self._limit = torch.tensor(probability, dtype=torch.float32).item()  # what torch compares with
-
-    def __call__(self) -> float:
-        return float(uniform(0, 1) < self._limit)
 
 
 class Flip(Moving):

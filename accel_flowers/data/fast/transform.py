@@ -1,6 +1,6 @@
 """What a list of transforms does to a picture, on arrays of bytes, with its crop before its resize.
 
-Crop boxes come from torchvision's own code, and chance is asked in its order, so a picture meets the same boxes, flips and
+Chance is asked as torchvision's own code asks it, in its order, so a picture meets the same boxes, flips and
 colours as on the plain way (`decode_image`, then the transform); its pixels differ by one level at most.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from accel_flowers.data.chance import Chance, RandomBox, resized_size
 from accel_flowers.data.fast.hue import FastColorJitter
 from accel_flowers.data.fast.jpeg import decode_rows, read_header
 
@@ -93,7 +93,7 @@ def _beginning(steps: Sequence[Any]) -> tuple[_Beginning | None, int]:
     # Partial functions and not lambdas, which could not be sent to a loader's workers.
     first, second = [*steps, None, None][:2]
     if isinstance(first, v2.RandomResizedCrop) and _is_plain(first):
-        return partial(_crop_and_resize, first), 1
+        return partial(_crop_and_resize, RandomBox(first), (first.size[0], first.size[1])), 1
     if isinstance(first, v2.Resize) and _takes_resize(first):
         if isinstance(second, v2.CenterCrop):
             return partial(_resize_and_center, first.size, second), 2
@@ -108,13 +108,13 @@ def _as_tensor_step(step: Any) -> _Step | None:
     if isinstance(step, v2.Resize) and _takes_resize(step):
         return partial(_resize, step.size)
     if isinstance(step, v2.RandomResizedCrop) and _is_plain(step):
-        return partial(_crop_again, step)
+        return partial(_crop_again, RandomBox(step), (step.size[0], step.size[1]))
     if isinstance(step, (v2.CenterCrop, v2.RandomCrop)):
         return step
     if isinstance(step, v2.RandomHorizontalFlip):
-        return partial(_flip, step.p, -1)
+        return partial(_flip, Chance(step.p), -1)
     if isinstance(step, v2.RandomVerticalFlip):
-        return partial(_flip, step.p, -2)
+        return partial(_flip, Chance(step.p), -2)
     return None
 
 
@@ -132,16 +132,14 @@ def _whole(step: _Step, height: int, width: int) -> _Cut:
     return height, lambda pixels: step(pixels.permute(2, 0, 1))
 
 
-def _crop_and_resize(step: v2.RandomResizedCrop, height: int, width: int) -> _Cut:
-    box = step.make_params([torch.empty((3, height, width), device="meta")])
-    top, left = box["top"], box["left"]
-    bottom, right = top + box["height"], left + box["width"]
-    size = (step.size[0], step.size[1])
+def _crop_and_resize(box: RandomBox, size: tuple[int, int], height: int, width: int) -> _Cut:
+    top, left, box_height, box_width = box(height, width)
+    bottom, right = top + box_height, left + box_width
     return bottom, lambda pixels: _interpolate(pixels[top:bottom, left:right].permute(2, 0, 1), size)
 
 
 def _resize_and_center(size: list[int], crop: v2.CenterCrop, height: int, width: int) -> _Cut:
-    resized = _resized_size(size, height, width)
+    resized = resized_size(size, height, width)
     bottom = round((resized[0] - crop.size[0]) / 2) + crop.size[0]
     # A row of the result is made of the rows around its place, as far as the filter reaches: one, or one of the result's.
     scale = height / resized[0]
@@ -149,28 +147,23 @@ def _resize_and_center(size: list[int], crop: v2.CenterCrop, height: int, width:
     return rows, lambda pixels: crop(_interpolate(pixels.permute(2, 0, 1), resized))
 
 
-def _crop_again(step: v2.RandomResizedCrop, pixels: Tensor) -> Tensor:
-    _, cut = _crop_and_resize(step, pixels.shape[1], pixels.shape[2])
+def _crop_again(box: RandomBox, size: tuple[int, int], pixels: Tensor) -> Tensor:
+    _, cut = _crop_and_resize(box, size, pixels.shape[1], pixels.shape[2])
     return cut(pixels.permute(1, 2, 0))
 
 
 def _resize(size: list[int], pixels: Tensor) -> Tensor:
-    return _interpolate(pixels, _resized_size(size, pixels.shape[1], pixels.shape[2]))
+    return _interpolate(pixels, resized_size(size, pixels.shape[1], pixels.shape[2]))
 
 
-def _resized_size(size: list[int], height: int, width: int) -> tuple[int, int]:
-    if len(size) == 2:
-        return size[0], size[1]
-    # The shorter side gets the size; torchvision cuts the other one's fraction off.
-    short, long = size[0], int(size[0] * max(height, width) / min(height, width))
-    return (short, long) if height <= width else (long, short)
-
-
-def _flip(probability: float, dimension: int, pixels: Tensor) -> Tensor:
-    return pixels.flip(dimension) if torch.rand(1) < probability else pixels
+def _flip(happens: Chance, dimension: int, pixels: Tensor) -> Tensor:
+    return pixels.flip(dimension) if happens() else pixels
 
 
 def _interpolate(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[1:]) == size:
         return pixels
-    return functional.interpolate(pixels[None], size, mode="bilinear", antialias=True)[0]
+    # Rows of pixels that lie together are resized, and later copied, twice as fast; torch sees that they do in a batch made
+    # of them like this, and not in `pixels[None]`.
+    batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    return functional.interpolate(batch, size, mode="bilinear", antialias=True)[0]
