@@ -126,6 +126,16 @@ def test_the_rows_that_were_asked_for_are_right(picture: str) -> None:
         assert torch.equal(part[:rows], whole[:rows]), rows
 
 
+@pytest.mark.parametrize("specs", [[{"CenterCrop": {"size": 64}}], [{"Resize": {"size": [665, 499]}}]], ids=str)
+def test_a_picture_outlives_the_next_one(specs: list[TransformSpec]) -> None:
+    """Also where nothing was resized, so that it could still lie where it was decoded."""
+    transform = build_transform(specs, field="test")[0]
+    first = transform.of_file(PICTURES["photo"], "x")
+    before = first.clone()
+    transform.of_file(jpeg(smooth_picture(499, 665, 9)), "x")
+    assert torch.equal(first, before)
+
+
 def test_damage_is_read_over_or_refused_as_on_the_plain_way() -> None:
     """Bytes of the pixels' part changed at random: both ways refuse, or their pixels (noise, then) are nearly the same."""
     transform, rng, refused = build("train"), np.random.default_rng(0), 0

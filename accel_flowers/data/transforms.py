@@ -303,7 +303,12 @@ class Normalizer:
         if not self._channels_last:
             scale, shift = self._scale.view(1, -1, 1, 1), self._shift.view(1, -1, 1, 1)
             return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
-        # As rows of pixels the operands lie alike, which is ten times as fast on a CPU as three numbers for each pixel.
-        rows = pixels.permute(0, 2, 3, 1).reshape(batch * height, width * channels).to(torch.float32)
-        rows.mul_(self._scale.repeat(width)).add_(self._shift.repeat(width))
+        # As rows of pixels the operands lie alike, which is ten times as fast on a CPU as three numbers for each pixel; there
+        # the three operations also go picture by picture, so that the second finds in the cache what the first wrote.
+        source = pixels.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
+        rows = torch.empty_like(source, dtype=torch.float32)
+        scale, shift = self._scale.repeat(width), self._shift.repeat(width)
+        at_once = height if pixels.device.type == "cpu" else batch * height
+        for made, given in zip(rows.split(at_once), source.split(at_once), strict=True):
+            made.copy_(given).mul_(scale).add_(shift)
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)

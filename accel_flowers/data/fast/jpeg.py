@@ -6,9 +6,12 @@ through `decode_image`.
 
 from __future__ import annotations
 
+import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 import torch
 from torch import Tensor
@@ -62,13 +65,15 @@ def read_header(data: bytes) -> JpegHeader | None:
     return JpegHeader(height, width, frame if whole else 0)
 
 
-def decode_rows(data: bytes, header: JpegHeader, rows: int) -> Tensor | None:
+def decode_rows(data: bytes, header: JpegHeader, rows: int, *, passing: bool = False) -> Tensor | None:
     """Decode a JPEG from the top to a row.
 
     Args:
         data: the file.
         header: what `read_header` said of it.
         rows: how many of its rows are needed.
+        passing: whether the result may be overwritten by this thread's next picture, which spares memory its way through
+            the caches.
 
     Returns:
         uint8 [height, width, 3], where whatever lies below `rows` may be anything; None where the file is damaged in a
@@ -77,19 +82,31 @@ def decode_rows(data: bytes, header: JpegHeader, rows: int) -> Tensor | None:
     # Where the file is said to be less high, decoding ends there. One row more, because the colours of the last one are
     # smoothed with those of the next.
     height = -(-(rows + 1) // _UNIT) * _UNIT
-    pixels = np.empty((header.height, header.width, 3), dtype=np.uint8)
+    shape = (header.height, header.width, 3)
+    pixels = _scratch(math.prod(shape)).reshape(shape) if passing else np.empty(shape, dtype=np.uint8)
     shortened = header.frame > 0 and height < header.height
+    frame: bytes | bytearray = data
     if shortened:
         frame = bytearray(data)
         frame[header.frame : header.frame + 2] = height.to_bytes(2, "big")
-        data = bytes(frame)
     try:
         # Strict is the whole picture only: of a shortened one the rest is "extraneous bytes". Of other damage to a file
         # that has its end Pillow reads over the same.
-        simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, strict=not shortened, buffer=pixels)
+        simplejpeg.decode_jpeg(frame, "RGB", fastdct=False, fastupsample=False, strict=not shortened, buffer=pixels)
     except ValueError:
         return None
     return torch.from_numpy(pixels)
+
+
+_of_thread = threading.local()
+
+
+def _scratch(size: int) -> npt.NDArray[np.uint8]:
+    """Bytes of this thread, the same each time."""
+    held: npt.NDArray[np.uint8] | None = getattr(_of_thread, "scratch", None)
+    if held is None or len(held) < size:
+        held = _of_thread.scratch = np.empty(size, dtype=np.uint8)
+    return held[:size]
 
 
 def decode_pixels(data: bytes, name: str) -> Tensor:

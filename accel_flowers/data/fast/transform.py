@@ -49,8 +49,11 @@ class FastTransform:
         if header is None:
             return None
         rows, cut = self._begin(header.height, header.width)
-        pixels = decode_rows(data, header, rows)
-        return None if pixels is None else self._finish(cut(pixels))
+        pixels = decode_rows(data, header, rows, passing=True)
+        if pixels is None:
+            return None
+        made = self._finish(cut(pixels))
+        return made.clone() if made.untyped_storage().data_ptr() == pixels.untyped_storage().data_ptr() else made
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """The same from a decoded picture, uint8 [height, width, 3]."""
