@@ -53,21 +53,35 @@ def _thumbnail(source: bytes | str, name: str) -> str | None:
         picture = glance_at(data, name, side=_SIDE).small
     except (BadImageError, OSError):
         return None
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return data_uri(picture, longest=_SIDE, quality=74)
+
+
+def data_uri(picture: Image.Image, *, longest: int = 200, quality: int = 80) -> str:
+    """A small JPEG as a `data:` address.
+
+    Args:
+        picture: it is left as it is.
+        longest: side in pixels.
+        quality: JPEG's, 1 to 95.
+    """
+    small = picture.copy()
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=74)
+    small.save(stream, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 @cache
-def _environment() -> Environment:
+def environment_of(package: str) -> Environment:
+    """What fills the templates of a package, `package/templates`: whatever is no markup is escaped."""
     environment = Environment(
-        loader=PackageLoader("accel_flowers", "templates"),
+        loader=PackageLoader(package, "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["version"] = __version__
     environment.filters["shown"] = printable
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["below"] = lambda name, folder: name.removeprefix(f"{folder}/") if folder else name
@@ -76,15 +90,24 @@ def _environment() -> Environment:
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill a template and write the page, whole or not at all.
+    """Fill a template of this package and write the page.
 
     Raises:
         UserError: the file cannot be written.
     """
-    text = _environment().get_template(template).render(version=__version__, **values)
+    text = environment_of("accel_flowers").get_template(template).render(**values)
+    write_html(path, text, advice="Give another file with --html FILE.")
+
+
+def write_html(path: Path, text: str, *, advice: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written; ends with the advice.
+    """
     partial = path.with_name(f".{path.name}.part")
     try:
-        with writing(f"The page '{path}'", "Give another file with --html FILE."):
+        with writing(f"The page '{path}'", advice):
             # Names that are no text in any encoding are shown with their bytes written out.
             partial.write_text(text, encoding="utf-8", errors="backslashreplace")
             partial.replace(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 from accel_flowers.config import Config, config_to_dict
 from accel_flowers.data.split import PARTS
+from accel_flowers.pages import data_uri
 from accel_flowers.report import words
 from accel_flowers.report.findings import (
     Answer,
@@ -23,7 +24,7 @@ from accel_flowers.report.findings import (
 )
 from accel_flowers.report.labels import LabelCandidate, find_label_candidates
 from accel_flowers.report.page import render, write_page, write_plots
-from accel_flowers.report.photos import Photos, data_uri
+from accel_flowers.report.photos import Photos
 from accel_flowers.report.plots import (
     Course,
     Plot,

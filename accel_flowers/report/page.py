@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from jinja2 import Environment
 from markupsafe import Markup
 
-from accel_flowers import __version__
-from accel_flowers.files import write_text_durably, writing
+from accel_flowers.errors import printable
+from accel_flowers.files import writing
+from accel_flowers.pages import environment_of, write_html
 from accel_flowers.report import words
 from accel_flowers.report.plots import MOST_CLASSES, Plot
 
@@ -21,22 +23,15 @@ def render(template: str, **values: Any) -> str:
         template: file name, such as "report.html".
         values: what it shows; strings are text, never markup.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("accel_flowers.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
-        "words": words,
-        "version": __version__,
-        "figure": _figure,
-        "MOST_CLASSES": MOST_CLASSES,
-        "MOST_ROWS": 20,
-    }
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = environment_of("accel_flowers.report")
+    environment.globals |= {"words": words, "figure": _figure, "MOST_CLASSES": MOST_CLASSES, "MOST_ROWS": 20}
     environment.filters |= {"percent": words.percent, "span": words.span, "printable": _printable}
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def write_page(path: Path, text: str) -> None:
@@ -45,8 +40,7 @@ def write_page(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    with writing(f"The page '{path}'", "Make room, or give another place."):
-        write_text_durably(path, text.encode("utf-8", "replace").decode())
+    write_html(path, text, advice="Make room, or give another place.")
 
 
 def write_plots(directory: Path, plots: list[Plot]) -> None:
@@ -66,9 +60,6 @@ def _figure(plot: Plot) -> Markup:
     return Markup(plot.svg)
 
 
-def _printable(name: str) -> str:
-    """A name without the characters that would turn the text around or hide it."""
-    return "".join(
-        character if character.isprintable() or character == "\N{NO-BREAK SPACE}" else "\N{REPLACEMENT CHARACTER}"
-        for character in name
-    )
+def _printable(text: str) -> str:
+    """As on a terminal, but for the spaces that hold a number and its unit together."""
+    return "\N{NO-BREAK SPACE}".join(printable(piece) for piece in text.split("\N{NO-BREAK SPACE}"))

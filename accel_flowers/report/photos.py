@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +11,6 @@ from PIL import Image
 from accel_flowers.data.decode import BadImageError, decode_image, verify_image
 from accel_flowers.errors import UserError
 
-THUMBNAIL = 200
-"""Longest side of a small picture, in pixels."""
 MAX_MEASURED = 5000
 """Pictures whose size is looked at; of more, evenly spread ones."""
 
@@ -107,12 +103,3 @@ class Photos:
         with ThreadPoolExecutor(4) as pool:
             found = zip(wanted, pool.map(measure, wanted), strict=True)
             return {file: size for file, size in found if size is not None}
-
-
-def data_uri(picture: Image.Image, *, longest: int = THUMBNAIL, quality: int = 80) -> str:
-    """A small JPEG as a `data:` address."""
-    small = picture.copy()
-    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
