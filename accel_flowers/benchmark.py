@@ -1,7 +1,7 @@
 """How fast a recipe trains here, what holds it back, and what would change that: all of it measured on the spot.
 
-The parts are the run's own: its loader, its transforms, its network in the launcher's precision, its step. Nothing is kept
-of what is learned.
+The parts are the run's own: its loader, its transforms, its network in the launcher's precision, its step. Nothing of what is
+learned is kept, and no run directory is written.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from accel_flowers.build import Run, build_run
 from accel_flowers.config import Config
 from accel_flowers.data.batches import Batch, Pictures, build_loader, each_batch
 from accel_flowers.data.cache import NoCache, open_cache
+from accel_flowers.data.device.resident import loaded_pixels
 from accel_flowers.data.folder import content_digest, load_images
 from accel_flowers.data.order import StepPlan, TrainStream
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import build_transform
 from accel_flowers.data.workers import local_cores
+from accel_flowers.debugging import fast_arithmetic, stricter
 from accel_flowers.errors import UserError
 from accel_flowers.freezing import set_training_mode
 from accel_flowers.memory import told_when_short
@@ -42,8 +44,8 @@ _WARM_UP = 3
 """Batches before the clock starts: libraries set themselves up, workers fill their queues."""
 _ROUNDS = 2
 """All is measured so many times, in turn, and the best counts: other work on the machine only ever slows down."""
-_IN_CACHE = 512
-"""Pictures that the cache is tried with."""
+_IN_CACHE, _MOST_BYTES = 512, 2**31
+"""Pictures that the cache is tried with, and what they may take, decoded."""
 _CLEARLY = 1.2
 """Loading is the bottleneck where it is not so many times as fast as computing: batches are not equally quick."""
 
@@ -131,8 +133,9 @@ def benchmark(config: Config, *, seconds: float = 3.0) -> Measured:
     with tempfile.TemporaryDirectory() as folder, told_when_short():
         config = config.model_copy(update={"run_dir": f"{folder}/run", "resume": "never", "train": train})
         precision = choose_precision(config, Path(folder), processes)
-        run = build_run(config, build_accelerator(mixed_precision=precision))
-        return _measure(run, seconds, Path(folder))
+        accelerator = build_accelerator(mixed_precision=precision)
+        with stricter(config.debug), fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic):
+            return _measure(build_run(config, accelerator), seconds, Path(folder))
 
 
 def _measure(run: Run, seconds: float, folder: Path) -> Measured:
@@ -208,11 +211,12 @@ def _other_steps(run: Run, batch: Batch) -> dict[tuple[str, str], tuple[Batch, C
         with torch.autocast(run.accelerator.device.type, dtype=torch.bfloat16):
             learn(batch)
 
-    size = 2 * len(batch["labels"])
+    size, plan = 2 * len(batch["labels"]), run.plan
+    flag = f"--train.micro-batch-size {size}" if plan.accumulation > 1 else f"--train.global-batch-size {size}"
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     doubled: Batch = {**batch, **{name: torch.cat([value, value]) for name, value in tensors.items()}}  # type: ignore[typeddict-item]
     steps: dict[tuple[str, str], tuple[Batch, Callable[[Batch], object]]] = {
-        (f"computing, batches of {size}", f"--train.global-batch-size {size}"): (doubled, learn)
+        (f"computing, batches of {size}", flag): (doubled, learn)
     }
     if run.accelerator.mixed_precision == "no":
         steps["computing, bf16", "accelerate launch --mixed_precision bf16"] = (batch, learn_in_bf16)
@@ -232,7 +236,7 @@ def _other_loaders(run: Run, folder: Path) -> dict[tuple[str, str], DataLoader[B
         (f"loading, {workers} workers", f"--data.num-workers {workers}"): _loader(run, parts["train"], workers)
         for workers in sorted(number for number in numbers if 0 <= number <= 16)
     }
-    if run.config.data.pixels_from not in ("cache", "device"):
+    if run.to_pixels["train"] is loaded_pixels and not parts["train"].is_decoded:
         with suppress(NoCache):
             cached = _loader(run, _some_decoded(run, folder), now)
             loaders["loading, decoded before", "--data.pixels-from cache"] = cached
@@ -244,10 +248,10 @@ def _some_decoded(run: Run, folder: Path) -> Pictures:
     data = run.config.data
     assert data.path is not None
     table = load_images(data.path)
-    some = run.parts["train"].files[:_IN_CACHE]
+    some = set(run.parts["train"].files[:_IN_CACHE])
     read = reader_of(table)
-    contents = [content_digest(read(row)) if name in set(some) else "" for row, name in enumerate(table.files)]
-    decoded, _ = open_cache(folder / "decoded", table.files, contents, read, max_bytes=int(data.cache_gib * 2**30))
+    contents = [content_digest(read(row)) if name in some else "" for row, name in enumerate(table.files)]
+    decoded, _ = open_cache(folder / "decoded", table.files, contents, read, max_bytes=_MOST_BYTES)
     transform, _ = build_transform(data.train_transforms, field="data.train_transforms")
     split = Split(table.class_names, dict.fromkeys(some, "train"))
     return Pictures(table, "train", split, transform, seed=run.config.train.seed, decoded=decoded)

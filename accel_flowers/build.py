@@ -140,7 +140,17 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         trained_per_second = fits / seconds
     # After the trial of the memory, which says what is left for pictures.
     transforms = {name: read for name, read in transforms.items() if split.files_of(read[0])}
-    opened = open_parts(config.data, table, split, contents, transforms, accelerator, eval_size=eval_size, seed=seed)
+    opened = open_parts(
+        config.data,
+        table,
+        split,
+        contents,
+        transforms,
+        accelerator,
+        eval_size=eval_size,
+        compiled=config.train.compile,
+        seed=seed,
+    )
     parts = {name: part.pictures for name, part in opened.items()}
     plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
     stream = TrainStream(plan, config.train.seed)

@@ -55,7 +55,7 @@ def _default_run_dir(recipe: str, config: Config) -> str:
 class _BenchmarkWords:
     """Measure how fast a recipe trains here: loading alone, computing alone, both; what the bottleneck is, and what else was tried.
 
-    All flags of `train` can follow. It takes a minute or two, and nothing is kept.
+    All flags of `train` can follow. It takes a minute or two; nothing of what is learned is kept.
     """
 
     json: bool = False
@@ -71,8 +71,8 @@ def _benchmark(words: Sequence[str]) -> int:
     if not words or words[0].startswith("-"):
         raise UserError(f"RECIPE comes first: {program} --data.path DIR. Recipes: {', '.join(recipe_names())}.")
     asked, rest = tyro.cli(_BenchmarkWords, args=words[1:], prog=program, return_unknown_args=True)
-    if not asked.seconds > 0:
-        raise UserError(f"--seconds {asked.seconds:g} is not allowed: each measurement needs some time, 3 for example.")
+    if not 0 < asked.seconds <= 600:
+        raise UserError(f"--seconds {asked.seconds:g} is not allowed: a measurement takes more than 0 and at most 600.")
     config = config_from_flags(load_recipe(words[0]), rest, program=program, speaks=_is_main_process())
     from accel_flowers.benchmark import benchmark
 

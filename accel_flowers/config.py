@@ -131,7 +131,7 @@ class DataConfig(Section):
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
     pixels_from: Literal["auto", "plain", "files", "cache", "device"] = "auto"
     """files: each picture is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; plain: Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
-    cache_dir: str | None = None
+    cache_dir: str | None = Field(default=None, min_length=1)
     """Where decoded pictures are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
     cache_gib: float = Field(default=20.0, gt=0)
     """Most that all decoded pictures there may take, in GiB; the longest unused give way."""

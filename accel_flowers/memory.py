@@ -18,6 +18,7 @@ from accel_flowers.data.transforms import Normalizer
 from accel_flowers.errors import OutOfMemory, UserError
 from accel_flowers.models import clean_state_dict
 from accel_flowers.optim import build_optimizer
+from accel_flowers.processes import true_everywhere
 
 
 def can_run_short(device: torch.device) -> bool:
@@ -72,7 +73,7 @@ def fit_micro_batch(
     seconds: float | None = None
     for micro_batch in smaller_micro_batches(plan):
         seconds = _try_step(network, optim, normalizer, (micro_batch + -(-micro_batch // 16), 3, *size), accelerator)
-        fits = bool(accelerator.gather(torch.tensor([seconds is not None], device=accelerator.device)).all())
+        fits = true_everywhere(accelerator, seconds is not None)
         if fits:
             break
     network.load_state_dict(before)

@@ -57,6 +57,7 @@ def open_parts(
     accelerator: Accelerator,
     *,
     eval_size: tuple[int, int],
+    compiled: bool,
     seed: int,
 ) -> dict[str, Part]:
     """Make the parts of a data set ready to be loaded; collective.
@@ -69,6 +70,7 @@ def open_parts(
         transforms: name of each loader → the part that it reads and what is done to its pictures.
         accelerator: the processes; those of one machine share a cache.
         eval_size: height and width of the evaluation's pictures.
+        compiled: whether the device's work on pictures is compiled, too.
         seed: the run's.
 
     Returns:
@@ -78,13 +80,14 @@ def open_parts(
         UserError: what the recipe insists on cannot be; a picture that cannot be read any more.
     """
     pictures = partial(Pictures, table, split=split, seed=seed)
-    plain = data.pixels_from == "plain"
-    parts = {
-        name: pictures(part=part, transform=transform.plainly() if plain else transform)
-        for name, (part, transform) in transforms.items()
-    }
+    if (
+        data.pixels_from == "plain"
+    ):  # the training: evaluations are the same on all ways, and when the model is scored later
+        part, transform = transforms["train"]
+        transforms = {**transforms, "train": (part, transform.plainly())}
+    parts = {name: pictures(part=part, transform=transform) for name, (part, transform) in transforms.items()}
     if data.pixels_from == "device" or (data.pixels_from == "auto" and accelerator.device.type != "cpu"):
-        placed = _place_on_device(data, parts, transforms["train"][1], eval_size, accelerator)
+        placed = _place_on_device(data, parts, transforms["train"][1], eval_size, accelerator, compiled=compiled)
         if placed:
             return placed
     if wants_cache(data, accelerator.device):
@@ -110,6 +113,8 @@ def _place_on_device(
     transform: PictureTransform,
     eval_size: tuple[int, int],
     accelerator: Accelerator,
+    *,
+    compiled: bool,
 ) -> dict[str, Part] | None:
     """All pictures in the device's memory: those for training whole, the others finished.
 
@@ -121,9 +126,9 @@ def _place_on_device(
     threads = local_cores(num_local_processes(accelerator))
     on_device = transform.on_device()
     if on_device is None:
-        lacking = "data.train_transforms holds what cannot be done on the device"
+        lacking = "the training's transforms hold what cannot be done on the device"
         if insists:
-            raise UserError(f"{lacking}: take --data.pixels-from auto, or other transforms.")
+            raise UserError(f"data.train_transforms: {lacking}: take --data.pixels-from auto, or other transforms.")
         _tell(accelerator, f"pixels: not on the device, because {lacking}")
         return None
 
@@ -131,9 +136,13 @@ def _place_on_device(
     sizes = on_each(accelerator, lambda: list(in_threads(train.size, len(train), threads)))
     finished = sum(len(each) for name, each in parts.items() if name != "train")
     needed = bytes_needed(sizes) + finished * 3 * eval_size[0] * eval_size[1]
-    if not true_everywhere(accelerator, insists or needed <= _room(device)):
-        _tell(accelerator, f"pixels: not on the device, where {needed / 2**30:.2f} GiB do not fit beside the training")
+    too_large = f"{needed / 2**30:.2f} GiB do not fit on {device} beside the training"
+    room = _room(device)
+    if not true_everywhere(accelerator, insists or needed <= room):
+        _tell(accelerator, f"pixels: not on the device, because {too_large}")
         return None
+    on_device.max_bytes = min(on_device.max_bytes, max(2**28, room - needed))
+    on_device.compiled = compiled
 
     def place(name: str, each: Pictures) -> Part:
         if name == "train":
@@ -141,7 +150,18 @@ def _place_on_device(
             return Part(each.away((on_device, sizes)), whole)
         return Part(each.away(None), FinishedPictures(each, device, threads=threads))
 
-    placed = on_each(accelerator, lambda: {name: place(name, each) for name, each in parts.items()})
+    def place_all() -> dict[str, Part] | None:
+        try:
+            return {name: place(name, each) for name, each in parts.items()}
+        except torch.OutOfMemoryError:
+            return None  # somebody else took it meanwhile, or the recipe asked for too much
+
+    placed = on_each(accelerator, place_all)
+    if not true_everywhere(accelerator, placed is not None):
+        if insists:
+            raise UserError(f"The pictures cannot be kept on the device: {too_large}. Take --data.pixels-from auto.")
+        _tell(accelerator, f"pixels: not on the device, because {too_large}")
+        return None
     seconds = time.monotonic() - begun
     _tell(
         accelerator,
@@ -173,7 +193,8 @@ def _keep_decoded(
         begun = time.monotonic()
         try:
             limit = int(data.cache_gib * 2**30)
-            decoded, made = open_cache(cache_root(data), table.files, used, reader_of(table), max_bytes=limit)
+            root = cache_root(data)
+            decoded, made = open_cache(root, table.files, used, reader_of(table), max_bytes=limit)
         except NoCache as error:
             if data.pixels_from == "cache":
                 raise UserError(
@@ -207,8 +228,15 @@ def reader_of(table: ImageTable) -> Callable[[int], bytes]:
 
 
 def cache_root(data: DataConfig) -> Path:
-    """Where caches of decoded pictures lie."""
-    return user_cache() / "decoded" if data.cache_dir is None else Path(os.path.expanduser(data.cache_dir))
+    """Where caches of decoded pictures lie.
+
+    Raises:
+        NoCache: there is no such place.
+    """
+    try:
+        return user_cache() / "decoded" if data.cache_dir is None else Path(os.path.expanduser(data.cache_dir))
+    except RuntimeError as error:  # a user without a home directory
+        raise NoCache(f"there is no cache directory: {error}") from None
 
 
 def _tell(accelerator: Accelerator, line: str) -> None:

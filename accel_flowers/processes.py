@@ -1,6 +1,6 @@
 """The processes of a run: starting Accelerate, agreeing on what the main process found, sharing what is exact.
 
-Only this module, train, evaluate, checkpoint and tracking know that there may be several processes.
+Whatever is pure (order, split, transforms, scores, networks) knows nothing of processes; tests/test_imports.py keeps the list.
 """
 
 from __future__ import annotations

@@ -116,6 +116,8 @@ def fixed_fields(config: Config) -> dict[str, Any]:
                 flat[name] = value
 
     visit(config_to_dict(config), "")
+    if flat["data.pixels_from"] == "cache":
+        flat["data.pixels_from"] = "files"  # the same pixels to the bit
     return flat
 
 

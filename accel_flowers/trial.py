@@ -165,7 +165,7 @@ def _seconds_of(step: Callable[[], None]) -> float:
 def trial_key(config: Config, size: tuple[int, int], micro_batch: int) -> str:
     """All that the answer depends on."""
     return (
-        f"{config.model.name}, freeze {config.model.freeze}, {size[0]} x {size[1]} pixels, {micro_batch} pictures, "
+        f"{config.model.name}, {config.optim.name}, freeze {config.model.freeze}, {size[0]} x {size[1]} pixels, {micro_batch} pictures, "
         f"{torch.get_num_threads()} threads, {_describe_cpu()}, torch {torch.__version__}"
     )
 

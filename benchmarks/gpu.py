@@ -9,7 +9,8 @@
   profile   torch's profiler of eager steps of both
 
 Prints one JSON object at the end, and each figure on stderr as it comes. What fails is reported in its place and spoils nothing
-else; what no longer fits into `--minutes` is left out and named. Needs torch, torchvision, NumPy and Pillow alone.
+else; what no longer fits into `--minutes` is left out and named. Needs torch, torchvision, NumPy,
+Pillow and simplejpeg alone.
 
   python benchmarks/gpu.py
   python benchmarks/gpu.py --device cpu --quick      # whether it runs
@@ -38,7 +39,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from accel_flowers.data.device.store import DevicePictures, bytes_needed, fits
+from accel_flowers.data.device.store import DevicePictures, bytes_needed
 from accel_flowers.data.device.transform import DeviceTransform, make_device_transform
 
 SIZES = [(500, 375), (375, 500), (499, 665), (333, 500), (500, 333), (240, 320)]
@@ -307,7 +308,6 @@ def main() -> None:
     equal = all(torch.equal(store.picture(n).cpu(), torch.from_numpy(np.array(pictures[n]))) for n in range(len(store)))
     bench.found["store"] = {
         "pictures": len(store), "bytes": need, "fill_seconds": round(seconds, 3), "equal": equal,
-        "fits": fits(device, need), "fits_a_petabyte": fits(device, 10**15),
     }  # fmt: skip
 
     kinds = lists(bench.side)

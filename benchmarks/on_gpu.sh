@@ -4,7 +4,10 @@
 # too long, spoils none of the others.
 set -uo pipefail
 photos=${1:?PHOTOS: a folder of one folder of pictures a class} out=${2:?OUT: a folder for what is printed}
-cd "$(dirname "${BASH_SOURCE[0]}")/.." && mkdir -p "$out"
+mkdir -p "$out"
+photos=$(realpath "$photos") out=$(realpath "$out")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+rm -rf "$out/profiled"
 
 part() { # NAME SECONDS COMMAND...
   echo "$1"

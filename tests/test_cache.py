@@ -209,6 +209,57 @@ def test_the_longest_unused_gives_way_and_what_is_used_stays(encoded: Encoded, t
     assert in_use.pixels(0) is not None
 
 
+def test_what_others_keep_there_is_left_alone(encoded: Encoded, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    size = encoded.open(tmp_path / "elsewhere")[0].num_bytes
+    others = [root / "thesis", root / ("ab" * 16), root / "photos.part", root / ("cd" * 16 + ".part")]
+    for folder in others:
+        folder.mkdir(parents=True)
+        (folder / "chapter").write_bytes(bytes(5000))
+    (root / ("ef" * 16)).symlink_to(others[0])
+    encoded.open(root, max_bytes=size + 1000)
+    assert all((folder / "chapter").exists() for folder in others)
+
+
+def test_the_limit_holds_beside_what_is_used(encoded: Encoded, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    in_use, _ = encoded.open(root)
+    encoded.files[0].write_bytes(encoded.files[0].read_bytes() + b"\0")
+    with pytest.raises(NoCache, match="other runs use"):
+        encoded.open(root, max_bytes=in_use.num_bytes * 3 // 2)
+    assert in_use.pixels(0) is not None
+
+
+@pytest.mark.parametrize("change", ["negative", "huge", "another length", "a pipe", "a link"])
+def test_a_cache_that_was_tampered_with_is_made_anew(change: str, encoded: Encoded, tmp_path: Path) -> None:
+    decoded, _ = encoded.open(tmp_path / "cache")
+    index, pixels = decoded.folder / "index", decoded.folder / "pixels"
+    table = np.frombuffer(index.read_bytes()[8:], dtype=np.int64).reshape(-1, 4).copy()
+    if change == "negative":
+        table[0, 1] *= -1
+    elif change == "huge":
+        table[0, 1] = 2**40
+    elif change == "another length":
+        table = table[:-1]
+    elif change == "a pipe":
+        pixels.unlink()
+        os.mkfifo(pixels)
+    else:
+        index.unlink()
+        index.symlink_to("/dev/zero")
+    if index.is_file() and not index.is_symlink():
+        index.write_bytes(cache_module.xxhash.xxh3_64_digest(table.tobytes()) + table.tobytes())
+    again, made = encoded.open(tmp_path / "cache")
+    assert made
+    assert again.pixels(0) is not None
+
+
+def test_a_cache_that_vanishes_is_no_cache(encoded: Encoded, tmp_path: Path) -> None:
+    decoded, _ = encoded.open(tmp_path / "cache")
+    shutil.rmtree(decoded.folder)
+    assert decoded.pixels(0) is None
+
+
 def test_a_full_disk_is_told(encoded: Encoded, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(NoCache, match="cannot hold them"):

@@ -160,6 +160,25 @@ def test_damage_is_read_over_or_refused_as_on_the_plain_way() -> None:
     assert 10 < refused < 110
 
 
+def test_a_jpeg_in_very_many_scans_is_left_to_pillow() -> None:
+    """Which refuses it: a hundred kilobytes would take minutes."""
+    data = jpeg(Image.new("RGB", (3000, 3000)), progressive=True)
+    last = data.rindex(b"\xff\xda")
+    many = data[:last] + data[last:-2] * 1500 + data[-2:]
+    assert read_header(data) is not None
+    assert read_header(many) is None
+    with pytest.raises(BadImageError, match="scans takes too long"):
+        build("eval").of_file(many, "x")
+
+
+def test_a_resize_to_a_giant_is_refused_on_all_ways() -> None:
+    transform = build_transform([{"Resize": {"size": 1400}}, {"CenterCrop": {"size": 64}}], field="test")[0]
+    data = jpeg(smooth_picture(780, 8))
+    for way in (transform, transform.plainly()):
+        with pytest.raises(BadImageError, match="Resize makes a picture of"):
+            way.of_file(data, "x")
+
+
 def test_a_header_with_padding_is_read() -> None:
     data = PICTURES["photo"]
     header = read_header(data)

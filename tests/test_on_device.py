@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from accel_flowers.config_reading import load_recipe, recipe_names
 from accel_flowers.data.decode import decode_image
-from accel_flowers.data.device.store import DevicePictures, bytes_needed, fits
+from accel_flowers.data.device.store import DevicePictures, bytes_needed
 from accel_flowers.data.device.transform import DeviceTransform, make_device_transform
 from accel_flowers.data.transforms import PictureTransform, _build_step
 from accel_flowers.sample import draw_sample
@@ -333,14 +333,6 @@ def test_the_store_refuses_other_pictures() -> None:
             store.fill(wrong)
     with pytest.raises(ValueError, match="needs pictures"):
         DevicePictures([], CPU)
-
-
-def test_half_of_the_free_memory_may_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not fits(CPU, 1)
-    assert fits(CPU, 1, on_cpu=True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
-    assert fits(torch.device("cuda"), 500)
-    assert not fits(torch.device("cuda"), 501)
 
 
 @pytest.mark.slow

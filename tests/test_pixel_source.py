@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from accel_flowers import pixel_source
 from accel_flowers.data.batches import Pictures
 from accel_flowers.data.device.resident import FinishedPictures, WholePictures, in_threads
 from accel_flowers.data.folder import ImageTable, load_images
@@ -15,6 +16,8 @@ from accel_flowers.data.order import SampleKey
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import build_transform
 from accel_flowers.errors import UserError
+from accel_flowers.evaluate import evaluate_folder
+from accel_flowers.run_dir import fixed_fields
 from accel_flowers.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
@@ -133,5 +136,38 @@ def test_transforms_that_cannot_be_done_there(table: ImageTable, tmp_path: Path)
             "train_transforms": [{"Resize": {"size": [32, 32]}}, {"RandomPosterize": {"bits": 4}}],
         },
     )
-    with pytest.raises(UserError, match=r"data\.train_transforms holds what cannot be done on the device"):
+    with pytest.raises(UserError, match=r"data\.train_transforms: .* hold what cannot be done on the device"):
         train(config)
+
+
+def test_half_of_what_training_leaves_is_for_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    assert pixel_source._room(torch.device("cuda")) == 300
+    assert pixel_source._room(CPU) == 0
+
+
+def test_a_device_without_room_is_told(table: ImageTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(pixel_source, "WholePictures", no_room)
+    config = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "device"})
+    with pytest.raises(UserError, match=r"cannot be kept on the device: .* GiB do not fit"):
+        train(config)
+
+
+def test_a_run_on_the_plain_way_scores_as_its_model(table: ImageTable, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    train(tiny_config(Path(table.source), run_dir, data={"pixels_from": "plain"}, train={"epochs": 1}))
+    scores = evaluate_folder(run_dir / "model", table.source, split_file=run_dir / "split.json", part="test")
+    assert metrics(run_dir, "test/loss") == [scores["loss"]]
+
+
+def test_a_run_from_files_goes_on_from_the_cache(table: ImageTable, tmp_path: Path) -> None:
+    files = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "files"})
+    cache = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "cache"})
+    device = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "device"})
+    assert fixed_fields(files) == fixed_fields(cache)
+    assert fixed_fields(files) != fixed_fields(device)

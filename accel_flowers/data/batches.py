@@ -173,6 +173,11 @@ class Pictures(Dataset[Batch]):
         return draws, transform.extent(draws)
 
     @property
+    def is_decoded(self) -> bool:
+        """Whether they come from decoded pictures."""
+        return self._decoded is not None
+
+    @property
     def has_work(self) -> bool:
         """Whether there is anything for workers to do."""
         return not self._is_away or self._drawing is not None

@@ -3,7 +3,9 @@
 A cache is a directory named after what it was made from: the content of every picture, the law below and the versions of
 the decoders. Another picture makes another cache, so none can be out of date. It is written beside its place and renamed,
 every picture has a checksum, which is looked at when a process first uses the picture, and a damaged one is decoded from
-its file again. The longest unused caches give way to a new one.
+its file again. The longest unused caches give way to a new one; nothing else that lies there is touched.
+
+Checksums tell of accidents, not of people: a cache that belongs to another user is not used.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
+import stat
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,14 +30,15 @@ import torch
 import xxhash
 from torch import Tensor
 
+from accel_flowers.data.decode import MAX_PIXELS
 from accel_flowers.data.fast.jpeg import decode_pixels
 from accel_flowers.data.folder import content_digest
 from accel_flowers.errors import UserError
+from accel_flowers.reading import read_file
 
 LAW = "1: upright RGB at full size, uint8 [H, W, 3], one after the other"
 _PIXELS, _INDEX = "pixels", "index"
-_AT_ONCE = 64
-"""Pictures that are decoded before they are written: what is held in memory."""
+_NAME = re.compile(r"[0-9a-f]{32}(\.part)?")
 _LOOKED_AT = 200
 """Pictures from which the size of all is estimated."""
 
@@ -66,19 +71,28 @@ class DecodedPictures:
     def __init__(self, folder: Path, num_pictures: int) -> None:
         self.folder = folder
         try:
+            if folder.lstat().st_uid not in (os.getuid(), 0):
+                raise ValueError("it belongs to another user")
             # Offset, height, width and checksum of each picture.
-            table = _read_index(folder / _INDEX)
-            self.num_bytes = (folder / _PIXELS).stat().st_size
+            table = _read_index(folder / _INDEX, num_pictures)
+            descriptor = os.open(folder / _PIXELS, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            raise ValueError(f"its index cannot be read: {error}") from None
-        self._offsets, self._sizes, self._sums = table[:, 0], table[:, 1:3], table[:, 3].view(np.uint64)
-        ends = self._offsets + self._sizes.prod(axis=1) * 3
-        if len(ends) != num_pictures or ends.max(initial=0) != self.num_bytes:
-            raise ValueError("its parts do not fit together")
+            raise ValueError(f"it cannot be read: {error}") from None
         # An open file with a lock on it: whoever needs room leaves this cache alone.
-        descriptor = os.open(folder / _PIXELS, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
+        state = os.fstat(descriptor)
+        self.num_bytes = state.st_size
+        self._offsets, self._sizes, self._sums = table[:, 0], table[:, 1:3], table[:, 3].view(np.uint64)
+        lengths = self._sizes.prod(axis=1) * 3
+        fits = lengths.sum() == self.num_bytes and np.array_equal(self._offsets, lengths.cumsum() - lengths)
+        if (
+            not stat.S_ISREG(state.st_mode)
+            or not fits
+            or self._sizes.min(initial=0) < 0
+            or self._sizes.max(initial=0) > MAX_PIXELS
+        ):
+            raise ValueError("its parts do not fit together")
         self._map: np.memmap[Any, Any] | None = None
         self._seen = bytearray(num_pictures)
 
@@ -86,16 +100,20 @@ class DecodedPictures:
         return {**self.__dict__, "_map": None}
 
     def pixels(self, number: int) -> Tensor | None:
-        """A picture, uint8 [H, W, 3], in place (not to be written to); None where the cache is damaged there."""
+        """A picture, uint8 [H, W, 3], in place (not to be written to); None where the cache is damaged there, or gone."""
         if self._map is None:
-            # Copy on write, because torch warns of memory that cannot be written; nobody writes.
-            self._map = np.memmap(self.folder / _PIXELS, dtype=np.uint8, mode="c")
+            try:
+                # Copy on write, because torch warns of memory that cannot be written; nobody writes.
+                self._map = np.memmap(self.folder / _PIXELS, dtype=np.uint8, mode="c", shape=(self.num_bytes,))
+            except (OSError, ValueError):
+                return None
         height, width = self._sizes[number].tolist()
         start = int(self._offsets[number])
         pixels = self._map[start : start + height * width * 3].reshape(height, width, 3)
         if not self._seen[number]:
             if height == 0 or xxhash.xxh3_64_intdigest(pixels.data) != int(self._sums[number]):
-                (self.folder / _INDEX).unlink(missing_ok=True)  # the next run makes it anew
+                with suppress(OSError):
+                    (self.folder / _INDEX).unlink(missing_ok=True)  # the next run makes it anew
                 return None
             self._seen[number] = 1
         return torch.from_numpy(pixels)
@@ -109,7 +127,10 @@ class DecodedPictures:
 def open_cache(
     root: Path, names: Sequence[str], contents: Sequence[str], read: Callable[[int], bytes], *, max_bytes: int
 ) -> tuple[DecodedPictures, bool]:
-    """Open the cache of these pictures, or make it; of several processes that ask at once, one makes it.
+    """Open the cache of these pictures, or make it.
+
+    One process at a time is in here, so of several that want the same cache one makes it, and none is removed that
+    another is about to open.
 
     Args:
         root: where caches lie.
@@ -127,8 +148,8 @@ def open_cache(
     """
     folder = root / cache_key(contents)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{folder.name}.lock"):
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(root / ".lock"):
             try:
                 opened, made = DecodedPictures(folder, len(contents)), False
             except ValueError:
@@ -137,6 +158,10 @@ def open_cache(
             os.utime(folder)
     except OSError as error:
         raise NoCache(f"'{root}' cannot hold them: {error.strerror or error}") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise NoCache(f"'{folder}' cannot be used: {error}") from None
     return opened, made
 
 
@@ -167,20 +192,20 @@ def _make(
     there = [number for number, content in enumerate(contents) if content]
     sample = there[:: max(1, len(there) // _LOOKED_AT)]
     estimate = sum(decode(number).nbytes for number in sample) * len(there) // max(1, len(sample))
-    _make_room(folder.parent, estimate, max_bytes)
+    room = _make_room(folder.parent, estimate, max_bytes)
     sizes = np.zeros((len(contents), 2), dtype=np.int64)
     sums = np.zeros(len(contents), dtype=np.uint64)
-    partial.mkdir()
+    partial.mkdir(mode=0o700)
+    at_once = 2 * len(os.sched_getaffinity(0))  # what is held in memory
     try:
-        with (partial / _PIXELS).open("wb") as file, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            fcntl.flock(file, fcntl.LOCK_SH)  # in use, for whoever makes room
-            for first in range(0, len(there), _AT_ONCE):
-                numbers = there[first : first + _AT_ONCE]
+        with (partial / _PIXELS).open("wb") as file, ThreadPoolExecutor(at_once // 2) as pool:
+            for first in range(0, len(there), at_once):
+                numbers = there[first : first + at_once]
                 for number, pixels in zip(numbers, pool.map(decode, numbers), strict=True):
                     sizes[number], sums[number] = pixels.shape[:2], xxhash.xxh3_64_intdigest(pixels.data)
                     file.write(pixels.data)
-                if file.tell() > max_bytes:
-                    raise NoCache(_too_large(file.tell(), max_bytes))
+                if file.tell() > room:
+                    raise NoCache(_too_large(file.tell(), room))
             file.flush()
             os.fsync(file.fileno())
         num_bytes = sizes.prod(axis=1) * 3
@@ -197,39 +222,50 @@ def _write_index(path: Path, table: npt.NDArray[np.int64]) -> None:
     path.write_bytes(xxhash.xxh3_64_digest(content) + content)
 
 
-def _read_index(path: Path) -> npt.NDArray[np.int64]:
+def _read_index(path: Path, num_pictures: int) -> npt.NDArray[np.int64]:
     """int64 [N, 4], as it was written.
 
     Raises:
         OSError, ValueError: it is gone, or damaged.
     """
-    data = path.read_bytes()
-    if xxhash.xxh3_64_digest(data[8:]) != data[:8]:
+    data = read_file(path, max_bytes=8 + 32 * num_pictures)
+    if len(data) != 8 + 32 * num_pictures or xxhash.xxh3_64_digest(data[8:]) != data[:8]:
         raise ValueError("its index is damaged")
     return np.frombuffer(data[8:], dtype=np.int64).reshape(-1, 4)
 
 
-def _make_room(root: Path, needed: int, max_bytes: int) -> None:
-    """Remove the longest unused caches until there is room.
+def _make_room(root: Path, needed: int, max_bytes: int) -> int:
+    """Remove the longest unused caches until there is room; gives the bytes that there are then.
 
     Raises:
         NoCache: there would not be enough even so.
     """
     if needed > max_bytes:
         raise NoCache(_too_large(needed, max_bytes))
-    caches = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    taken = {path: sum(file.stat().st_size for file in path.iterdir()) for path in caches}
-    for path in caches:
+    taken = {path: sum(file.stat().st_size for file in path.iterdir()) for path in root.iterdir() if _is_cache(path)}
+    for path in sorted(taken, key=lambda path: path.stat().st_mtime):
         if sum(taken.values()) + needed <= max_bytes:
             break
         if _is_unused(path):
             shutil.rmtree(path)
             del taken[path]
-    if sum(taken.values()) + needed > max_bytes:
+    room = max_bytes - sum(taken.values())
+    if needed > room:
         raise NoCache(f"other runs use {_gib(sum(taken.values()))} of the {_gib(max_bytes)} allowed")
     free = shutil.disk_usage(root).free
     if needed > 0.9 * free:
         raise NoCache(f"decoded they take some {_gib(needed)}, and the disk has {_gib(free)} left")
+    return room
+
+
+def _is_cache(path: Path) -> bool:
+    """Whether we made it: whatever else people keep here is none of our business."""
+    if not _NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        return path.stat().st_uid == os.getuid() and {file.name for file in path.iterdir()} <= {_PIXELS, _INDEX}
+    except OSError:
+        return False
 
 
 def _is_unused(folder: Path) -> bool:

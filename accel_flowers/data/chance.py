@@ -11,6 +11,8 @@ import math
 import torch
 from torchvision.transforms import v2
 
+from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS
+
 
 def uniform(low: float, high: float) -> float:
     """low … high."""
@@ -63,9 +65,15 @@ class RandomBox:
 
 
 def resized_size(size: list[int], height: int, width: int) -> tuple[int, int]:
-    """What Resize makes of a picture's size: two numbers are that, one is for the shorter side."""
+    """What Resize makes of a picture's size: two numbers are that, one is for the shorter side.
+
+    Raises:
+        ValueError: it would be a line, or too large.
+    """
     if len(size) == 2:
         return size[0], size[1]
     # torchvision cuts the longer side's fraction off.
     short, long = size[0], int(size[0] * max(height, width) / min(height, width))
+    if long * short > MAX_PIXELS or long > MAX_ASPECT * short:
+        raise ValueError(f"Resize makes a picture of {long} x {short} pixels of it")
     return (short, long) if height <= width else (long, short)

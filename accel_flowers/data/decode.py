@@ -51,7 +51,7 @@ MAX_ASPECT: Final = 100
 """Largest ratio of the longer to the shorter side: resizing the shorter side of a line to 256 makes a giant of it."""
 MAX_BYTES: Final = 2**30
 """Largest picture file that is read, for whoever reads it."""
-_MAX_SCANNED: Final = 10**10
+MAX_SCANNED: Final = 10**10
 """Largest number of scans of a JPEG times its pixels. Photographs have ten scans; thousands of empty ones, for which
 a hundred kilobytes suffice, take minutes to decode."""
 _LARGE: Final = 2**25
@@ -299,7 +299,7 @@ def _refusal(image: ImageFile.ImageFile, data: bytes) -> str | None:
     if max(image.size) > MAX_ASPECT * min(image.size):
         return f"{size} is a line: one side may be {MAX_ASPECT} times as long as the other"
     num_scans = data.count(b"\xff\xda") if isinstance(image, _Jpeg) else 0
-    if num_scans * pixels > _MAX_SCANNED:
+    if num_scans * pixels > MAX_SCANNED:
         return f"a JPEG of {size} in {num_scans:,} scans takes too long to decode"
     return None
 

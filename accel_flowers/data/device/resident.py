@@ -19,14 +19,12 @@ from accel_flowers.data.decode import BadImageError
 from accel_flowers.data.device.store import DevicePictures
 from accel_flowers.data.device.transform import DeviceTransform
 from accel_flowers.data.order import SampleKey
+from accel_flowers.errors import UserError
 
 T = TypeVar("T")
 
 ToPixels = Callable[[Batch], Tensor]
 """Batch, on the device → uint8 [B, 3, H, W] there."""
-
-_AT_ONCE = 64
-"""Pictures that are held on the host while they are decoded and copied."""
 
 
 def loaded_pixels(batch: Batch) -> Tensor:
@@ -56,7 +54,12 @@ class WholePictures:
     ) -> None:
         self._transform = transform
         self._store = DevicePictures(sizes, device)
-        self._store.fill(in_threads(pictures.decode, len(pictures), threads))
+        try:
+            self._store.fill(in_threads(pictures.decode, len(pictures), threads))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"Leave the pictures as they are while a run begins: {error}.") from None
 
     def __call__(self, batch: Batch) -> Tensor:
         """Crops, flips and colours, as the batch's draws say."""
@@ -94,5 +97,5 @@ class FinishedPictures:
 def in_threads(do: Callable[[int], T], number: int, threads: int) -> Iterator[T]:
     """`do` of 0 … number - 1, in order, without holding more results than needed."""
     with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, number, _AT_ONCE):
-            yield from pool.map(do, range(first, min(first + _AT_ONCE, number)))
+        for first in range(0, number, 2 * threads):
+            yield from pool.map(do, range(first, min(first + 2 * threads, number)))

@@ -13,7 +13,6 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from accel_flowers.data.chance import RandomBox, resized_size
-from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS
 from accel_flowers.data.device.steps import Size, Step
 
 
@@ -47,9 +46,6 @@ class Resize(Resizing):
 
     def draw(self, height: int, width: int) -> tuple[list[float], int, int]:
         new_height, new_width = self.size_of(height, width)
-        long, short = max(new_height, new_width), min(new_height, new_width)
-        if self.short and (long * short > MAX_PIXELS or long > MAX_ASPECT * short):
-            raise ValueError(f"Resize makes a picture of {new_width} x {new_height} pixels of it")
         return [0, 0, height, width, new_height, new_width], new_height, new_width
 
     def size_of(self, height: int, width: int) -> Size:

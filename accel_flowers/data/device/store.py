@@ -34,18 +34,6 @@ def bytes_needed(sizes: Sequence[tuple[int, int]]) -> int:
     return int((array[:, 0] * _pitches(array)).sum()) * CHANNELS + _slack(array) + numbers
 
 
-def fits(device: torch.device, num_bytes: int, *, on_cpu: bool = False) -> bool:
-    """Whether so much may be kept on a device: half of what is free on a GPU; the training needs the rest.
-
-    Args:
-        on_cpu: the answer for a CPU, where nothing is won by keeping pictures.
-    """
-    if device.type != "cuda":
-        return on_cpu
-    free, _ = torch.cuda.mem_get_info(device)
-    return num_bytes <= free // 2
-
-
 class DevicePictures:
     """Upright RGB pictures on a device.
 

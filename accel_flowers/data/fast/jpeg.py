@@ -16,7 +16,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, decode_image, exif_orientation
+from accel_flowers.data.decode import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED, decode_image, exif_orientation
 
 _UNIT = 16
 """Rows of pixels that are coded together, or a multiple of them."""
@@ -60,6 +60,8 @@ def read_header(data: bytes) -> JpegHeader | None:
     else:
         return None
     if exif and exif_orientation(exif) != 1:
+        return None
+    if not frame and data.count(b"\xff\xda") * height * width > MAX_SCANNED:
         return None
     whole = data[place + 4] == 3 and data.endswith(b"\xff\xd9")
     return JpegHeader(height, width, frame if whole else 0)
