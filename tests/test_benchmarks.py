@@ -45,9 +45,7 @@ def test_start_tells_why_there_is_none() -> None:
 @pytest.mark.slow
 def test_whole_run(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=12)
-    done = run(
-        "whole_run", "--", *f"quickstart --data.path {photos} --train.epochs 2 --train.global-batch-size 8".split()
-    )
+    done = run("whole_run", "--", *quick(photos, epochs=2))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "epoch 2/2" in done.stdout
     assert "model/ written after" in done.stdout

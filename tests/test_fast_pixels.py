@@ -290,4 +290,6 @@ def test_real_photos_within_one_level() -> None:
         transform = build(name)
         for seed, file in enumerate(files):
             plain, fast = both_ways(transform, file.read_bytes(), seed)
-            assert (plain - fast).abs().max() <= 1, file
+            difference = (plain - fast).abs()
+            assert difference.max() <= 1, file
+            assert difference.float().mean() < 0.1, file
