@@ -10,4 +10,5 @@ cd "$project"
 ruff format --check .
 ruff check .
 mypy
-pytest -n 2 --dist loadfile "$@"  # two at a time; a file's tests share their runs
+# Two at a time; a file's tests share their runs, and tests/conftest.py puts the longest files first.
+pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

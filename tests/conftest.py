@@ -44,6 +44,19 @@ def make_folder(root: Path, *, per_class: int = 10, classes: tuple[str, ...] = C
     return root
 
 
+LONGEST_FIRST = (
+    "test_interrupted", "test_faults", "test_numbers", "test_processes", "test_pixel_source", "test_two_machines",
+    "test_restarts", "test_peers", "test_dashboards", "test_cache", "test_trial", "test_benchmark_command",
+)  # fmt: skip
+"""Files that take long; one that came last would leave the other core without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Their order; all others stay as they are."""
+    rank = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Caches of `datasets` and W&B go to a temporary folder."""

@@ -287,7 +287,7 @@ def test_batches_are_the_same_from_files_and_cache(tmp_path: Path) -> None:
             assert torch.equal(one["pixels"], other["pixels"])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_from_the_cache_is_the_run_from_files(processes: int, tmp_path: Path) -> None:
     photos = write_mixed_folder(tmp_path / "photos")
     recipe = write_recipe(

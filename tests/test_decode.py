@@ -282,9 +282,9 @@ def test_lines_are_refused_by_their_header() -> None:
 def test_jpeg_of_thousands_of_scans_is_refused(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     data = corpus["jpeg progressive"]
     scans = data.count(b"\xff\xda")
-    monkeypatch.setattr(decode, "_MAX_SCANNED", scans * WIDTH * HEIGHT)
+    monkeypatch.setattr(decode, "MAX_SCANNED", scans * WIDTH * HEIGHT)
     decode_image(data, "rose")
-    monkeypatch.setattr(decode, "_MAX_SCANNED", scans * WIDTH * HEIGHT - 1)
+    monkeypatch.setattr(decode, "MAX_SCANNED", scans * WIDTH * HEIGHT - 1)
     assert f"in {scans} scans takes too long" in cause_of(data)
 
 

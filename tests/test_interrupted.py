@@ -87,6 +87,7 @@ def test_one_run_at_a_time(photos: Path, tmp_path: Path) -> None:
         assert not first.has_ended()
 
 
+@pytest.mark.slow
 def test_three_processes_go_on_bit_for_bit(photos: Path, tmp_path: Path) -> None:
     """DDP lays out its gradient buckets anew after the first backward pass: here before the first step."""
     batch = ["--train.global-batch-size", "12"]

@@ -92,7 +92,7 @@ def test_work_in_threads_comes_in_order_and_a_mistake_ends_it() -> None:
         list(in_threads(fail, 200, 3))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_on_the_device(processes: int, table: ImageTable, tmp_path: Path) -> None:
     """Nearly the losses of the run from files; workers and an interruption change nothing, to the last digit."""
     recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 2})
