@@ -215,6 +215,7 @@ cli.main(sys.argv[2:])
 """Process argv[1] finds 900 MiB left for its trials: under a limit, as `ulimit -v` sets it, a CPU's allocations fail."""
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_short_memory_on_one_process_halves_the_micro_batch_of_all(photos: Path, tmp_path: Path) -> None:
     recipe = write_recipe(
