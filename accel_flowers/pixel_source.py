@@ -80,9 +80,8 @@ def open_parts(
         UserError: what the recipe insists on cannot be; a picture that cannot be read any more.
     """
     pictures = partial(Pictures, table, split=split, seed=seed)
-    if (
-        data.pixels_from == "plain"
-    ):  # the training: evaluations are the same on all ways, and when the model is scored later
+    if data.pixels_from == "plain":
+        # Training pictures alone: evaluations are the same on all ways, and when the model is scored later.
         part, transform = transforms["train"]
         transforms = {**transforms, "train": (part, transform.plainly())}
     parts = {name: pictures(part=part, transform=transform) for name, (part, transform) in transforms.items()}

@@ -105,7 +105,7 @@ class Pictures(Dataset[Batch]):
         Raises:
             BadImageError: it cannot be read any more.
         """
-        return decode_image(_encoded(self._table[self._rows[sample]]["image"]), self.files[sample])
+        return decode_image(self._data(sample), self.files[sample])
 
     def decode(self, sample: int) -> Tensor:
         """One picture, whole, upright RGB, uint8 [height, width, 3].
@@ -113,10 +113,7 @@ class Pictures(Dataset[Batch]):
         Raises:
             BadImageError: it cannot be read any more.
         """
-        pixels = self._decoded.pixels(self._rows[sample]) if self._decoded else None
-        if pixels is not None:
-            return pixels
-        return decode_pixels(_encoded(self._table[self._rows[sample]]["image"]), self.files[sample])
+        return decode_pixels(self._data(sample), self.files[sample])
 
     def size(self, sample: int) -> tuple[int, int]:
         """Height and width of a picture, of most kinds without decoding it.
@@ -124,9 +121,7 @@ class Pictures(Dataset[Batch]):
         Raises:
             BadImageError: it cannot be read any more.
         """
-        if self._decoded:
-            return self._decoded.size(self._rows[sample])
-        data = _encoded(self._table[self._rows[sample]]["image"])
+        data = self._data(sample)
         header = read_header(data)
         if header:
             return header.height, header.width
@@ -188,6 +183,9 @@ class Pictures(Dataset[Batch]):
         begun = time.perf_counter()
         self.__getitems__(keys)
         return len(keys) / (time.perf_counter() - begun)
+
+    def _data(self, sample: int) -> bytes:
+        return _encoded(self._table[self._rows[sample]]["image"])
 
     def _of_files(self, keys: Sequence[SampleKey]) -> list[Tensor]:
         rows = self._table[[self._rows[key.sample] for key in keys]]
