@@ -42,6 +42,7 @@ from accel_flowers.processes import (
     main_first,
     num_local_processes,
     settle_gradient_order,
+    tell_main,
 )
 from accel_flowers.progress import tell
 from accel_flowers.run_dir import SPLIT_FILE, holds_run
@@ -122,7 +123,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     check_same_everywhere(accelerator, {**_facts(table, split), "precision": accelerator.mixed_precision})
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
     newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
-    _tell_main(accelerator, *passed_over)
+    tell_main(accelerator, *passed_over)
     state = newest or TrainState()
     channels_last = wants_channels_last(network)
     network.to(device)
@@ -135,7 +136,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     if can_run_short(device):
         fits, seconds = fit_micro_batch(network, config.optim, normalizer, plan, train_size, accelerator)
         if fits < plan.micro_batch:
-            _tell_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
+            tell_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
             plan, state.micro_batch_size = replace(plan, micro_batch_size=fits), fits
         trained_per_second = fits / seconds
     # After the trial of the memory, which says what is left for pictures.
@@ -223,11 +224,6 @@ def _facts(table: ImageTable, split: Split) -> dict[str, object]:
     }
 
 
-def _tell_main(accelerator: Accelerator, *lines: str) -> None:
-    if accelerator.is_main_process:
-        tell(*lines)
-
-
 def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     source = data.path
     if source is None:
@@ -297,7 +293,7 @@ def _build_loaders(
             trained_per_second=trained_per_second,
         )
         if loaded_per_second and trained_per_second:
-            _tell_main(
+            tell_main(
                 accelerator,
                 f"loading: {num_workers} workers for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
                 f"the training takes {trained_per_second:.0f}",

@@ -30,8 +30,7 @@ from accel_flowers.data.transforms import PictureTransform
 from accel_flowers.data.workers import local_cores
 from accel_flowers.errors import UserError
 from accel_flowers.files import user_cache
-from accel_flowers.processes import num_local_processes, on_each, true_everywhere
-from accel_flowers.progress import tell
+from accel_flowers.processes import num_local_processes, on_each, tell_main, true_everywhere
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def open_parts(
             name: Part(pictures(part=part, transform=transform, decoded=decoded))
             for name, (part, transform) in transforms.items()
         }
-    _tell(accelerator, _WITHOUT[data.pixels_from])
+    tell_main(accelerator, _WITHOUT[data.pixels_from])
     return {name: Part(each) for name, each in parts.items()}
 
 
@@ -128,7 +127,7 @@ def _place_on_device(
         lacking = "the training's transforms hold what cannot be done on the device"
         if insists:
             raise UserError(f"data.train_transforms: {lacking}: take --data.pixels-from auto, or other transforms.")
-        _tell(accelerator, f"pixels: not on the device, because {lacking}")
+        tell_main(accelerator, f"pixels: not on the device, because {lacking}")
         return None
 
     train = parts["train"]
@@ -138,7 +137,7 @@ def _place_on_device(
     too_large = f"{needed / 2**30:.2f} GiB do not fit on {device} beside the training"
     room = _room(device)
     if not true_everywhere(accelerator, insists or needed <= room):
-        _tell(accelerator, f"pixels: not on the device, because {too_large}")
+        tell_main(accelerator, f"pixels: not on the device, because {too_large}")
         return None
     on_device.max_bytes = min(on_device.max_bytes, max(2**28, room - needed))
     on_device.compiled = compiled
@@ -159,10 +158,10 @@ def _place_on_device(
     if not true_everywhere(accelerator, placed is not None):
         if insists:
             raise UserError(f"The pictures cannot be kept on the device: {too_large}. Take --data.pixels-from auto.")
-        _tell(accelerator, f"pixels: not on the device, because {too_large}")
+        tell_main(accelerator, f"pixels: not on the device, because {too_large}")
         return None
     seconds = time.monotonic() - begun
-    _tell(
+    tell_main(
         accelerator,
         f"pixels: on {device}, {needed / 2**30:.2f} GiB, cropped and coloured there (placed in {seconds:.1f} s)",
     )
@@ -200,11 +199,11 @@ def _keep_decoded(
                     f"The pictures cannot be kept decoded: {error}. Allow more with --data.cache-gib, give another "
                     "place with --data.cache-dir, or take --data.pixels-from files."
                 ) from None
-            _tell(accelerator, f"pixels: decoded anew each time; {error}")
+            tell_main(accelerator, f"pixels: decoded anew each time; {error}")
             return None
         how = f"made in {time.monotonic() - begun:.1f} s" if made else "made before"
         size = f"{decoded.num_bytes / 2**30:.2f} GiB"
-        _tell(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
+        tell_main(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
         return decoded
 
     return on_each(accelerator, open_or_not)
@@ -236,8 +235,3 @@ def cache_root(data: DataConfig) -> Path:
         return user_cache() / "decoded" if data.cache_dir is None else Path(os.path.expanduser(data.cache_dir))
     except RuntimeError as error:  # a user without a home directory
         raise NoCache(f"there is no cache directory: {error}") from None
-
-
-def _tell(accelerator: Accelerator, line: str) -> None:
-    if accelerator.is_main_process:
-        tell(line)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from accel_flowers.errors import UserError
 from accel_flowers.launcher import rendezvous_url
+from accel_flowers.progress import tell
 
 T = TypeVar("T")
 
@@ -176,6 +177,12 @@ def on_each(accelerator: Accelerator, do: Callable[[], T]) -> T:
     if first is not None:
         raise UserError(first)
     return done[0]
+
+
+def tell_main(accelerator: Accelerator, *lines: str) -> None:
+    """Print lines on the main process alone."""
+    if accelerator.is_main_process:
+        tell(*lines)
 
 
 def true_everywhere(accelerator: Accelerator, here: bool) -> bool:
