@@ -187,26 +187,31 @@ def _keep_decoded(
     """
     used = [content if name in split.parts else "" for name, content in zip(table.files, contents, strict=True)]
 
-    def open_or_not() -> DecodedPictures | None:
-        begun = time.monotonic()
+    begun = time.monotonic()
+
+    def open_or_not() -> tuple[DecodedPictures | None, bool, str]:
         try:
             limit = int(data.cache_gib * 2**30)
-            root = cache_root(data)
-            decoded, made = open_cache(root, table.files, used, reader_of(table), max_bytes=limit)
+            opened, made = open_cache(cache_root(data), table.files, used, reader_of(table), max_bytes=limit)
         except NoCache as error:
             if data.pixels_from == "cache":
                 raise UserError(
                     f"The pictures cannot be kept decoded: {error}. Allow more with --data.cache-gib, give another "
                     "place with --data.cache-dir, or take --data.pixels-from files."
                 ) from None
-            tell_main(accelerator, f"pixels: decoded anew each time; {error}")
-            return None
-        how = f"made in {time.monotonic() - begun:.1f} s" if made else "made before"
-        size = f"{decoded.num_bytes / 2**30:.2f} GiB"
-        tell_main(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
-        return decoded
+            return None, False, str(error)
+        return opened, made, ""
 
-    return on_each(accelerator, open_or_not)
+    decoded, made_here, why_not = on_each(accelerator, open_or_not)
+    # Whichever process came first made it, while the others waited.
+    made_before = true_everywhere(accelerator, not made_here)
+    if decoded is None:
+        tell_main(accelerator, f"pixels: decoded anew each time; {why_not}")
+        return None
+    how = "made before" if made_before else f"made in {time.monotonic() - begun:.1f} s"
+    size = f"{decoded.num_bytes / 2**30:.2f} GiB"
+    tell_main(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
+    return decoded
 
 
 def reader_of(table: ImageTable) -> Callable[[int], bytes]:
