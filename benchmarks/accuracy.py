@@ -16,15 +16,13 @@ import argparse
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from statistics import mean, stdev
 
-PROJECT = Path(__file__).resolve().parent.parent
+from common import PROJECT, machine
 
 
 def main() -> None:
@@ -36,10 +34,7 @@ def main() -> None:
     parser.add_argument("--launch", metavar="FILE", help="configuration for accelerate launch; default: no launcher")
     parser.add_argument("words", nargs="+", help="after --: what follows `accel-flowers train`")
     asked = parser.parse_args()
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "pillow", "simplejpeg")
-    )
-    print(f"{platform.processor() or platform.machine()}; {versions}\n{' '.join(asked.words)}")
+    print(f"{machine('torch', 'torchvision', 'pillow', 'simplejpeg')}\n{' '.join(asked.words)}")
     print(f"{'seed':>4}  " + "  ".join(f"{way:>22}" for way in asked.ways))
     found: dict[str, list[dict[str, float]]] = {way: [] for way in asked.ways}
     for seed in asked.seeds:

@@ -26,7 +26,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -38,11 +37,12 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
+from common import PROJECT, machine, ratio, spread
+
 sys.path.insert(0, str(PROJECT))
 
-from accel_flowers.config import Config  # noqa: E402
-from accel_flowers.data.decode import IMAGE_EXTENSIONS  # noqa: E402
+from accel_flowers.config import Config
+from accel_flowers.data.decode import IMAGE_EXTENSIONS
 
 KINDS = ("exact", "plain")
 COLUMNS = ("step", "epoch", "processor")
@@ -239,24 +239,9 @@ def epoch_times(stamps: Sequence[float], steps: int) -> Iterator[float]:
         yield stamps[begin + steps - 1] - stamps[begin - 1]
 
 
-def describe_machine(asked: argparse.Namespace) -> str:
-    import accelerate
-    import torch
-    import torchvision
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return (
-        f"{cpu}, {len(os.sched_getaffinity(0))} cores, {asked.threads} threads for each process, load "
-        f"{os.getloadavg()[0]:.1f} before; Python {platform.python_version()}, torch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, accelerate {accelerate.__version__}"
-    )
-
-
 def measure(asked: argparse.Namespace) -> None:
-    print(describe_machine(asked))
     print(
+        f"{machine('torch', 'torchvision', 'accelerate')}; {asked.threads} threads for each process\n"
         f"{asked.model}, {asked.size} px, {asked.precision}, processes: {asked.processes}; {asked.epochs} epochs of "
         f"{asked.steps} steps of {asked.batch} pictures, {asked.micro_batch} a forward pass",
         flush=True,
@@ -274,12 +259,8 @@ def measure(asked: argparse.Namespace) -> None:
                 print(f"{repeat + 1:2}  {kind}  {'  '.join(words)}", flush=True)
     for column, name in enumerate(COLUMNS):
         values = {kind: [row[column] for row in rows] for kind, rows in found.items()}
-        ratios = [exact / plain for exact, plain in zip(*values.values(), strict=True)]
-        words = [f"{kind} {median(row):.3f} s ({min(row):.3f} to {max(row):.3f})" for kind, row in values.items()]
-        print(
-            f"{name}: {', '.join(words)}; exact / plain {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
-            f"goal {GOAL}"
-        )
+        words = ", ".join(f"{kind} {spread(row, 3)} s" for kind, row in values.items())
+        print(f"{name}: {words}; exact / plain {ratio(*values.values(), decimals=3)}, goal {GOAL}")
 
 
 def main() -> None:

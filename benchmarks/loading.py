@@ -18,32 +18,30 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from itertools import cycle
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from common import PROJECT, machine, ratio, spread
+
 os.environ["OMP_NUM_THREADS"] = "1"
-PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import torch  # noqa: E402
-from datasets import load_dataset  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torchvision import transforms as v1  # noqa: E402
+import torch
+from datasets import load_dataset
+from torch import Tensor
+from torchvision import transforms as v1
 
-from accel_flowers.data.batches import Pictures  # noqa: E402
-from accel_flowers.data.cache import DecodedPictures, open_cache  # noqa: E402
-from accel_flowers.data.folder import ImageTable, content_digest, load_images, read_bytes  # noqa: E402
-from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream  # noqa: E402
-from accel_flowers.data.split import Split  # noqa: E402
-from accel_flowers.data.transforms import Normalizer, build_transform  # noqa: E402
+from accel_flowers.data.batches import Pictures
+from accel_flowers.data.cache import DecodedPictures, open_cache
+from accel_flowers.data.folder import ImageTable, content_digest, load_images, read_bytes
+from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream
+from accel_flowers.data.split import Split
+from accel_flowers.data.transforms import Normalizer, build_transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32
@@ -124,10 +122,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4, help="of a round; default %(default)s")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "datasets", "pillow", "simplejpeg")
-    )
-    print(f"{platform.processor() or platform.machine()}, one thread, load {os.getloadavg()[0]:.1f}; {versions}")
+    print(f"one thread of {machine('torch', 'torchvision', 'datasets', 'pillow', 'simplejpeg')}")
     makers: dict[str, Callable[[str, str], Iterator[Tensor]]] = {
         "files": from_files,
         "cache": from_cache,
@@ -142,10 +137,9 @@ def main() -> None:
             rounds[name].append(pictures_a_second(each, asked.seconds))
         print(f"{number:2}  " + "  ".join(f"{name} {rates[-1]:6.0f}" for name, rates in rounds.items()), flush=True)
     for name, rates in rounds.items():
-        print(f"{asked.recipe} {name}: median {median(rates):.0f} pictures/s ({min(rates):.0f} to {max(rates):.0f})")
+        print(f"{asked.recipe} {name}: pictures/s {spread(rates, 0)}")
     for name in ("files", "cache"):
-        ratios = [a / b for a, b in zip(rounds[name], rounds["datasets"], strict=True)]
-        print(f"{asked.recipe} {name} / datasets: median {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"{asked.recipe} {name} / datasets: {ratio(rounds[name], rounds['datasets'])}")
 
 
 if __name__ == "__main__":

@@ -27,20 +27,17 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib import metadata
-from itertools import zip_longest
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
+from common import PROJECT, machine, ratio, spread
+
 sys.path.insert(0, str(PROJECT))
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -280,7 +277,13 @@ def measure(asked: argparse.Namespace) -> None:
         else:
             kinds.append(kind)
     columns = [(kind, precision) for precision in asked.precision for kind in kinds]
-    print(describe_machine(asked, kinds), flush=True)
+    packages = ("torch", "torchvision", "accelerate", "datasets", "pillow", *(["timm"] if "timm" in kinds else []))
+    workers = "each its own" if asked.workers is None else asked.workers
+    print(
+        f"{machine(*packages, gpu=asked.device == 'cuda')}\n{asked.model}, {asked.size} px, {asked.batch} pictures a "
+        f"step, {asked.threads} threads, workers: {workers}; {asked.steps} steps after {asked.warmup}",
+        flush=True,
+    )
     rates: dict[tuple[str, str], list[float]] = {column: [] for column in columns}
     computed: dict[tuple[str, str], str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -301,29 +304,9 @@ def measure(asked: argparse.Namespace) -> None:
                 )
     for (kind, precision), row in rates.items():
         name = f"{kind}, precision {precision} ({computed[kind, precision]})"
-        print(f"{name}: median {median(row):.1f} images/s ({min(row):.1f} to {max(row):.1f})", end="")
         ours = rates.get(("ours", precision))
-        if ours and kind != "ours":
-            ratios = [mine / theirs for mine, theirs in zip_longest(ours, row)]
-            print(f"; ours / {kind} {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", end="")
-        print()
-
-
-def describe_machine(asked: argparse.Namespace, kinds: list[str]) -> str:
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    where = f"{torch.cuda.get_device_name()}, " if asked.device == "cuda" else ""
-    packages = ["torch", "torchvision", "accelerate", "datasets", "pillow", *(["timm"] if "timm" in kinds else [])]
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    workers = "each its own" if asked.workers is None else asked.workers
-    return (
-        f"{where}{cpu}, {len(os.sched_getaffinity(0))} cores, {asked.threads} threads, load {os.getloadavg()[0]:.1f}; "
-        f"Python {platform.python_version()}, {versions}\n{asked.model}, {asked.size} px, {asked.batch} pictures a step, "
-        f"workers: {workers}; {asked.steps} steps after {asked.warmup}"
-    )
+        beside = f"; ours / {kind} {ratio(ours, row)}" if ours and kind != "ours" else ""
+        print(f"{name}: images/s {spread(row, 1)}{beside}")
 
 
 def main() -> None:

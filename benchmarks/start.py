@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -32,14 +31,13 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from common import PROJECT, machine, spread
 from PIL import Image
 
-PROJECT = Path(__file__).resolve().parent.parent
 NUM_CLASSES = 10
 LOOP_BEGINS = "; a step is "
 """In the line that the training tells then."""
@@ -147,7 +145,7 @@ def measure(name: str, folder: str, words: list[str], *, repeats: int, timeline:
         "step": [each.step for each in starts],
         "CPU": [each.cpu for each in starts],
     }
-    medians = "  ".join(f"{key} {median(of):.2f} s ({min(of):.2f} to {max(of):.2f})" for key, of in columns.items())
+    medians = "  ".join(f"{key} {spread(of, 2)} s" for key, of in columns.items())
     built, peak = median(each.built_mib for each in starts), median(each.peak_mib for each in starts)
     print(f"{name}: median {medians}  built {built:.0f}  peak {peak:.0f} MiB", flush=True)
     return built
@@ -166,13 +164,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="further words for train, after --")
     asked = parser.parse_args()
     words = [asked.recipe, "--model.weights", asked.weights, *asked.words]
-    versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "datasets", "pillow", "simplejpeg")
-    )
-    print(
-        f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, load "
-        f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {versions}"
-    )
+    print(machine("torch", "torchvision", "datasets", "pillow", "simplejpeg"))
     if asked.folder:
         measure(asked.folder, asked.folder, words, repeats=asked.repeats, timeline=asked.timeline)
         return

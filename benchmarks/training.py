@@ -20,31 +20,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
-from statistics import median
 
-PROJECT = Path(__file__).resolve().parent.parent
+from common import PROJECT, machine, ratio, spread
+
 sys.path.insert(0, str(PROJECT))
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torchvision import models  # noqa: E402
+import torch
+from torch import Tensor
+from torchvision import models
 
-from accel_flowers.config import Config  # noqa: E402
-from accel_flowers.data.transforms import Normalizer  # noqa: E402
-from accel_flowers.debugging import fast_arithmetic  # noqa: E402
-from accel_flowers.freezing import set_training_mode  # noqa: E402
-from accel_flowers.models import build_network, wants_channels_last  # noqa: E402
-from accel_flowers.objectives import build_objective  # noqa: E402
-from accel_flowers.optim import build_optimizer  # noqa: E402
-from accel_flowers.processes import build_accelerator, start_processes  # noqa: E402
-from accel_flowers.trial import faster_precision  # noqa: E402
+from accel_flowers.config import Config
+from accel_flowers.data.transforms import Normalizer
+from accel_flowers.debugging import fast_arithmetic
+from accel_flowers.freezing import set_training_mode
+from accel_flowers.models import build_network, wants_channels_last
+from accel_flowers.objectives import build_objective
+from accel_flowers.optim import build_optimizer
+from accel_flowers.processes import build_accelerator, start_processes
+from accel_flowers.trial import faster_precision
 
 MODELS = "resnet18,resnet50,mobilenet_v2,mobilenet_v3_small,efficientnet_b0,convnext_tiny"
 CLASSES = 5
@@ -138,27 +135,8 @@ def measure(name: str, asked: argparse.Namespace) -> None:
         for kind, step in steps.items():
             rates[kind].append(images_a_second(step, device, batch=asked.batch, seconds=asked.seconds))
         print(f"{number:4}  " + "  ".join(f"{kind} {row[-1]:7.1f}" for kind, row in rates.items()), flush=True)
-    ratios = [ours / plain for ours, plain in zip(rates["ours"], rates["plain"], strict=True)]
-    words = [f"{kind} {median(row):.1f} ({min(row):.1f} to {max(row):.1f})" for kind, row in rates.items()]
-    print(
-        f"{name}: images/s {', '.join(words)}; ours / plain {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        flush=True,
-    )
-
-
-def describe_machine(asked: argparse.Namespace) -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
-    bf16 = ", ".join(flag for flag in flags if flag.endswith("_bf16")) or "no bf16 instructions"
-    device = start_processes().device
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu} ({bf16})"
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision", "accelerate"))
-    return (
-        f"{where}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}; Python "
-        f"{platform.python_version()}, {versions}; {asked.size} px, {asked.batch} pictures a step"
-    )
+    words = ", ".join(f"{kind} {spread(row, 1)}" for kind, row in rates.items())
+    print(f"{name}: images/s {words}; ours / plain {ratio(rates['ours'], rates['plain'])}", flush=True)
 
 
 def main() -> None:
@@ -171,7 +149,8 @@ def main() -> None:
     add("--seconds", type=float, default=3, help="of a round, whole steps; default %(default)s")
     add("--warmup", type=int, default=2, help="steps of each before the first round; default %(default)s")
     asked = parser.parse_args()
-    print(describe_machine(asked), flush=True)
+    where = machine("torch", "torchvision", "accelerate", gpu=start_processes().device.type == "cuda")
+    print(f"{where}; {torch.get_num_threads()} threads, {asked.size} px, {asked.batch} pictures a step", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache  # so that the trial is one of now
         for name in asked.models.split(","):

@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parent.parent
+from common import PROJECT, machine
 
 
 def main() -> None:
@@ -32,8 +29,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="default %(default)s")
     parser.add_argument("words", nargs="+", help="after --: what follows `accel-flowers train`")
     asked = parser.parse_args()
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "accelerate"))
-    print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, {versions}")
+    print(machine("torch", "torchvision", "accelerate"))
     for _ in range(asked.repeats):
         with tempfile.TemporaryDirectory() as folder:
             time_one_run(asked.words, asked.launch, Path(folder) / "run")
