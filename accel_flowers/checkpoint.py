@@ -1,19 +1,21 @@
 """Checkpoints of a run: whole or not there, from which any number of processes can go on.
 
 A checkpoint is a directory `checkpoints/step-N`: the network, the average of its weights where there is one, the
-optimizer, the gradient scaler, each process's own batch-norm statistics and `TrainState`. Order and randomness follow from the step, so there is no generator to save.
-It is written under a temporary name, flushed, and renamed; its manifest holds the size and digest of every file and is
-checked before anything is read. `last` and `best` are links for people; a resume takes the newest whole checkpoint.
+optimizer, the gradient scaler, each process's own batch-norm statistics and `TrainState`. Order and randomness follow from
+the step, so there is no generator to save. It is written under a temporary name while the training goes on, flushed, and
+renamed; its manifest holds the size and digest of every file and is checked before anything is read. `last` and `best` are
+links for people; a resume takes the newest whole checkpoint.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ class Checkpoints:
 
     Args:
         run_dir: the run's directory.
-        accelerator: its processes; the main one writes, all wait.
+        accelerator: its processes; the main one writes.
         config: how many are kept.
     """
 
@@ -104,11 +106,19 @@ class Checkpoints:
         self._metrics = run_dir / METRICS_FILE
         self._accelerator = accelerator
         self._config = config
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._written: Future[None] | None = None
+        """On the main process, what is being written."""
+        self._begun = False
+        """On all of them, whether something may be."""
 
     def save(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, averaged: nn.Module | None = None
     ) -> None:
-        """Write a checkpoint of this step and make it `last`, and `best` where it is; collective.
+        """Begin to write a checkpoint of this step, to become `last`, and `best` where it is; collective.
+
+        What it holds is copied before this returns, and goes to the disk while the training goes on. Whatever reads
+        checkpoints waits for it, as does the next one.
 
         Args:
             network: unwrapped, so that its keys are plain names.
@@ -117,24 +127,44 @@ class Checkpoints:
             averaged: the network that holds the moving average of the weights.
 
         Raises:
-            UserError: it cannot be written, for example because the disk is full; those before it are untouched.
+            UserError: the one before this cannot be written, for example because the disk is full; see `wait`.
         """
+        self.wait()
         networks = {WEIGHTS: network} | ({AVERAGED: averaged} if averaged else {})
         buffers = {name: gather_buffers(each, self._accelerator) for name, each in networks.items()}
-        decided_by_main(self._accelerator, lambda: self._write(networks, optimizer, state, buffers))
+        self._begun = True
+        if self._accelerator.is_main_process:
+            scaler = self._accelerator.scaler
+            self._written = self._writer.submit(
+                self._write,
+                {**{name: clean_state_dict(each) for name, each in networks.items()}, _BUFFERS: buffers},
+                {"optimizer": _copied(optimizer.state_dict()), "scaler": scaler.state_dict() if scaler else None},
+                copy.deepcopy(state),
+            )
 
-    def _write(
-        self,
-        networks: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        state: TrainState,
-        buffers: dict[str, Tensor],
-    ) -> None:
+    def wait(self) -> None:
+        """Until the checkpoint that was begun last is on the disk; collective.
+
+        Raises:
+            UserError: it cannot be written; those before it are untouched.
+        """
+        if self._begun:
+            decided_by_main(self._accelerator, self._wait_here)
+            self._begun = False
+
+    def _wait_here(self) -> None:
+        written, self._written = self._written, None
+        if written:
+            written.result()
+
+    def close(self) -> None:
+        """Let what was begun come to its end, whatever that is."""
+        self._writer.shutdown()
+
+    def _write(self, tensors: dict[str, dict[str, Tensor]], trainers: dict[str, Any], state: TrainState) -> None:
         target = self._directory(state.step)
         partial = target.with_name(f".{target.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
-        scaler = self._accelerator.scaler
-        trainers = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         whole = self._steps()
         before = f"Step {whole[-1]} is the last whole one" if whole else "There is none before it"
         with writing(
@@ -143,9 +173,8 @@ class Checkpoints:
         ):
             try:
                 partial.mkdir(parents=True)
-                for name, network in networks.items():
-                    save_file(clean_state_dict(network), partial / name, metadata={"format": "pt"})
-                save_file(buffers, partial / _BUFFERS)
+                for name, each in tensors.items():
+                    save_file(each, partial / name, metadata={"format": "pt"})
                 with (partial / _OPTIMIZER).open("wb") as file:  # opened here: torch would not tell why a write fails
                     torch.save(trainers, file)
                 (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
@@ -213,8 +242,9 @@ class Checkpoints:
             The state, or None where there is no checkpoint; and a line for each damaged one that was passed over.
 
         Raises:
-            UserError: there are checkpoints, and all of them are damaged.
+            UserError: there are checkpoints, and all of them are damaged; what was begun cannot be written.
         """
+        self._wait_here()
         self._bring_back()
         passed_over: list[str] = []
         for step in reversed(self._steps()):
@@ -260,7 +290,7 @@ class Checkpoints:
         return self._directory(step) / name
 
     def load_weights(self, network: nn.Module, step: int, name: str = WEIGHTS) -> None:
-        """Put a checkpoint's weights into an unwrapped network.
+        """Put a checkpoint's weights into an unwrapped network; collective.
 
         Args:
             network: on any device.
@@ -268,8 +298,9 @@ class Checkpoints:
             name: as of `weights_of`.
 
         Raises:
-            UserError: the file is missing, damaged, or of another network.
+            UserError: the file is missing, damaged, or of another network; what was begun cannot be written.
         """
+        self.wait()
         path = self.weights_of(step, name)
         load_state(network, read_state(path), source=str(path))
 
@@ -300,6 +331,15 @@ class Checkpoints:
             ) from None
         if self._accelerator.scaler is not None and saved["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def _copied(value: Any) -> Any:
+    """A state of an optimizer in memory of its own, where no step changes it."""
+    if isinstance(value, Tensor):
+        return value.to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(each) for key, each in value.items()}
+    return copy.deepcopy(value)
 
 
 _IMPLEMENTATION = ("fused", "foreach", "capturable")

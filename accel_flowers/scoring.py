@@ -26,7 +26,7 @@ from accel_flowers.watch import Watch
 
 
 def save(run: Run, meter: Meter | None = None, watch: Watch | None = None) -> None:
-    """Write a checkpoint of where the run stands.
+    """Begin to write a checkpoint of where the run stands.
 
     Args:
         run: all of it.
@@ -34,7 +34,7 @@ def save(run: Run, meter: Meter | None = None, watch: Watch | None = None) -> No
         watch: to be told.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the one before it cannot be written.
     """
     run.state.unread_losses = meter.unread() if meter else []
     run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network)
@@ -70,6 +70,7 @@ def end_epoch(run: Run, watch: Watch) -> str:
             looks["val_ema"] = _score(run, "val", run.ema.network, watch)
     except Interrupted:
         save(run, watch=watch)
+        run.checkpoints.wait()
         raise
     kept = looks.get("val_ema", looks["val"])
     is_best = state.take(kept.scores[metric], epoch=epoch, lower_is_better=metric == "loss")

@@ -85,6 +85,7 @@ def train(config: Config) -> dict[str, Any]:
         at_end.callback(accelerator.end_training)
         stack.enter_context(fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic))
         run = build_run(config, accelerator)
+        stack.callback(run.checkpoints.close)
         peers.files_of = run.files_of
         _begin(run, lock)
         progress = stack.enter_context(
@@ -211,6 +212,7 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
             progress.step(state.step, loss=reading.loss, lr=lr, images_per_second=reading.images_per_second)
         if stop:
             save(run, meter, watch)
+            run.checkpoints.wait()
             raise Interrupted(state.step)
         if epoch_ends:
             progress.line(end_epoch(run, watch))

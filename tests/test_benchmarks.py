@@ -82,7 +82,9 @@ def test_peers(tmp_path: Path) -> None:
     has_timm = importlib.util.find_spec("timm") is not None
     assert ("timm: left out, because timm is not installed here" in done.stdout) != has_timm
     assert re.search(r"^ours, precision own \((bf16|no)\): images/s [\d.]+ \(", done.stdout, re.M)
-    assert re.search(r"^transformers, precision no \(no\): images/s .*; ours / transformers [\d.]+ \(", done.stdout, re.M)
+    assert re.search(
+        r"^transformers, precision no \(no\): images/s .*; ours / transformers [\d.]+ \(", done.stdout, re.M
+    )
     too_few = run("peers", "--data.path", str(photos), "--steps", "100")
     assert too_few.returncode == 1
     assert "30 training photos are less than" in too_few.stderr

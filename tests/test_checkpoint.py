@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from accel_flowers import checkpoint
@@ -54,6 +57,7 @@ class Training:
         if is_best:
             self.state.best_step = self.state.step
         self.checkpoints.save(self.network, self.optimizer, self.state)
+        self.checkpoints.wait()
 
     def newest(self) -> TrainState | None:
         return self.checkpoints.find_newest()[0]
@@ -251,6 +255,60 @@ def test_the_files_hold_nothing_that_runs_code(training: Training) -> None:
     }  # fmt: skip
     assert torch.load(last / "optimizer.pt", weights_only=True).keys() == {"optimizer", "scaler"}
     assert json.loads((last / "state.json").read_text()) == asdict(training.state)
+
+
+# It is written while the training goes on
+
+
+def test_what_is_written_is_the_step_at_which_it_was_begun(
+    training: Training, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_write = threading.Event()
+
+    def save_later(*of: Any, **how: Any) -> None:
+        assert may_write.wait(60)
+        save_file(*of, **how)
+
+    training.step(2)
+    training.state.take(0.5, epoch=1, lower_is_better=True)
+    before = copy.deepcopy((weights(training.network), training.optimizer.state_dict(), training.state))
+    monkeypatch.setattr(checkpoint, "save_file", save_later)
+    training.checkpoints.save(training.network, training.optimizer, training.state)
+    training.step(3)
+    training.state.take(0.4, epoch=2, lower_is_better=True)
+    assert not training.links(), "it is still being written"
+    may_write.set()
+
+    again = begin(training.root.parent, accelerator, seed=1)
+    training.checkpoints.close()
+    assert again.newest() == before[2]
+    again.checkpoints.load(again.network, again.optimizer, 2)
+    torch.testing.assert_close((weights(again.network), again.optimizer.state_dict()), before[:2], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("asked", ["save", "newest", "load"])
+def test_a_write_that_failed_is_told_to_whoever_comes_next(
+    training: Training, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    training.step()
+    training.save()
+    training.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "flush_to_disk", refuse)
+        training.checkpoints.save(training.network, training.optimizer, training.state)
+        comes_next = {
+            "save": training.save,
+            "newest": training.newest,
+            "load": lambda: training.checkpoints.load_weights(training.network, 1),
+        }
+        with pytest.raises(UserError, match=r"checkpoint of step 2 .* No space left on device\. Step 1 is the last"):
+            comes_next[asked]()
+    assert training.kept() == [1]
+    training.save()  # there is room again
+    assert training.kept() == [1, 2]
 
 
 # A crash or a full disk while a checkpoint is written
