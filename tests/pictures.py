@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
+from torch import Tensor
 
 WIDTH, HEIGHT = 48, 32
 ORIENTATION, MAKE = 0x0112, 0x010F
@@ -53,6 +54,21 @@ def grey_cut_out() -> Image.Image:
     picture = grey_scene().convert("LA")
     picture.putalpha(Image.fromarray(corners((0, 255, 255, 255))))
     return picture
+
+
+def check_no_lean(plain: Tensor, other: Tensor) -> None:
+    """See that two ways differ to both sides alike: no channel is brighter, none has more contrast, over all pictures.
+
+    A level up or down at random is nothing that a network could learn from; a lean would be.
+
+    Args:
+        plain: integers of 0..255, [B, 3, H, W].
+        other: the same pictures.
+    """
+    lean = (other - plain).double().mean(dim=(0, 2, 3))
+    contrast = other.double().std(dim=(0, 2, 3)) / plain.double().std(dim=(0, 2, 3))
+    assert lean.abs().max() < 0.005, lean
+    assert (contrast - 1).abs().max() < 1e-4, contrast
 
 
 def save(picture: Image.Image, kind: str, **options: Any) -> bytes:

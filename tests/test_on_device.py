@@ -21,6 +21,7 @@ from accel_flowers.data.device.store import DevicePictures, bytes_needed
 from accel_flowers.data.device.transform import DeviceTransform, make_device_transform
 from accel_flowers.data.transforms import PictureTransform, _build_step
 from accel_flowers.sample import draw_sample
+from tests.pictures import check_no_lean
 
 CPU = torch.device("cpu")
 COLOUR = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
@@ -354,9 +355,10 @@ def test_real_photos() -> None:
     photos = [decode_image(file.read_bytes(), file.name) for file in files]
     store = stored(photos)
     for steps in ([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip()], [v2.Resize(256), v2.CenterCrop(224)]):
-        far = difference(both_ways(steps, photos, store))
-        assert far.max() <= 1
-        assert far.float().mean() < 0.02
+        ways = both_ways(steps, photos, store)
+        assert difference(ways).max() <= 1
+        assert difference(ways).float().mean() < 0.02
+        check_no_lean(*ways)
     colour = [
         v2.RandomResizedCrop(224),
         v2.RandomHorizontalFlip(),
