@@ -94,7 +94,8 @@ def open_parts(
             name: Part(pictures(part=part, transform=transform, decoded=decoded))
             for name, (part, transform) in transforms.items()
         }
-    tell_main(accelerator, _WITHOUT[data.pixels_from])
+    unused = "" if data.cache_dir is None else " (data.cache_dir is for --data.pixels-from cache)"
+    tell_main(accelerator, _WITHOUT[data.pixels_from] + unused)
     return {name: Part(each) for name, each in parts.items()}
 
 

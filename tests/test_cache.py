@@ -300,6 +300,7 @@ def test_a_run_from_the_cache_is_the_run_from_files(processes: int, tmp_path: Pa
         words += ["--data.cache-dir", tmp_path / "cache"]
         said = finish(tmp_path, words, processes=processes)
         assert ("decoded anew each time" in said) == (way == "files")
+        assert ("(data.cache_dir is for --data.pixels-from cache)" in said) == (way == "files")
         assert ("made in" in said) == (way == "cache")
         assert ("made before" in said) == (way == "cache again")
         runs[way] = [metrics(run_dir, name) for name in ("train/loss", "val/loss", "test/loss")]
