@@ -300,8 +300,14 @@ def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
     """
     if accelerator.num_processes == 1:
         return
-    for module in network.modules():
-        for buffer in module.buffers(recurse=False):
-            if module.training and buffer.is_floating_point():
-                # In float64 the mean of equal values is that value, so that to average twice changes nothing.
-                buffer.copy_(accelerator.reduce(buffer.double(), reduction="mean"))
+    moving = [
+        buffer
+        for module in network.modules()
+        for buffer in module.buffers(recurse=False)
+        if module.training and buffer.is_floating_point()
+    ]
+    if moving:
+        # All in one message. In float64 the mean of equal values is that value, so that to average twice changes nothing.
+        means = accelerator.reduce(torch.cat([buffer.double().flatten() for buffer in moving]), reduction="mean")
+        for buffer, mean in zip(moving, means.split([buffer.numel() for buffer in moving]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
