@@ -167,9 +167,10 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     if ema:
         accelerator.prepare_model(ema.network, evaluation_mode=True)
     keep_own_buffers(model)
-    settle_gradient_order(
-        model, network, normalizer(torch.zeros((2, 3, *train_size), dtype=torch.uint8, device=device))
-    )
+    # On a GPU as many as a step has, through which cuDNN has found its ways already.
+    few = 2 if device.type == "cpu" else plan.micro_batch
+    black = torch.zeros((few, 3, *train_size), dtype=torch.uint8, device=device)
+    settle_gradient_order(model, network, normalizer(black))
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
     run = Run(

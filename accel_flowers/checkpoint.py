@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,7 +114,13 @@ class Checkpoints:
         """On all of them, whether something may be."""
 
     def save(
-        self, network: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, averaged: nn.Module | None = None
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+        averaged: nn.Module | None = None,
+        *,
+        then: Callable[[dict[str, Tensor]], None] | None = None,
     ) -> None:
         """Begin to write a checkpoint of this step, to become `last`, and `best` where it is; collective.
 
@@ -125,6 +132,8 @@ class Checkpoints:
             optimizer: as prepared.
             state: where the run stands.
             averaged: the network that holds the moving average of the weights.
+            then: called once it is on the disk, on the main process and not in its main thread, with the weights that count:
+                the average where there is one; may raise a UserError.
 
         Raises:
             UserError: the one before this cannot be written, for example because the disk is full; see `wait`.
@@ -135,12 +144,16 @@ class Checkpoints:
         self._begun = True
         if self._accelerator.is_main_process:
             scaler = self._accelerator.scaler
-            self._written = self._writer.submit(
-                self._write,
-                {**{name: clean_state_dict(each) for name, each in networks.items()}, _BUFFERS: buffers},
-                {"optimizer": _copied(optimizer.state_dict()), "scaler": scaler.state_dict() if scaler else None},
-                copy.deepcopy(state),
-            )
+            weights = {name: clean_state_dict(each) for name, each in networks.items()}
+            trainers = {"optimizer": _copied(optimizer.state_dict()), "scaler": scaler.state_dict() if scaler else None}
+            at = copy.deepcopy(state)
+
+            def write() -> None:
+                self._write({**weights, _BUFFERS: buffers}, trainers, at)
+                if then:
+                    then(weights[AVERAGED if averaged else WEIGHTS])
+
+            self._written = self._writer.submit(write)
 
     def wait(self) -> None:
         """Until the checkpoint that was begun last is on the disk; collective.

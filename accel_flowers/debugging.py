@@ -71,6 +71,18 @@ def stricter(debug: DebugConfig) -> Iterator[None]:
 
 
 @contextmanager
+def ways_by_rule() -> Iterator[None]:
+    """Let cuDNN take its ways by rule and not by trial while the block lasts: the scores of a model are then the same each
+    time, and a last batch of fewer pictures costs no search of its own."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def fast_arithmetic(device: torch.device, *, deterministic: bool = False) -> Iterator[None]:
     """On a GPU, while the block lasts: TensorFloat-32 where float32 is multiplied, and the convolution that a first try
     finds fastest; not where the same bits are wanted each time. A CPU computes as it does."""
@@ -168,7 +180,9 @@ class StepProfiler:
         }
         total = sum(event.cpu_time_total for event in events if event.key.startswith("ProfilerStep")) / 1e6
         seconds["other"] = max(0.0, total - sum(seconds.values()))
-        lines = [f"{'':<10}  ms a step   share"]
+        # A GPU works on while the processor is ahead of it: what a stage waits for is then no measure of its work.
+        of = "of the processor" if torch.cuda.is_available() else ""
+        lines = [f"{'':<10}  ms a step   share  {of}".rstrip()]
         for stage, spent in seconds.items():
             lines.append(f"{stage:<10}  {1000 * spent / _PROFILED_STEPS:9.1f}  {spent / max(total, 1e-9):6.1%}")
         by_device = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"

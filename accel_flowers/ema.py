@@ -33,14 +33,16 @@ class Ema:
         self._averaged = [mine for mine, _ in averaged]
         self._followed = [theirs for _, theirs in averaged]
         pairs = zip(_tensors(self.network), _tensors(network), strict=True)
-        self._counters = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
+        counters = [(mine, theirs) for mine, theirs in pairs if not mine.is_floating_point()]
+        self._counters = [mine for mine, _ in counters]
+        self._counted = [theirs for _, theirs in counters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step `step` (from 1)."""
         torch._foreach_lerp_(self._averaged, self._followed, 1 - decay_at(step, self._decay))
-        for mine, theirs in self._counters:
-            mine.copy_(theirs)
+        if self._counters:
+            torch._foreach_copy_(self._counters, self._counted)
 
 
 def _tensors(network: nn.Module) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from accel_flowers.data.inspect import check_readable
 from accel_flowers.data.order import EveryOnce
 from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.workers import local_cores, plan_workers
-from accel_flowers.debugging import fast_arithmetic
+from accel_flowers.debugging import fast_arithmetic, ways_by_rule
 from accel_flowers.errors import UserError
 from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.models import wants_channels_last
@@ -38,6 +38,7 @@ _PADDING = -1
 """Sample number of a row that only makes the processes' tables equally long."""
 
 
+@ways_by_rule()
 @torch.inference_mode()
 def predict_loader(
     network: nn.Module,

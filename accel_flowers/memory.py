@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import nn
+from torch import Tensor, nn
 
 from accel_flowers.config import OptimConfig
 from accel_flowers.data.order import StepPlan
@@ -52,8 +52,8 @@ def fit_micro_batch(
 ) -> tuple[int, float]:
     """Find the micro-batch that leaves room for a whole training step on every process; collective.
 
-    Each trial is a step on black pictures, a sixteenth more than asked for; the weights are put back. It runs before the processes are tied together by
-    DDP, so one that fails keeps none waiting.
+    Each trial is a few steps on black pictures, with a sixteenth more memory than they need; the weights are put back. It
+    runs before the processes are tied together by DDP, so one that fails keeps none waiting.
 
     Args:
         network: on its device, not yet prepared.
@@ -64,26 +64,26 @@ def fit_micro_batch(
         accelerator: the processes.
 
     Returns:
-        Pictures in one forward pass, and the seconds that a step on a sixteenth more took.
+        Pictures in one forward pass, and the seconds that a step took.
 
     Raises:
         UserError: not even the smallest fits.
     """
     before = clean_state_dict(network)
-    seconds: float | None = None
     for micro_batch in smaller_micro_batches(plan):
-        seconds = _try_step(network, optim, normalizer, (micro_batch + -(-micro_batch // 16), 3, *size), accelerator)
-        fits = true_everywhere(accelerator, seconds is not None)
+        found = _try_steps(network, optim, normalizer, (micro_batch, 3, *size), accelerator)
+        fits = true_everywhere(accelerator, isinstance(found, float))
         if fits:
             break
     network.load_state_dict(before)
-    if not fits or seconds is None:
+    if not fits or isinstance(found, str):
+        words = f" ({found})" if isinstance(found, str) else ""
         raise UserError(
             f"There is not enough memory on {accelerator.device} to train on {micro_batch} picture(s) of "
-            f"{size[0]} x {size[1]} pixels at once: take smaller pictures (data.train_transforms), a smaller "
+            f"{size[0]} x {size[1]} pixels at once{words}: take smaller pictures (data.train_transforms), a smaller "
             "--model.name, or leave more memory free."
         )
-    return micro_batch, seconds
+    return micro_batch, found
 
 
 @contextmanager
@@ -99,44 +99,68 @@ def told_when_short() -> Iterator[None]:
         if not _is_lack_of_memory(error):
             raise
         raise OutOfMemory(
-            f"Out of memory: {(str(error) or type(error).__name__).splitlines()[0]}. Leave more memory free and go on with --resume auto, or begin "
-            "anew with a smaller --train.micro-batch-size."
+            f"Out of memory: {_first_line(error)}. Leave more memory free and go on with --resume auto, or begin anew with "
+            "a smaller --train.micro-batch-size."
         ) from None
 
 
-def _try_step(
+def _try_steps(
     network: nn.Module,
     optim: OptimConfig,
     normalizer: Normalizer,
     shape: tuple[int, int, int, int],
     accelerator: Accelerator,
-) -> float | None:
-    """Seconds of a step; None where the memory is too short for it."""
-    optimizer = build_optimizer(network, optim, scaled=accelerator.scaler is not None)
+) -> float | str:
+    """Seconds of the last of three steps; where the memory is too short for one, the words of the device."""
+    device, optimizer = accelerator.device, build_optimizer(network, optim, scaled=accelerator.scaler is not None)
     network.train()
+    kept_free: list[Tensor] = []
     try:
-        for _ in range(2):  # from the second on, the optimizer's state is there, too
+        # In the first cuDNN searches for its ways through this very shape, in memory that the training will not need; in the
+        # second the optimizer's state is there, too, and in the last the memory that is to be left over is not.
+        for step in range(3):
+            if device.type == "cuda" and step == 1:
+                torch.cuda.reset_peak_memory_stats(device)
+            if step == 2:
+                kept_free.append(
+                    torch.empty(int(peak_memory_gib(device) * 2**30 / 16), dtype=torch.uint8, device=device)
+                )
             begun = time.perf_counter()
             with accelerator.autocast():
-                pixels = torch.zeros(shape, dtype=torch.uint8, device=accelerator.device)
+                pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
                 loss = network(normalizer(pixels)).float().mean()
             loss.backward()
             optimizer.step()
-            if accelerator.device.type != "cpu":
-                torch.accelerator.synchronize(accelerator.device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
         return time.perf_counter() - begun
     except (RuntimeError, MemoryError) as error:
         if not _is_lack_of_memory(error):
             raise
-        return None
+        return _first_line(error)
     finally:
         network.zero_grad(set_to_none=True)
         del optimizer
+        kept_free.clear()
         clear_device_cache(garbage_collection=True)
 
 
+_WORDS_FOR_IT = (
+    "out of memory",
+    "unable to find an engine",  # cuDNN, where it searched and none of its ways had room
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "could not create a primitive",  # oneDNN
+    "std::bad_alloc",
+)
+
+
 def _is_lack_of_memory(error: Exception) -> bool:
-    """Accelerate knows the words of most devices; oneDNN has its own, and so have Python and C++."""
+    """Accelerate knows the words of most devices; libraries have their own, and so have Python and C++."""
     if isinstance(error, MemoryError) or should_reduce_batch_size(error):
         return True
-    return any(words in str(error) for words in ("could not create a primitive", "std::bad_alloc"))
+    return any(words in str(error) for words in _WORDS_FOR_IT)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from accel_flowers.errors import Interrupted, PeerLost, UserError
@@ -250,7 +251,7 @@ def _open_store(rank: int) -> Any:
     assert port[0] is not None
     store = held or connect(port[0])
     store.set(f"standing-{rank}", json.dumps(asdict(Standing())))
-    torch.distributed.barrier()
+    PartialState().wait_for_everyone()
     return store
 
 

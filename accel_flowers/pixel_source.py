@@ -42,6 +42,10 @@ class Part:
     """What makes a batch's pixels on the device."""
 
 
+_LOOKED_AT = 200
+"""Pictures from which the size of all is estimated."""
+
+
 def wants_cache(data: DataConfig, device: torch.device) -> bool:
     """Whether decoded pictures shall be kept on the disk, if that can be and they are not on the device."""
     return data.pixels_from == "cache" or (data.pixels_from == "auto" and device.type != "cpu")
@@ -131,15 +135,16 @@ def _place_on_device(
         tell_main(accelerator, f"pixels: not on the device, because {lacking}")
         return None
 
-    train = parts["train"]
-    sizes = on_each(accelerator, lambda: list(in_threads(train.size, len(train), threads)))
-    finished = sum(len(each) for name, each in parts.items() if name != "train")
-    needed = bytes_needed(sizes) + finished * 3 * eval_size[0] * eval_size[1]
-    too_large = f"{needed / 2**30:.2f} GiB do not fit on {device} beside the training"
-    room = _room(device)
-    if not true_everywhere(accelerator, insists or needed <= room):
-        tell_main(accelerator, f"pixels: not on the device, because {too_large}")
-        return None
+    train, room = parts["train"], _room(device)
+    finished = sum(len(each) for name, each in parts.items() if name != "train") * 3 * eval_size[0] * eval_size[1]
+    # A few first: to learn that a set is far too large, nobody needs to read all of it once more.
+    for every in sorted({max(1, len(train) // _LOOKED_AT), 1}, reverse=True):
+        sizes = on_each(accelerator, partial(_sizes, train, every, threads))
+        needed = bytes_needed(sizes) * len(train) // len(sizes) + finished
+        too_large = f"{needed / 2**30:.2f} GiB do not fit on {device} beside the training"
+        if not true_everywhere(accelerator, insists or needed <= room * (1 if every == 1 else 2)):
+            tell_main(accelerator, f"pixels: not on the device, because {too_large}")
+            return None
     on_device.max_bytes = min(on_device.max_bytes, max(2**28, room - needed))
     on_device.compiled = compiled
 
@@ -167,6 +172,11 @@ def _place_on_device(
         f"pixels: on {device}, {needed / 2**30:.2f} GiB, cropped and coloured there (placed in {seconds:.1f} s)",
     )
     return placed
+
+
+def _sizes(pictures: Pictures, every: int, threads: int) -> list[tuple[int, int]]:
+    """Height and width of every so manieth picture."""
+    return list(in_threads(lambda number: pictures.size(number * every), -(-len(pictures) // every), threads))
 
 
 def _room(device: torch.device) -> int:

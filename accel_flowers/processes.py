@@ -6,7 +6,10 @@ Whatever is pure (order, split, transforms, scores, networks) knows nothing of p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +26,7 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 
-from accel_flowers.errors import UserError
+from accel_flowers.errors import Interrupted, UserError
 from accel_flowers.launcher import rendezvous_url
 from accel_flowers.progress import tell
 
@@ -40,6 +43,9 @@ class Processes(Protocol):
     device: torch.device
 
 
+_PATIENCE = timedelta(hours=6)
+"""For the main process, which looks at all pictures or fetches them while the others wait; lost ones are noticed otherwise."""
+_SECONDS_TO_LEAVE = 10.0
 _OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
 
 
@@ -71,7 +77,39 @@ def start_processes() -> PartialState:
     check_launch()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu, **InitProcessGroupKwargs(init_method=rendezvous_url()).to_kwargs())
+    return PartialState(cpu=on_cpu, **_process_group().to_kwargs())
+
+
+def _process_group() -> InitProcessGroupKwargs:
+    return InitProcessGroupKwargs(init_method=rendezvous_url(), timeout=_PATIENCE)
+
+
+@contextmanager
+def destroyed_at_the_end(processes: PartialState) -> Iterator[None]:
+    """Destroy the process group, however the block is left.
+
+    Between GPUs that waits for what is still to be exchanged: for ever where another process is gone. So a process that
+    leaves with an error ends after a while in any case.
+    """
+    way_out: threading.Timer | None = None
+    try:
+        yield
+    except BaseException as error:
+        if processes.num_processes > 1 and not isinstance(error, Interrupted):
+            words = f"process {processes.process_index}: {error or type(error).__name__}"
+            way_out = threading.Timer(_SECONDS_TO_LEAVE, _end_with, [words])
+            way_out.daemon = True
+            way_out.start()
+        raise
+    finally:
+        processes.destroy_process_group()
+        if way_out:
+            way_out.cancel()
+
+
+def _end_with(words: str) -> None:
+    tell(words)
+    os._exit(1)
 
 
 def launched_precision() -> str:
@@ -105,7 +143,7 @@ def build_accelerator(
             dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(init_method=rendezvous_url()),
+                _process_group(),
             ],
         )
     except ValueError as error:
@@ -272,8 +310,9 @@ class Agreement:
 def gather_buffers(network: nn.Module, accelerator: Accelerator) -> Tensor:
     """Each process's own running statistics as one row, float32 [processes, all values]; collective."""
     own = [buffer.detach().float().flatten() for buffer in network.buffers() if buffer.is_floating_point()]
-    row = torch.cat(own) if own else torch.empty(0, device=accelerator.device)
-    return accelerator.gather(row[None]).cpu()
+    if not own:
+        return torch.empty(accelerator.num_processes, 0)  # between GPUs nothing cannot be gathered
+    return accelerator.gather(torch.cat(own)[None]).cpu()
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from accel_flowers.config import StandardDeviation, TransformSpec
 from accel_flowers.data.transforms import Normalizer, PictureTransform, build_transform
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably, writing
-from accel_flowers.models import build_network, clean_state_dict, load_state, wants_channels_last
+from accel_flowers.models import build_network, load_state, wants_channels_last
 from accel_flowers.reading import read_file
 
 WEIGHTS = "model.safetensors"
@@ -77,8 +77,13 @@ class SavedModel:
     normalizer: Normalizer
 
 
-def save_model(directory: Path, network: nn.Module, card: ModelCard) -> None:
+def save_model(directory: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
     """Write `model/` whole: under a temporary name first, so that a reader never meets half of it.
+
+    Args:
+        directory: the folder.
+        weights: of the network, as `clean_state_dict` gives them.
+        card: all else.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
@@ -88,7 +93,7 @@ def save_model(directory: Path, network: nn.Module, card: ModelCard) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
     with writing(f"The model '{directory}'", "Make room and go on with --resume auto."):
         partial.mkdir(parents=True)
-        save_file(clean_state_dict(network), partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         write_text_durably(
             partial / CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
         )

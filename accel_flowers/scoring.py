@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from accel_flowers.build import Run
 from accel_flowers.calibration import fit_temperature
@@ -16,6 +16,7 @@ from accel_flowers.evaluate import predict_loader
 from accel_flowers.freezing import set_training_mode
 from accel_flowers.meter import Meter
 from accel_flowers.metrics import Predictions, headline, summarize
+from accel_flowers.models import clean_state_dict
 from accel_flowers.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.processes import average_buffers, decided_by_main
 from accel_flowers.progress import Progress
@@ -25,19 +26,26 @@ from accel_flowers.tracking import prefixed, show, show_model, write_summary
 from accel_flowers.watch import Watch
 
 
-def save(run: Run, meter: Meter | None = None, watch: Watch | None = None) -> None:
+def save(
+    run: Run,
+    meter: Meter | None = None,
+    watch: Watch | None = None,
+    *,
+    then: Callable[[dict[str, Tensor]], None] | None = None,
+) -> None:
     """Begin to write a checkpoint of where the run stands.
 
     Args:
         run: all of it.
         meter: holds losses that are in no line of the log yet.
         watch: to be told.
+        then: see `Checkpoints.save`.
 
     Raises:
         UserError: the one before it cannot be written.
     """
     run.state.unread_losses = meter.unread() if meter else []
-    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network)
+    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, then=then)
     if watch:
         watch.saved()
 
@@ -79,9 +87,7 @@ def end_epoch(run: Run, watch: Watch) -> str:
         values |= prefixed(name, headline(scored.scores))
     run.accelerator.log(values, step=state.step)
     show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
-    save(run, watch=watch)
-    if is_best:
-        decided_by_main(run.accelerator, lambda: _save_model(run, {"val": kept.scores}))
+    save(run, watch=watch, then=_model_writer(run, {"val": kept.scores}) if is_best else None)
     averaged = f"  averaged {_in_words(kept.scores)}" if run.ema else ""
     best = "  best so far" if is_best else ""
     return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(looks['val'].scores)}{averaged}{best}"
@@ -113,7 +119,7 @@ def finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
     write_summary(run.accelerator, summary)
     decided_by_main(run.accelerator, lambda: _keep_predictions(run, looks))
     # Anew: a run killed after its best checkpoint may not have come to it.
-    decided_by_main(run.accelerator, lambda: _save_model(run, results))
+    decided_by_main(run.accelerator, lambda: _model_writer(run, results)(clean_state_dict(network)))
     show_model(run.accelerator, run.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last)
 
     count = run.plan.epochs_completed_at(state.step)
@@ -157,7 +163,9 @@ def _in_words(scores: dict[str, Any]) -> str:
     return f"accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  macro F1 {scores['macro_f1']:.4f}"
 
 
-def _save_model(run: Run, results: dict[str, Any]) -> None:
+def _model_writer(run: Run, results: dict[str, Any]) -> Callable[[dict[str, Tensor]], None]:
+    """Weights → `model/`, with these scores."""
     where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
     described = {part: {**scores, **where} for part, scores in results.items()}
-    save_model(run.run_dir / MODEL_DIR, run.kept_network, run.card.model_copy(update={"scores": described}))
+    card = run.card.model_copy(update={"scores": described})
+    return lambda weights: save_model(run.run_dir / MODEL_DIR, weights, card)

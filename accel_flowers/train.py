@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from accel_flowers.config import Config, config_to_dict
 from accel_flowers.data.batches import Batch, each_batch
 from accel_flowers.data.order import random_key
 from accel_flowers.data.split import save_split
-from accel_flowers.data.workers import start_forkserver
+from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.debugging import StepProfiler, fast_arithmetic, shorten, stricter
 from accel_flowers.errors import Diverged, Interrupted, UserError
 from accel_flowers.freezing import set_training_mode
@@ -27,6 +28,7 @@ from accel_flowers.processes import (
     build_accelerator,
     check_same_everywhere,
     decided_by_main,
+    destroyed_at_the_end,
     launched_precision,
     start_processes,
 )
@@ -74,7 +76,7 @@ def train(config: Config) -> dict[str, Any]:
         start_forkserver()
     processes = start_processes()
     with ExitStack() as stack:
-        stack.callback(processes.destroy_process_group)
+        stack.enter_context(destroyed_at_the_end(processes))
         at_end = stack.enter_context(ExitStack())
         peers = stack.enter_context(Peers(processes))
         check_same_everywhere(processes, {**versions(), **fixed_fields(config), "precision": launched_precision()})
@@ -105,6 +107,8 @@ def train(config: Config) -> dict[str, Any]:
         is_main = accelerator.is_main_process
     # All is saved, and the other processes may leave: nobody waits for the drawing, nothing is lost where it fails.
     if is_main and config.tracking.report:
+        if accelerator.device.type != "cpu":
+            torch.set_num_threads(local_cores(1))  # launchers leave each process of several one core
         _draw_report(run_dir)
     return results
 
@@ -188,7 +192,7 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
         watch.begins(state.step, batch["micro_batch"])
         lr = _lr_at(run, state.step)
         set_lr(run.optimizer, lr)
-        _seed_dropout(config.train.seed, batch["micro_batch"])
+        _seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)
         meter.add(batch["micro_batch"], learn_from(batch, run))
         if not accelerator.sync_gradients:
             continue
@@ -256,11 +260,11 @@ def _lr_at(run: Run, step: int) -> float:
     return run.lr_at(run.plan.epoch_at(step - run.state.skipped_steps)) * run.state.lr_factor
 
 
-def _seed_dropout(seed: int, micro_batch: int) -> None:
+def _seed_dropout(seed: int, micro_batch: int, device: torch.device) -> None:
     """Chance inside the network follows from the micro-batch, not from the process or from what came before."""
     key = random_key(seed, "dropout", micro_batch)
     torch.default_generator.manual_seed(key)
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.manual_seed(key)
 
 
@@ -278,8 +282,8 @@ def _check_numbers(run: Run, meter: Meter, lr: float) -> None:
         raise Diverged(
             step + 1, _lr_at(run, step), f"the loss is {loss} (process {process})", run.files_of(micro_batch)
         )
-    # One look at the device, not one for each parameter.
-    if not torch.stack([parameter.detach().isfinite().all() for parameter in run.network.parameters()]).all():
+    # Of numbers the largest is a number, too: two passes and one look at the device.
+    if not torch.nn.utils.get_total_norm(list(run.network.parameters()), math.inf).isfinite():
         raise Diverged(run.state.step, lr, "weights became nan or infinite")
 
 

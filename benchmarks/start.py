@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--timeline", action="store_true", help="when each line of the last start was told")
     parser.add_argument("words", nargs="*", help="further words for train, after --")
     asked = parser.parse_args()
+    # Ended from outside, it must end the training, too, which has a group of its own.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     words = [asked.recipe, "--model.weights", asked.weights, *asked.words]
     print(machine("torch", "torchvision", "datasets", "pillow", "simplejpeg"))
     if asked.folder:

@@ -14,7 +14,7 @@ from PIL import Image
 from accel_flowers.config import Config
 from accel_flowers.data.split import PARTS, Split, save_split
 from accel_flowers.metrics import Predictions, summarize
-from accel_flowers.models import build_network
+from accel_flowers.models import build_network, clean_state_dict
 from accel_flowers.predictions import save_predictions
 from accel_flowers.run_dir import write_config
 from accel_flowers.saved_model import ModelCard, save_model
@@ -109,5 +109,6 @@ def make_run(
         temperature=1.25,
         scores={part: {**summarize(said[part], class_names), "epoch": 2, "step": 4} for part in held_out},
     )
-    save_model(run_dir / "model", build_network("squeezenet1_1", len(class_names))[0], card)
+    network, _ = build_network("squeezenet1_1", len(class_names))
+    save_model(run_dir / "model", clean_state_dict(network), card)
     return run_dir

@@ -26,7 +26,7 @@ from accel_flowers import checkpoint
 from accel_flowers.checkpoint import BEST, LAST, Checkpoints, TrainState
 from accel_flowers.config import CheckpointConfig
 from accel_flowers.errors import UserError
-from accel_flowers.processes import set_buffers
+from accel_flowers.processes import gather_buffers, set_buffers
 from tests.runs import PROJECT
 
 
@@ -244,6 +244,14 @@ def test_batch_norm_statistics_are_each_process_own() -> None:
         set_buffers(network, rows, SimpleNamespace(num_processes=processes, process_index=index))  # type: ignore[arg-type]
         torch.testing.assert_close(network.get_buffer("norm.running_mean"), expected[:5], rtol=0, atol=0)
         torch.testing.assert_close(network.get_buffer("norm.running_var"), expected[5:], rtol=0, atol=0)
+
+
+def test_a_network_without_statistics_has_none_to_gather() -> None:
+    """Between GPUs a row without values could not be gathered: nothing is asked of the processes."""
+    several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    assert gather_buffers(nn.Linear(2, 2), several).shape == (2, 0)  # type: ignore[arg-type]
+    network = nn.Linear(2, 2)
+    set_buffers(network, torch.empty(2, 0), SimpleNamespace(num_processes=1, process_index=0))  # type: ignore[arg-type]
 
 
 def test_the_files_hold_nothing_that_runs_code(training: Training) -> None:

@@ -6,10 +6,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from accel_flowers.evaluate import check_every_image_once
+from accel_flowers.data.batches import Batch
+from accel_flowers.evaluate import check_every_image_once, predict_loader
 
 
 def complaint(samples: list[int], num_images: int) -> dict[str, list[int]]:
@@ -58,3 +62,21 @@ def test_it_passes_exactly_the_permutations(samples: list[int]) -> None:
         check_every_image_once(np.array(samples), 5)
     else:
         assert any(complaint(samples, 5).values())
+
+
+def test_it_takes_its_ways_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of cuDNN's finds other ways at other times, and with them other last digits."""
+    seen: list[bool] = []
+
+    class Network(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.benchmark)
+            return pixels
+
+    numbers = torch.tensor([1, 0])
+    batch = Batch(labels=numbers, samples=numbers, micro_batch=0, pixels=torch.eye(2))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    found = predict_loader(Network(), [batch], lambda given: given["pixels"], Accelerator(cpu=True), num_images=2)  # type: ignore[arg-type]
+    assert found.labels.tolist() == [0, 1]
+    assert seen == [False]
+    assert torch.backends.cudnn.benchmark, "as it was"

@@ -17,15 +17,17 @@ import torch
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel_flowers import build, processes
 from accel_flowers import train as training
 from accel_flowers.checkpoint import Checkpoints, TrainState
+from accel_flowers.config import OptimConfig
 from accel_flowers.data.order import StepPlan
 from accel_flowers.data.split import load_split
-from accel_flowers.errors import UserError
-from accel_flowers.memory import smaller_micro_batches
+from accel_flowers.data.transforms import Normalizer
+from accel_flowers.errors import OutOfMemory, UserError
+from accel_flowers.memory import fit_micro_batch, smaller_micro_batches, told_when_short
 from accel_flowers.meter import Meter
 from accel_flowers.run_dir import read_metrics
 from accel_flowers.train import train
@@ -110,9 +112,9 @@ def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
     saved: list[tuple[int, list[list[float]]]] = []
     save = Checkpoints.save
 
-    def noted(self: Checkpoints, network: Any, optimizer: Any, state: TrainState, *more: Any) -> None:
+    def noted(self: Checkpoints, network: Any, optimizer: Any, state: TrainState, *more: Any, **then: Any) -> None:
         saved.append((state.step, copy.deepcopy(state.unread_losses)))
-        save(self, network, optimizer, state, *more)
+        save(self, network, optimizer, state, *more, **then)
 
     monkeypatch.setattr(Checkpoints, "save", noted)
     config = tiny_config(
@@ -238,6 +240,74 @@ def test_short_memory_on_one_process_halves_the_micro_batch_of_all(photos: Path,
     assert f"out of memory: {fits} pictures in a forward pass instead of 128" in done.stderr
     assert f"a step is 256 pictures: {128 // fits} x {fits} on each process" in done.stderr
     assert state["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_that"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_libraries_have_many_words_for_a_lack_of_memory(error: Exception, is_that: bool) -> None:
+    with pytest.raises(OutOfMemory if is_that else RuntimeError) as found, told_when_short():
+        raise error
+    assert ("Leave more memory free" in str(found.value)) == is_that
+
+
+@pytest.mark.parametrize("last_works", [1, 2, 3])
+def test_a_trial_takes_the_largest_micro_batch_that_fits(last_works: int) -> None:
+    """One of the right size, and with a sixteenth of the memory kept off; here the network says what is too large."""
+    seen: list[int] = []
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            seen.append(len(pixels))
+            if len(pixels) > 2**last_works:
+                raise RuntimeError("FIND was unable to find an engine to execute this computation\nmore")
+            return self.fc(pixels.mean(dim=(2, 3)))
+
+    network = Small()
+    before = copy.deepcopy(network.state_dict())
+    plan = StepPlan(100, 1, 8, 1, 8)
+    micro_batch, seconds = fit_micro_batch(
+        network,
+        OptimConfig(),
+        Normalizer((0, 0, 0), (1, 1, 1), channels_last=False),
+        plan,
+        (4, 4),
+        Accelerator(cpu=True),
+    )
+    assert micro_batch == 2**last_works
+    assert seconds > 0
+    assert seen == [size for size in (8, 4, 2) if size > micro_batch] + 3 * [micro_batch]
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_trial_in_which_nothing_fits_tells_the_words_of_the_device() -> None:
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            raise RuntimeError("FIND was unable to find an engine to execute this computation\nmore")
+
+    normalizer = Normalizer((0, 0, 0), (1, 1, 1), channels_last=False)
+    with pytest.raises(
+        UserError, match=r"1 picture\(s\) of 4 x 4 pixels at once \(FIND was unable .* computation\): take"
+    ):
+        fit_micro_batch(Large(), OptimConfig(), normalizer, StepPlan(100, 1, 8, 1, 8), (4, 4), Accelerator(cpu=True))
 
 
 # The meter

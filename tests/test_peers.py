@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from accel_flowers.peers import SILENT_SECONDS, STUCK_SECONDS, Standing, judge
 from tests.conftest import make_folder
 from tests.ranks import Ranks
-from tests.runs import write_recipe
+from tests.runs import PROJECT, write_recipe
 
 SOON = 30.0
 """Seconds within which all must have ended."""
@@ -114,6 +116,42 @@ def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path:
             time.sleep(0.1)
         assert ranks.code(1) == 1
         assert "process 0 has not been heard of" in ranks.said(1)
+
+
+STUCK_AT_THE_END = """
+import sys, time
+from types import SimpleNamespace
+from accel_flowers import processes
+processes._SECONDS_TO_LEAVE = 0.5
+
+def destroy():
+    print("destroyed", flush=True)
+    time.sleep(float(sys.argv[1]))
+
+group = SimpleNamespace(num_processes=2, process_index=1, destroy_process_group=destroy)
+with processes.destroyed_at_the_end(group):
+    if sys.argv[2] == "fails":
+        raise ValueError("the other one is gone")
+print("left")
+"""
+
+
+@pytest.mark.parametrize(
+    ("takes", "how", "code", "said"),
+    [
+        (100, "fails", 1, "process 1: the other one is gone"),
+        (1.5, "ends well", 0, ""),
+    ],
+)
+def test_a_process_group_that_cannot_be_destroyed_keeps_nobody(takes: float, how: str, code: int, said: str) -> None:
+    """Between GPUs that may wait for ever after an error; where all ended well, whoever is slow is waited for."""
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK_AT_THE_END, str(takes), how],
+        capture_output=True, text=True, timeout=60, check=False, cwd=PROJECT,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stdout.split() == ["destroyed", *(["left"] if code == 0 else [])]
 
 
 @pytest.mark.multiprocess

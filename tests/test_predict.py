@@ -22,7 +22,7 @@ from accel_flowers.cli import main
 from accel_flowers.data.decode import decode_image
 from accel_flowers.errors import UserError
 from accel_flowers.gallery import Gallery
-from accel_flowers.models import build_network
+from accel_flowers.models import build_network, clean_state_dict
 from accel_flowers.predict import Row, find_pictures, predict_files
 from accel_flowers.prediction_output import SUFFIXES, Format, RowOutput, choose_format
 from accel_flowers.saved_model import CARD, ModelCard, load_model, save_model
@@ -55,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         std=(0.25, 0.25, 0.25),
         eval_batch_size=BATCH,
     )
-    save_model(directory, network, card)
+    save_model(directory, clean_state_dict(network), card)
     return directory
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from accel_flowers import saved_model
 from accel_flowers.errors import UserError
 from accel_flowers.files import write_text_durably
-from accel_flowers.models import build_network
+from accel_flowers.models import build_network, clean_state_dict
 from accel_flowers.saved_model import CARD, WEIGHTS, ModelCard, load_card, load_model, save_model
 
 NAMES = ("aster", "Glöckchen", "薔薇")
@@ -47,7 +47,7 @@ def network(seed: int = 0, *, name: str = "shufflenet_v2_x0_5", dropout: float |
 @pytest.fixture(scope="module")
 def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run") / "model"
-    save_model(directory, network(), card())
+    save_model(directory, clean_state_dict(network()), card())
     return directory
 
 
@@ -74,7 +74,7 @@ def refused(load: Callable[[Path], object], directory: Path) -> str:
 
 def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     original = network(3)
-    save_model(tmp_path / "model", original, card())
+    save_model(tmp_path / "model", clean_state_dict(original), card())
     torch.manual_seed(99)
     loaded = load_model(tmp_path / "model")
     assert loaded.card == card()
@@ -91,7 +91,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 def test_a_network_in_another_memory_layout_and_with_dropout_comes_back(tmp_path: Path) -> None:
     original = network(dropout=0.3).to(memory_format=torch.channels_last)
-    save_model(tmp_path / "model", original, card(dropout=0.3))
+    save_model(tmp_path / "model", clean_state_dict(original), card(dropout=0.3))
     loaded = load_model(tmp_path / "model")
     torch.testing.assert_close(loaded.network.state_dict(), original.state_dict(), rtol=0, atol=0)
 
@@ -105,13 +105,15 @@ def test_the_card_is_readable_text(saved: Path) -> None:
 
 
 def test_scores_of_a_run_that_diverged_do_not_spoil_the_card(tmp_path: Path) -> None:
-    save_model(tmp_path / "model", network(), card(scores={"val": {"loss": float("nan"), "accuracy": 0.5}}))
+    save_model(
+        tmp_path / "model", clean_state_dict(network()), card(scores={"val": {"loss": float("nan"), "accuracy": 0.5}})
+    )
     assert load_card(tmp_path / "model").scores == {"val": {"loss": None, "accuracy": 0.5}}
 
 
 def test_saving_over_a_model_replaces_it_whole(saved: Path) -> None:
     (saved / "left by somebody").write_text("")
-    save_model(saved, network(5), card(eval_batch_size=9))
+    save_model(saved, clean_state_dict(network(5)), card(eval_batch_size=9))
     loaded = load_model(saved)
     assert loaded.card.eval_batch_size == 9
     torch.testing.assert_close(loaded.network.state_dict(), network(5).state_dict(), rtol=0, atol=0)
@@ -127,11 +129,11 @@ def test_an_interrupted_saving_leaves_the_model_before(saved: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(saved_model, name, cut_the_power)
         with pytest.raises(KeyboardInterrupt):
-            save_model(saved, network(5), card(eval_batch_size=9))
+            save_model(saved, clean_state_dict(network(5)), card(eval_batch_size=9))
     loaded = load_model(saved)
     assert loaded.card == card()
     torch.testing.assert_close(loaded.network.state_dict(), network().state_dict(), rtol=0, atol=0)
-    save_model(saved, network(5), card(eval_batch_size=9))
+    save_model(saved, clean_state_dict(network(5)), card(eval_batch_size=9))
     assert load_card(saved).eval_batch_size == 9
     assert [entry.name for entry in saved.parent.iterdir()] == ["model"]
 
