@@ -27,6 +27,7 @@ from accel_flowers.metrics import Predictions, summarize
 from accel_flowers.models import wants_channels_last
 from accel_flowers.processes import (
     build_accelerator,
+    computes_on_cpu,
     decided_by_main,
     launched_precision,
     main_first,
@@ -186,7 +187,7 @@ def _available_precision(recorded: str) -> str | None:
 
     On a CPU the launcher's bf16 means, as in training, bf16 or float32, whichever suits the network: the recorded one.
     """
-    on_cpu = not torch.accelerator.is_available()
+    on_cpu = computes_on_cpu()
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         return "no" if on_cpu and (launched_precision(), recorded) == ("bf16", "no") else None
     return "no" if recorded == "fp16" and on_cpu else recorded

@@ -76,8 +76,12 @@ def start_processes() -> PartialState:
     """
     check_launch()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
-    on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    return PartialState(cpu=on_cpu, **_process_group().to_kwargs())
+    return PartialState(cpu=computes_on_cpu(), **_process_group().to_kwargs())
+
+
+def computes_on_cpu() -> bool:
+    """Whether there is no other device, or the launcher says so."""
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
 def _process_group() -> InitProcessGroupKwargs:
@@ -133,7 +137,7 @@ def build_accelerator(
     check_launch()
     try:
         accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
+            cpu=computes_on_cpu(),
             mixed_precision=mixed_precision,
             log_with=list(trackers) or None,
             project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir / "tensorboard")
