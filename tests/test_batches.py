@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from accel_flowers.data.batches import Batch, Pictures, build_loader
+from accel_flowers.data.batches import Batch, Pictures, build_loader, each_batch
 from accel_flowers.data.decode import BadImageError
 from accel_flowers.data.folder import ImageTable, load_images
 from accel_flowers.data.order import EveryOnce, SampleKey, StepPlan, TrainStream
@@ -181,14 +181,14 @@ def test_without_chance_epochs_do_not_differ(table: ImageTable) -> None:
 def test_loader_yields_the_batches_of_the_stream(table: ImageTable) -> None:
     pictures = pictures_of(table)
     stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=4, micro_batch_size=2), seed=3)
-    batches = list(build_loader(pictures, stream, num_workers=0, pin_memory=False))
+    batches = list(each_batch(build_loader(pictures, stream, num_workers=0, pin_memory=False)))
     assert all_equal(batches, [pictures.__getitems__(batch) for batch in stream])
     assert [batch["micro_batch"] for batch in batches] == list(range(len(stream)))
 
 
 def test_evaluation_loader_shows_every_picture_once(table: ImageTable) -> None:
     pictures = pictures_of(table, PLAIN, part="val")
-    batches = list(build_loader(pictures, EveryOnce(len(pictures), 4), num_workers=0, pin_memory=False))
+    batches = list(each_batch(build_loader(pictures, EveryOnce(len(pictures), 4), num_workers=0, pin_memory=False)))
     assert [len(batch["samples"]) for batch in batches] == [4, 2]
     assert torch.cat([batch["samples"] for batch in batches]).tolist() == list(range(6))
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), pictures.labels)
@@ -199,7 +199,8 @@ def test_workers_change_nothing(table: ImageTable) -> None:
     pictures = pictures_of(table)
     stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=4), seed=3)
     batches = {
-        workers: list(build_loader(pictures, stream, num_workers=workers, pin_memory=False)) for workers in (0, 2)
+        workers: list(each_batch(build_loader(pictures, stream, num_workers=workers, pin_memory=False)))
+        for workers in (0, 2)
     }
     assert len(batches[0]) == len(stream)
     assert all_equal(batches[0], batches[2])

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from accel_flowers.data.batches import Batch
 from accel_flowers.evaluate import check_every_image_once, predict_loader
 
 
@@ -73,8 +72,7 @@ def test_it_takes_its_ways_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.append(torch.backends.cudnn.benchmark)
             return pixels
 
-    numbers = torch.tensor([1, 0])
-    batch = Batch(labels=numbers, samples=numbers, micro_batch=0, pixels=torch.eye(2))
+    batch = {"rows": torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "micro_batch": 0, "pixels": torch.eye(2)}
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     found = predict_loader(Network(), [batch], lambda given: given["pixels"], Accelerator(cpu=True), num_images=2)  # type: ignore[arg-type]
     assert found.labels.tolist() == [0, 1]

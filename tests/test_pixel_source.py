@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from accel_flowers import pixel_source
-from accel_flowers.data.batches import Pictures
+from accel_flowers.data.batches import Pictures, build_loader, each_batch
 from accel_flowers.data.device.resident import FinishedPictures, WholePictures, in_threads
 from accel_flowers.data.folder import ImageTable, load_images
-from accel_flowers.data.order import SampleKey
+from accel_flowers.data.order import SampleKey, StepPlan, TrainStream
 from accel_flowers.data.split import Split
 from accel_flowers.data.transforms import build_transform
 from accel_flowers.errors import UserError
@@ -61,6 +61,24 @@ def test_training_pictures_are_those_of_the_files(table: ImageTable) -> None:
         for name in ("labels", "samples"):
             assert torch.equal(batch[name], expected[name])  # type: ignore[literal-required]
         assert batch["micro_batch"] == 7
+
+
+def test_what_is_drawn_comes_through_the_loader(table: ImageTable) -> None:
+    pictures = pictures_of(table, AUGMENT)
+    transform = build_transform(AUGMENT, field="test")[0].on_device()  # type: ignore[arg-type]
+    assert transform is not None
+    away = pictures.away((transform, [pictures.size(sample) for sample in range(len(pictures))]))
+    stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=5), seed=3)
+    for batch, keys in zip(
+        each_batch(build_loader(away, stream, num_workers=0, pin_memory=False)), stream, strict=True
+    ):
+        expected = away.__getitems__(keys)
+        assert isinstance(expected, dict)
+        assert batch.keys() == expected.keys()
+        assert (batch["micro_batch"], batch["extent"]) == (expected["micro_batch"], expected["extent"])
+        for name in ("draws", "labels", "samples"):
+            assert torch.equal(batch[name], expected[name])  # type: ignore[literal-required]
+            assert batch[name].dtype == expected[name].dtype  # type: ignore[literal-required]
 
 
 def test_sizes_are_those_of_the_decoded_pictures(table: ImageTable) -> None:

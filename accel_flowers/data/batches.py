@@ -220,22 +220,37 @@ def _stack(pictures: Sequence[Tensor]) -> Tensor:
     return batch.permute(0, 3, 1, 2)
 
 
-def _as_it_is(batch: Any) -> Any:
-    """`__getitems__` made the whole batch already."""
+def _pack(batch: Any) -> dict[str, Any] | BadImageError:
+    """A batch on its way out of a worker: all numbers of a sample as one row, because each tensor costs time there."""
+    if isinstance(batch, BadImageError):
+        return batch
+    packed: dict[str, Any] = {**batch}
+    # float64 holds sample numbers and labels exactly.
+    numbers = torch.stack([packed.pop("samples"), packed.pop("labels")], dim=1).double()
+    packed["rows"] = torch.cat([numbers, packed.pop("draws")], dim=1) if "draws" in batch else numbers
+    return packed
+
+
+def _unpack(packed: dict[str, Any]) -> Batch:
+    """The same on the other side, on the device."""
+    rows = packed.pop("rows")
+    batch: Batch = {**packed, "samples": rows[:, 0].long(), "labels": rows[:, 1].long()}  # type: ignore[typeddict-item]
+    if "extent" in batch:
+        batch["draws"] = rows[:, 2:]
     return batch
 
 
 def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
-    """The batches of a loader.
+    """The batches of a loader that `build_loader` made.
 
     Raises:
         BadImageError: a picture could be read before the training, and now it cannot.
     """
-    batch: Batch | BadImageError
-    for batch in loader:
-        if isinstance(batch, BadImageError):
-            raise batch
-        yield batch
+    packed: Any
+    for packed in loader:
+        if isinstance(packed, BadImageError):
+            raise packed
+        yield _unpack(packed)
 
 
 def build_loader(
@@ -247,7 +262,7 @@ def build_loader(
     return DataLoader(
         pictures,
         batch_sampler=batches,
-        collate_fn=_as_it_is,
+        collate_fn=_pack,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
