@@ -5,8 +5,7 @@ A resize is two products of matrices, across and down, with the weights of each 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,21 +19,23 @@ class Resizing(Step):
     """A box of each picture, resized. Its columns: top, left, height, width of the box, height and width it gets."""
 
     num_columns = 6
+    least: Size
+    """Height and width that a box gets at least."""
 
 
 class RandomResizedCrop(Resizing):
     """torchvision's, box for box."""
 
     def __init__(self, step: v2.RandomResizedCrop) -> None:
-        self._size: Size = (step.size[0], step.size[1])
+        self.least: Size = (step.size[0], step.size[1])
         self._box = RandomBox(step)
 
     def draw(self, height: int, width: int) -> tuple[list[float], int, int]:
-        return [*self._box(height, width), *self._size], *self._size
+        return [*self._box(height, width), *self.least], *self.least
 
     def size_after(self, size: Size | None) -> Size | None:
         del size
-        return self._size
+        return self.least
 
 
 class Resize(Resizing):
@@ -42,7 +43,7 @@ class Resize(Resizing):
 
     def __init__(self, size: list[int]) -> None:
         self.short = size[0] if len(size) == 1 else None
-        self._size: Size = (size[0], size[-1])
+        self.least: Size = (size[0], size[-1])
 
     def draw(self, height: int, width: int) -> tuple[list[float], int, int]:
         new_height, new_width = self.size_of(height, width)
@@ -50,68 +51,66 @@ class Resize(Resizing):
 
     def size_of(self, height: int, width: int) -> Size:
         """What becomes of a picture of this size."""
-        return self._size if self.short is None else resized_size([self.short], height, width)
+        return self.least if self.short is None else resized_size([self.short], height, width)
 
     def size_after(self, size: Size | None) -> Size | None:
-        return self._size if self.short is None else size and self.size_of(*size)
+        return self.least if self.short is None else size and self.size_of(*size)
 
 
 def resize_weights(
-    length: Tensor,
-    virtual: Tensor,
-    first: Tensor | None,
+    box: Tensor,
+    first: Tensor,
     shift: Tensor | None,
-    mirrored: Tensor | None,
+    flips: Sequence[Sequence[Tensor]],
     *,
     num_out: Size,
     num_in: Size,
+    num_taps: int,
+    dtype: torch.dtype,
 ) -> Tensor:
     """How an antialiased bilinear resize mixes the pixels of each axis: down (0) and across (1).
 
-    Both axes are computed together, to the larger of their shapes, because most of the time goes into starting kernels.
+    Both axes are computed together, to the larger of their shapes, because most of the time goes into starting kernels. Few
+    pixels have a share in one of the result (taps): only their weights are computed, and put into a matrix of zeros.
 
     Args:
-        length: float64 [B, 2], pixels of the box that is resized.
-        virtual: float64 [B, 2], pixels that the whole box would become.
-        first: float64 [B, 2], where the box begins among the pixels at hand; None = at their first.
-        shift: float64 [B, 2], which of the virtual ones is the first one wanted; those outside become 0. None = the first,
+        box: float64 [B, 4], height and width of what is resized, and those it would get as a whole.
+        first: float64 [B, 2], where the box begins among the pixels at hand.
+        shift: float64 [B, 2], which of the whole's pixels is the first one wanted; those outside become 0. None = the first,
             and none are outside.
-        mirrored: float64 [B, 2], 1 where the wanted pixels are to come in reverse; None = nowhere.
+        flips: float64 [B], any number for each axis, 1 where the wanted pixels are to come in reverse; twice is not at all.
         num_out, num_in: pixels wanted and pixels at hand, of each axis.
+        num_taps: as many as a pixel of the result may need.
+        dtype: of the result.
 
     Returns:
-        float32 [B, 2, max(num_out), max(num_in)]; what lies beyond an axis' own shape means nothing.
+        [B, 2, max(num_out), >= max(num_in)]; what lies beyond an axis' own shape means nothing.
     """
-    device = length.device
-    out = torch.arange(max(num_out), device=device, dtype=torch.float64)
-    if mirrored is not None:
-        # The axes' last places, made on the device: a tensor of a list would be waited for.
-        last = num_out[0] - 1 + torch.arange(2, device=device).view(2, 1) * (num_out[1] - num_out[0])
-        out = out + mirrored[..., None] * (last - 2 * out)
+    length, virtual = box[:, :2], box[:, 2:]
+    places = torch.arange(max(*num_out, num_taps), device=box.device)
+    end = first + length
+    scale = length / virtual
+    reach = scale.clamp(min=1)[..., None, None]
+    # The middle of wanted pixel k lies at begin + k * step, in pixels from their edges.
+    begin = torch.add(first, scale, alpha=0.5)
     if shift is not None:
-        out = out + shift[..., None]
-    scale = (length / virtual)[..., None]
-    centre = (out + 0.5) * scale
-    # The whole part apart from the fraction: differences to pixels are then exact enough in float32.
-    whole = centre.floor()
-    rest = (centre - whole - 0.5).float()[..., None]
-    begin = 0.0 if first is None else first[..., None]
-    pixel = torch.arange(max(num_in), device=device, dtype=torch.float32)
-    distance = (pixel - (whole + begin).float()[..., None]).sub_(rest)
-    weights = distance.abs_().mul_(-1 / scale.clamp(min=1).float()[..., None]).add_(1).clamp_(min=0)
-    inside = pixel < (length[..., None] + begin)
-    if first is not None:
-        inside &= pixel >= begin
-    weights.mul_(inside[..., None, :])
-    total = weights.sum(-1).clamp_(min=1e-6)
-    share = total.reciprocal_() if shift is None else ((out >= 0) & (out < virtual[..., None])) / total
-    return weights.mul_(share[..., None])
-
-
-@cache
-def compiled_weights() -> Callable[..., Tensor]:
-    """`resize_weights` as few kernels, for all shapes."""
-    return torch.compile(resize_weights, dynamic=True)
+        begin.addcmul_(shift, scale)
+    step = scale
+    for axis, columns in enumerate(flips):
+        for flipped in columns:
+            begin[:, axis].addcmul_(flipped, step[:, axis], value=num_out[axis] - 1)
+            step[:, axis].addcmul_(flipped, step[:, axis], value=-2)
+    middle = torch.addcmul(begin[..., None], step[..., None], places[: max(num_out)])[..., None]
+    first, end = first[..., None, None], end[..., None, None]
+    taps = (middle - reach).clamp_(first, end).long() + places[:num_taps]
+    weights = (reach - (taps - (middle - 0.5)).abs_()).clamp_(min=0).mul_(taps < end)
+    total = weights.sum(-1, keepdim=True)
+    if shift is not None:
+        weights.mul_((middle > first) & (middle < end))
+        total.clamp_(min=1e-6)
+    # Taps may lie beyond the last pixel, with weight 0: there is room for them, too.
+    matrix = box.new_zeros(*weights.shape[:3], max(num_in) + -(-num_taps // 8) * 8, dtype=dtype)
+    return matrix.scatter_(3, taps, torch.div(weights, total, out=torch.empty_like(weights, dtype=dtype)))
 
 
 def resample(region: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -126,16 +125,17 @@ def resample(region: Tensor, down: Tensor, across: Tensor) -> Tensor:
         uint8 [B, 3, h, w]
     """
     batch, height, width, channels = region.shape
-    dtype = down.dtype
-    lines = region.permute(0, 1, 3, 2).to(dtype, memory_format=torch.contiguous_format).view(batch, -1, width)
-    narrow = _whole(_product(lines, across.mT)).to(dtype).view(batch, height, -1)
-    small = _whole(_product(down, narrow)).view(batch, down.shape[1], channels, -1)
-    return small.permute(0, 2, 1, 3).contiguous()
+    lines = _with_half(region.transpose(2, 3), down.dtype).view(batch, -1, width)
+    narrow = _with_half(_product(lines, across.mT).to(torch.uint8), down.dtype).view(batch, height, -1)
+    small = _product(down, narrow).view(batch, down.shape[1], channels, -1)
+    return small.transpose(1, 2).to(torch.uint8, memory_format=torch.contiguous_format)
 
 
-def _whole(levels: Tensor) -> Tensor:
-    """Rounded, halves upwards, as Pillow does; float32 → uint8."""
-    return levels.add_(0.5).to(torch.uint8)
+def _with_half(levels: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 → contiguous, plus 0.5: as weights add up to 1, their sums need only be cut off to be rounded, halves upwards."""
+    if levels.is_cuda:  # one kernel; for a CPU two passes are less work
+        return torch.add(levels, 0.5, out=torch.empty(levels.shape, dtype=dtype, device=levels.device))
+    return levels.to(dtype, memory_format=torch.contiguous_format).add_(0.5)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from accel_flowers.data.device.resize import compiled_weights, resample, resize_weights
+from accel_flowers.data.device.resize import resample, resize_weights
 from accel_flowers.data.device.steps import Look, Moving, Size
 from accel_flowers.data.device.store import DevicePictures
 
@@ -106,21 +107,23 @@ class ResizeStage(Stage):
     """Columns that say whether the picture is flipped: vertically, horizontally."""
 
     def done(self, work: Work) -> Tensor:
-        numbers = work.draws[:, self.resizing[1]]
+        step, columns = self.resizing
+        numbers = work.draws[:, columns]
         region, first = self._region(work, numbers)
         *_, all_height, all_width = work.extent.pop(0)
-        size = self.size or (all_height, all_width)
-        make = compiled_weights() if work.compiled else resize_weights
-        weights = make(
-            numbers[:, 2:4],
-            numbers[:, 4:6],
+        size, num_in = self.size or (all_height, all_width), (region.shape[1], region.shape[2])
+        scale = max(1, *(sides[0] / sides[1] for sides in zip(num_in, step.least, strict=True)))
+        weights = resize_weights(
+            numbers[:, 2:],
             first,
             self._shift(work),
-            self._mirrored(work),
+            [[work.draws[:, column] for column in columns] for columns in self.flips],
             num_out=size,
-            num_in=(region.shape[1], region.shape[2]),
-        ).to(work.dtype)
-        down, across = (weights[:, axis, : size[axis], : region.shape[1 + axis]] for axis in (0, 1))
+            num_in=num_in,
+            num_taps=math.ceil(2 * scale) + 1,
+            dtype=work.dtype,
+        )
+        down, across = (weights[:, axis, : size[axis], : num_in[axis]] for axis in (0, 1))
         return resample(region, down, across)
 
     def _shift(self, work: Work) -> Tensor | None:
@@ -129,27 +132,15 @@ class ResizeStage(Stage):
             return work.draws[:, self.crop][:, :2]
         return torch.zeros_like(work.draws[:, :2]) if self.size is None else None  # beyond smaller pictures is black
 
-    def _mirrored(self, work: Work) -> Tensor | None:
-        """Which axes are flipped, float64 [B, 2]; None = none."""
-        if not any(self.flips):
-            return None
-        axes = []
-        for columns in self.flips:
-            happens = [work.draws[:, column] for column in columns]
-            # Flipped twice is not flipped.
-            axes.append(sum(happens[1:], start=happens[0]) % 2 if happens else torch.zeros_like(work.draws[:, 0]))
-        return torch.stack(axes, 1)
-
-    def _region(self, work: Work, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Pixels uint8 [B, H, W, 3] in which the boxes lie, and where they begin there, float64 [B, 2]; None = at its corner."""
+    def _region(self, work: Work, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 [B, H, W, 3] in which the boxes lie, and where they begin there, float64 [B, 2]."""
         corner = numbers[:, :2]
         if work.pixels is not None and not self.moves:
             return work.pixels.permute(0, 2, 3, 1), corner
-        top, left = corner.long().unbind(1)
         height, width, *_ = work.extent[0]
         if not self.moves:
-            region, column = work.pictures.region_at(work.samples, top, left, height, width)
-            return region, torch.stack((torch.zeros_like(column), column), 1).double()
+            return work.pictures.region_at(work.samples, corner, height, width)
+        top, left = corner.long().unbind(1)
         rows, columns = _grid((height, width), numbers.device)
         look = work.look(self.moves)
-        return look(rows + top.view(-1, 1, 1), columns + left.view(-1, 1, 1)), None
+        return look(rows + top.view(-1, 1, 1), columns + left.view(-1, 1, 1)), torch.zeros_like(corner)

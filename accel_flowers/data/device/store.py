@@ -52,12 +52,14 @@ class DevicePictures:
         """The largest ratio of a longer to a shorter side."""
         self.device = device
         self._starts: list[int] = [0, *(int(end) * CHANNELS for end in ends)]
-        # int64 [N]: where each picture begins and how long its lines are in memory, in pixels; and its sides
-        self.offsets = torch.from_numpy(ends - array[:, 0] * pitches).to(device)
-        self.pitches = torch.from_numpy(pitches).to(device)
-        self.heights, self.widths = (torch.from_numpy(array[:, side].copy()).to(device) for side in (0, 1))
+        # int64 [N, 4]: where each picture begins and how long its lines are in memory, in runs of `_ALIGNED` pixels; its last
+        # row and column. One table, because each look into one starts a kernel.
+        begins = (ends - array[:, 0] * pitches) // _ALIGNED
+        table = np.column_stack((begins, pitches // _ALIGNED, array - 1))
+        self.table = torch.from_numpy(table).to(device)
         self.flat = torch.zeros(self._starts[-1] + _slack(array), dtype=torch.uint8, device=device)
         self._pixels, self._words = self.flat.view(-1, CHANNELS), self.flat.view(torch.int64)
+        self._rows = torch.arange(region_side(self.max_height), device=device)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -97,30 +99,30 @@ class DevicePictures:
         Returns:
             uint8 [B, h, w, 3]
         """
-        height, width = (side[samples].view(-1, 1, 1) for side in (self.heights, self.widths))
-        rows, columns = rows.clamp(min=0).minimum(height - 1), columns.clamp(min=0).minimum(width - 1)
-        pitch, offset = (each[samples].view(-1, 1, 1) for each in (self.pitches, self.offsets))
-        return self._pixels[(rows * pitch + offset) + columns]
+        begin, line, last_row, last_column = self.table[samples].view(-1, 4, 1, 1).unbind(1)
+        rows, columns = rows.clamp(min=0).minimum(last_row), columns.clamp(min=0).minimum(last_column)
+        return self._pixels[(rows * line + begin) * _ALIGNED + columns]
 
-    def region_at(self, samples: Tensor, top: Tensor, left: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def region_at(self, samples: Tensor, corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """A region of each picture, by whole lines, which is much faster than by single pixels.
 
         Args:
-            samples, top, left: int64 [B], inside the pictures.
+            samples: int64 [B].
+            corner: float64 [B, 2], top and left of what is wanted, inside the pictures.
             height, width: of the region, a `region_side`. What lies beyond a picture's edge is filled with anything.
 
         Returns:
-            uint8 [B, height, width, 3], and int64 [B], the column in it that is `left`.
+            uint8 [B, height, width, 3], and float64 [B, 2], the row and column in it that are `corner`.
         """
-        rows = torch.arange(height, device=self.device) + top.view(-1, 1)
-        rows = rows.minimum(self.heights[samples].view(-1, 1) - 1)
-        skipped = left % _ALIGNED
-        first = self.offsets[samples] + left - skipped
-        starts = (rows * self.pitches[samples].view(-1, 1) + first.view(-1, 1)) // _WORD * CHANNELS
-        # Every run of words as a row of its own: a view, from which some are taken.
-        length = width * CHANNELS // _WORD
-        lines = self._words.as_strided((len(self._words) - length + 1, length), (1, 1))
-        return lines[starts].view(torch.uint8).view(-1, height, width, CHANNELS), skipped
+        aligned = (corner / _ALIGNED).long()
+        begin, line, last_row, _ = self.table[samples].split(1, 1)
+        rows = torch.add(self._rows[:height], aligned[:, :1], alpha=_ALIGNED).minimum(last_row)
+        starts = torch.addcmul(begin + aligned[:, 1:], rows, line)
+        # All that a line could be, from every run on: a view, from which some are taken.
+        length, step = width * CHANNELS // _WORD, _ALIGNED * CHANNELS // _WORD
+        lines = self._words.as_strided(((len(self._words) - length) // step + 1, length), (step, 1))
+        region = lines[starts].view(torch.uint8).view(-1, height, width, CHANNELS)
+        return region, torch.sub(corner, aligned, alpha=_ALIGNED)
 
 
 class _Writer:

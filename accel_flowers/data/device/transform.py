@@ -47,7 +47,7 @@ class DeviceTransform:
         dtype: what resizes are computed in; None = float16 on a GPU (weights rounded to 11 bits, sums in float32), else
             float32.
         max_bytes: memory for what lies between pictures and result; a batch that needs more is computed in parts.
-        compiled: fuse the changes of colour and the weights of resizes into a few kernels, by torch.compile.
+        compiled: fuse the changes of colour into a few kernels, by torch.compile.
     """
 
     def __init__(self, steps: Sequence[Step], stages: Sequence[Stage], size: Size) -> None:
@@ -148,7 +148,7 @@ class DeviceTransform:
         ):
             made_height, made_width = stage.size or (all_height, all_width)
             lines = box_height * CHANNELS * (box_width * 5 + made_width * 10)
-            weights = 2 * 14 * max(made_height, made_width) * max(box_height, box_width)
+            weights = 2 * 8 * max(made_height, made_width) * max(box_height, box_width)
             needs.append(lines + weights + made_height * made_width * CHANNELS * 6)
         return max([*needs, *(4 * 40 * stage.size[0] * stage.size[1] for stage in self._stages if stage.size)])
 
