@@ -17,8 +17,8 @@ from torchvision.transforms import v2
 from accel_flowers.data.chance import Chance, uniform
 from accel_flowers.data.device.steps import Size, Step
 
-_LUMA = (19595.0, 38470.0, 7471.0)
-"""Weights of red, green and blue in a grey, in 1/65536; the sums stay exact in float32."""
+_LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
+"""Weights of red, green and blue in a grey; the sums stay exact in float32."""
 
 
 class Painting(Step):
@@ -81,7 +81,8 @@ class ColorJitter(Painting):
     def paint(self, pixels: Tensor, numbers: Tensor, *, compiled: bool = False) -> Tensor:
         kinds = (self._ranges[1] is not None, self._ranges[2] is not None)
         change = _compiled_jitter() if compiled else jitter
-        return change(pixels, numbers.float(), num_blends=self._num_blends, with_hue=self._with_hue, kinds=kinds)
+        tables = hsv_tables(pixels.device) if self._with_hue else None
+        return change(pixels, numbers.float(), tables, num_blends=self._num_blends, kinds=kinds)
 
 
 class Grey(Painting):
@@ -121,67 +122,100 @@ class Blur(Painting):
 
 
 def luma(pixels: Tensor) -> Tensor:
-    """Grey of whole-numbered float32 [B, 3, H, W], whole-numbered [B, H, W]."""
+    """Grey of uint8 [B, 3, H, W], whole-numbered float32 [B, H, W]."""
     red, green, blue = pixels.unbind(1)
-    total = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
-    return total.add_(32768).mul_(1 / 65536).floor_()
+    total = torch.add(torch.tensor(0.5), red, alpha=_LUMA[0])
+    return total.add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).floor_()
 
 
 def grey_where(pixels: Tensor, chosen: Tensor) -> Tensor:
     """uint8 [B, 3, H, W], grey where float64 `chosen` [B] is 1."""
-    grey = luma(pixels.float()).to(torch.uint8)[:, None]
-    return torch.where(chosen.view(-1, 1, 1, 1) > 0, grey, pixels)
+    return torch.where(chosen.view(-1, 1, 1, 1) > 0, luma(pixels).to(torch.uint8)[:, None], pixels)
 
 
 def blend(pixels: Tensor, amount: Tensor, contrast: Tensor | None, saturation: Tensor | None) -> Tensor:
     """One change of brightness, contrast or saturation: away from black, the mean grey or the own grey.
 
     Args:
-        pixels: whole-numbered float32 [B, 3, H, W].
+        pixels: uint8 [B, 3, H, W].
         amount: float32 [B], torchvision's factor; 1 changes nothing.
         contrast, saturation: float32 [B], 1 where that is what happens; None = nowhere.
+
+    Returns:
+        uint8 [B, 3, H, W]
     """
     amount = amount.view(-1, 1, 1, 1)
     if contrast is None and saturation is None:
-        return (pixels * amount).clamp_(0, 255).floor_()
+        return (pixels * amount).clamp_(0, 255).to(torch.uint8)
     grey = luma(pixels)
-    base = torch.zeros_like(amount)
-    if contrast is not None:
-        mean = (grey.mean((1, 2), dtype=torch.float64) + 0.5).floor().float()
-        base = (mean * contrast).view(-1, 1, 1, 1)
+    if contrast is None:
+        base = torch.zeros_like(amount)
+    else:
+        num_pixels = grey[0].numel()
+        total = grey.sum(2).sum(1, dtype=torch.float64)  # exact, and no float64 copy of all pixels
+        mean = torch.div(total + num_pixels / 2, num_pixels, rounding_mode="floor")
+        base = (mean * contrast).float().view(-1, 1, 1, 1)
     if saturation is not None:
         base = torch.addcmul(base, grey[:, None], saturation.view(-1, 1, 1, 1))
-    return (pixels - base).mul_(amount).add_(base).clamp_(0, 255).floor_()
+    away = pixels - base
+    return torch.addcmul(base, away, amount, out=away).clamp_(0, 255).to(torch.uint8)
 
 
-def turn_hue(pixels: Tensor, shift: Tensor) -> Tensor:
-    """Add `shift` (float32 [B], 0 … 255) to the hue of whole-numbered float32 [B, 3, H, W], by way of Pillow's HSV."""
-    red, green, _ = pixels.unbind(1)
-    value, lowest = pixels.amax(1), pixels.amin(1)
-    chroma = value - lowest
+def turn_hue(pixels: Tensor, shift: Tensor, tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Add `shift` (float32 [B], 0 … 255) to the hue of uint8 [B, 3, H, W], by way of Pillow's HSV, `hsv_tables`.
+
+    Returns:
+        uint8 [B, 3, H, W]
+    """
+    hues, saturations, shares = tables
+    levels = pixels.short()
+    red, green, blue = levels.unbind(1)
+    value = levels.amax(1)
+    others = torch.where(
+        red == value, green - blue, torch.where(green == value, blue - red + 511, red - green + 2 * 511)
+    )
+    chroma = (value - levels.amin(1)).int()
+    place = torch.add(chroma, others, alpha=256).add_(255 * 256)
+    hue = hues.index_select(0, place.view(-1)).view_as(value) + shift.to(torch.uint8).view(-1, 1, 1)
+    saturation = saturations.index_select(0, torch.add(chroma, value, alpha=256).view(-1)).view_as(value)
+    place = hue[:, None] + 256 * torch.arange(3, device=pixels.device, dtype=torch.int32).view(3, 1, 1)
+    share = shares.index_select(0, place.view(-1)).view_as(pixels)
+    made = torch.addcmul((value + 0.5)[:, None], share, (value * saturation)[:, None], value=-1, out=share)
+    return made.to(torch.uint8)
+
+
+@cache
+def hsv_tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Pillow's HSV, for all that it can follow from.
+
+    Returns:
+        uint8 [3 * 511 * 256]: hue, by the largest channel, the difference of the two behind it (in a circle) + 255, and
+        chroma; float32 [256 * 256]: saturation, 0 … 1, by the largest level, and chroma; float32 [3 * 256]: how much of
+        the saturation a channel feels, 0 … 1, by channel and hue.
+    """
     # Pillow cuts fractions off, so a last digit decides over a level: the same precision as there, step by step.
-    below = ((value[:, None] - pixels) / chroma.clamp(min=1)[:, None]).double()
-    red_below, green_below, blue_below = below.unbind(1)
-    sixth = torch.where(
-        red == value,
-        blue_below - green_below,
-        torch.where(green == value, 2 + red_below - blue_below, 4 + green_below - red_below),
-    ).float()
+    chroma = torch.arange(256, device=device)
+    least = chroma.clamp(min=1)
+    apart = torch.arange(-255, 256, device=device)[:, None]
+    below = ((chroma - apart.abs()) / least).double()  # the largest minus the middle one; the smallest is 1 below
+    sixth = (torch.where(apart < 0, below - 1, 1 - below) + 2 * torch.arange(3, device=device).view(3, 1, 1)).float()
     turn = sixth.double() / 6 + 1
-    hue = ((turn - turn.floor()).float().double() * 255).floor_().float()
-    hue = torch.where(chroma > 0, hue, 0.0) + shift.view(-1, 1, 1)
-    hue = torch.where(hue > 255, hue - 256, hue)
-    saturation = ((chroma / value.clamp(min=1)).double() * 255).floor_().float() / 255
+    hues = ((turn - turn.floor()).float().double() * 255).to(torch.uint8) * (chroma > 0)
+    saturations = ((chroma / least[:, None]).double() * 255).floor().float() / 255
     # Red, green and blue are the same function of the hue, 120 degrees apart.
-    apart = (5 - 2 * torch.arange(3, device=pixels.device, dtype=torch.float32)).view(1, 3, 1, 1)
-    place = (hue * 6 / 255)[:, None] + apart
-    place = place - 6 * (place >= 6).float()
-    place = place - 6 * (place >= 6).float()
-    share = torch.minimum(place, 4 - place).clamp_(0, 1)
-    return (value[:, None] * (1 - saturation[:, None] * share)).add_(0.5).floor_()
+    turned = (chroma * 6 / 255 + torch.arange(5, 0, -2, device=device)[:, None]).remainder(6)
+    shares = torch.minimum(turned, 4 - turned).clamp(0, 1)
+    return hues.view(-1), saturations.view(-1), shares.view(-1)
 
 
-def jitter(pixels: Tensor, numbers: Tensor, *, num_blends: int, with_hue: bool, kinds: tuple[bool, bool]) -> Tensor:
+def jitter(
+    pixels: Tensor,
+    numbers: Tensor,
+    tables: tuple[Tensor, Tensor, Tensor] | None,
+    *,
+    num_blends: int,
+    kinds: tuple[bool, bool],
+) -> Tensor:
     """Brightness, contrast, saturation and hue of each picture, in its own order.
 
     One kernel serves the first three, so only the hue's place among them matters: the pictures pass `num_blends` blends, the
@@ -190,20 +224,21 @@ def jitter(pixels: Tensor, numbers: Tensor, *, num_blends: int, with_hue: bool, 
     Args:
         pixels: uint8 [B, 3, H, W].
         numbers: float32 [B, K], for each blend (amount, contrast, saturation), and at the end the shift of hue.
+        tables: `hsv_tables`; None = hues stay.
         kinds: whether contrast and saturation occur at all.
 
     Returns:
         uint8 [B, 3, H, W]
     """
-    made = pixels.float()
-    for number in range(2 * num_blends if with_hue else num_blends):
-        if number == num_blends:
-            made = turn_hue(made, numbers[:, -1])
+    made = pixels
+    for number in range(2 * num_blends if tables else num_blends):
+        if tables and number == num_blends:
+            made = turn_hue(made, numbers[:, -1], tables)
         amount, contrast, saturation = numbers[:, 3 * number : 3 * number + 3].unbind(1)
         made = blend(made, amount, contrast if kinds[0] else None, saturation if kinds[1] else None)
-    if with_hue and not num_blends:
-        made = turn_hue(made, numbers[:, -1])
-    return made.to(torch.uint8)
+    if tables and not num_blends:
+        made = turn_hue(made, numbers[:, -1], tables)
+    return made
 
 
 @cache

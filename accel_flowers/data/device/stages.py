@@ -48,7 +48,7 @@ class Work:
 def _pixels_at(pixels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Pixels of uint8 [B, 3, H, W] at rows and columns that broadcast to [B, h, w] → uint8 [B, h, w, 3]."""
     batch, channels, height, width = pixels.shape
-    index = (rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)).expand(batch, -1, -1)
+    index = torch.add(columns.clamp(0, width - 1), rows.clamp(0, height - 1), alpha=width).expand(batch, -1, -1)
     taken = pixels.view(batch, channels, -1).gather(2, index.reshape(batch, 1, -1).expand(-1, channels, -1))
     return taken.view(batch, channels, *index.shape[1:]).permute(0, 2, 3, 1)
 

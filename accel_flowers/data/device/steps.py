@@ -153,14 +153,14 @@ class Warp(Moving):
 
     def look(self, before: Look, numbers: Tensor) -> Look:
         height, width = (column.view(-1, 1, 1) for column in numbers[:, 6:].long().unbind(1))
-        matrix = [column.view(-1, 1, 1) for column in numbers[:, :6].unbind(1)]
+        matrix = numbers[:, :6] if self._bilinear else numbers[:, :6].long()
+        a, b, c, d, e, f = matrix.reshape(-1, 6, 1, 1).unbind(1)
         if self._bilinear:
-            return lambda rows, columns: _look_between(before, matrix, height, width, rows, columns)
-        a, b, c, d, e, f = (number.long() for number in matrix)
+            return lambda rows, columns: _look_between(before, [a, b, c, d, e, f], height, width, rows, columns)
 
         def look(rows: Tensor, columns: Tensor) -> Tensor:
-            from_columns = (columns * a + (rows * b + c)) >> 16
-            from_rows = (columns * d + (rows * e + f)) >> 16
+            from_columns = torch.addcmul(torch.addcmul(c, rows, b), columns, a).bitwise_right_shift_(16)
+            from_rows = torch.addcmul(torch.addcmul(f, rows, e), columns, d).bitwise_right_shift_(16)
             return before(from_rows, from_columns) * _inside(from_rows, from_columns, height, width)
 
         return look
