@@ -335,7 +335,7 @@ def main() -> None:
                     seconds=8,
                 )
     for name in ("crop", "colour"):
-        batch = batch_sizes[-2]
+        batch = batch_sizes[-2:][0]
         batches = Batches(store, built(kinds[name]), batch, 2)
         bench.attempt(f"profile/{name}/{batch}", lambda n=batch, b=batches: profile_of(bench, n, b), seconds=15)
     if on_gpu:  # the slow ones last: each compiles
