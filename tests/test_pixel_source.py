@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from accel_flowers import pixel_source
+from accel_flowers.build import build_run
 from accel_flowers.data.batches import Pictures, build_loader, each_batch
 from accel_flowers.data.device.resident import FinishedPictures, WholePictures, in_threads
 from accel_flowers.data.folder import ImageTable, load_images
@@ -79,6 +83,39 @@ def test_what_is_drawn_comes_through_the_loader(table: ImageTable) -> None:
         for name in ("draws", "labels", "samples"):
             assert torch.equal(batch[name], expected[name])  # type: ignore[literal-required]
             assert batch[name].dtype == expected[name].dtype  # type: ignore[literal-required]
+
+
+@pytest.mark.parametrize("kind", ["drawn", "photos"])
+def test_a_network_meets_the_same_on_all_ways(kind: str, table: ImageTable, tmp_path: Path) -> None:
+    """In the runs themselves, in all their epochs: what a training on one way learns, it could learn on the others."""
+    photos = os.environ.get("ACCEL_FLOWERS_TEST_PHOTOS")
+    if kind == "photos" and not photos:
+        pytest.skip("ACCEL_FLOWERS_TEST_PHOTOS names no folder of photos")
+    source, size = (Path(photos), 128) if kind == "photos" and photos else (Path(table.source), 24)
+    accelerator = Accelerator(cpu=True)
+    runs = {}
+    for way in ("plain", "files", "device"):
+        steps = [{"RandomResizedCrop": {"size": size}}, "RandomHorizontalFlip"]
+        more: dict[str, Any] = {"debug": {"subset": 0.1}} if kind == "photos" else {}
+        config = tiny_config(source, tmp_path / way, data={"pixels_from": way, "train_transforms": steps}, **more)
+        runs[way] = build_run(config, accelerator)
+    plain = runs.pop("plain")
+    level = 1 / (255 * min(plain.config.data.std))
+    for way, run in runs.items():
+        for name, value in plain.network.state_dict().items():
+            assert torch.equal(value, run.network.state_dict()[name])
+        lean = []
+        for expected, batch in zip(each_batch(plain.loaders["train"]), each_batch(run.loaders["train"]), strict=True):
+            assert torch.equal(batch["labels"], expected["labels"])
+            assert torch.equal(batch["samples"], expected["samples"])
+            made, wanted = run.input_of("train")(batch), plain.input_of("train")(expected)
+            assert made.stride() == wanted.stride()
+            assert (made - wanted).abs().max() < 2.01 * level, way
+            lean.append(float((made - wanted).mean()) / level)
+        assert len(lean) == len(plain.stream)
+        assert abs(sum(lean) / len(lean)) < (0.005 if kind == "photos" else 0.1)
+        for expected, batch in zip(each_batch(plain.loaders["val"]), each_batch(run.loaders["val"]), strict=True):
+            assert torch.equal(run.input_of("val")(batch), plain.input_of("val")(expected))
 
 
 def test_sizes_are_those_of_the_decoded_pictures(table: ImageTable) -> None:
