@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from accelerate import Accelerator
 from pydantic import ConfigDict, TypeAdapter, with_config
 from safetensors.torch import load_file, save_file
@@ -401,13 +400,12 @@ def _put_in_place(partial: Path, target: Path) -> None:
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:
     """File → size in bytes and digest, of all but the manifest."""
     return {
-        file.name: {"bytes": file.stat().st_size, "xxh3_128": _digest(file)}
+        file.name: {"bytes": file.stat().st_size, "blake2b": _digest(file)}
         for file in sorted(directory.iterdir())
         if file.name != _MANIFEST and file.is_file()
     }
 
 
 def _digest(file: Path) -> str:
-    # Against accidents, as fast as the memory: an epoch on a GPU takes less time than a cryptographic digest of its checkpoint.
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

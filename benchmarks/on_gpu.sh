@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 part() { # NAME SECONDS COMMAND...
   echo "== $1"
-  timeout "$2" "${@:3}" 2>&1 || echo "$1 ended with $?"
+  timeout "$2" "${@:3}" || echo "$1 ended with $?"
 }
 
 launch=(accelerate launch --config_file accelerate_configs/single_gpu.yaml -m accel_flowers)
