@@ -41,8 +41,8 @@ from common import PROJECT, machine, ratio, spread
 
 sys.path.insert(0, str(PROJECT))
 
-from accel_flowers.config import Config
-from accel_flowers.data.decode import IMAGE_EXTENSIONS
+from accel_flowers.config.schema import Config
+from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS
 
 KINDS = ("exact", "plain")
 COLUMNS = ("step", "epoch", "processor")
@@ -109,9 +109,11 @@ def plain_training(config: Config) -> None:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    from accel_flowers.data.transforms import Normalizer, build_transform
-    from accel_flowers.models import build_network, wants_channels_last
-    from accel_flowers.optim import build_optimizer
+    from accel_flowers.data.transforms.build import build_transform
+    from accel_flowers.models.backbone import wants_channels_last
+    from accel_flowers.models.normalizer import Normalizer
+    from accel_flowers.models.torchvision import build_network
+    from accel_flowers.training.optim import build_optimizer
 
     data, settings = config.data, config.train
     assert data.path is not None
@@ -186,7 +188,7 @@ def run_one(kind: str, asked: argparse.Namespace) -> None:
     register_optimizer_step_post_hook(lambda *_: stamps.append((time.perf_counter(), time.process_time())))
     config = build_config(asked, asked.photos, asked.run_dir)
     if kind == "exact":
-        from accel_flowers.train import train
+        from accel_flowers.training.train import train
 
         train(config)
     else:

@@ -39,8 +39,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from accel_flowers.data.device.store import DevicePictures, bytes_needed
-from accel_flowers.data.device.transform import DeviceTransform, make_device_transform
+from accel_flowers.data.transforms.gpu.store import DevicePictures, bytes_needed
+from accel_flowers.data.transforms.gpu.transform import DeviceTransform, make_device_transform
 
 SIZES = [(500, 375), (375, 500), (499, 665), (333, 500), (500, 333), (240, 320)]
 """Height and width, as photos of a public data set have them."""

@@ -36,12 +36,14 @@ from datasets import load_dataset
 from torch import Tensor
 from torchvision import transforms as v1
 
-from accel_flowers.data.batches import Pictures
 from accel_flowers.data.cache import DecodedPictures, open_cache
-from accel_flowers.data.folder import ImageTable, content_digest, load_images, read_bytes
-from accel_flowers.data.order import EveryOnce, StepPlan, TrainStream
+from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.sampler import EveryOnce, StepPlan, TrainStream
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
-from accel_flowers.data.transforms import Normalizer, build_transform
+from accel_flowers.data.table import ImageTable, content_digest, read_bytes
+from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.models.normalizer import Normalizer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 32

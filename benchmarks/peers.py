@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """End to end from a folder of photos: this project beside scripts as its peers have them, on this machine, one process.
 
-  ours          `accelerate launch` with `accelerate_configs/cpu.yaml` or `single_gpu.yaml`, through `accel_flowers.train`
+  ours          `accelerate launch` with `accelerate_configs/cpu.yaml` or `single_gpu.yaml`, through `accel_flowers.training`
   transformers  as transformers' image classification example without Trainer: datasets' imagefolder, `with_transform`,
                 torchvision's transforms on Pillow pictures, DataLoader, Accelerate, AdamW, linear decay; torchvision's network
   timm          as timm's train.py: `create_model`, `create_dataset`, `create_loader`, `create_optimizer_v2`, autocast where
@@ -76,10 +76,10 @@ class Clock:
 
 
 def train_ours(asked: argparse.Namespace) -> None:
-    import accel_flowers.train as training
-    from accel_flowers.config import Config
-    from accel_flowers.run_dir import CONFIG_FILE
-    from accel_flowers.yaml_text import parse_yaml
+    import accel_flowers.training.train as training
+    from accel_flowers.config.schema import Config
+    from accel_flowers.core.yaml_text import parse_yaml
+    from accel_flowers.tracking.run_dir import CONFIG_FILE
 
     run_dir = asked.result.parent / "run"
     size, workers = {"size": asked.size}, {} if asked.workers is None else {"num_workers": asked.workers}
@@ -217,7 +217,7 @@ def link_photos(source: Path, target: Path, replicate: int) -> int:
     Returns:
         Training photos.
     """
-    from accel_flowers.data.decode import IMAGE_EXTENSIONS
+    from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS
 
     folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     count = 0

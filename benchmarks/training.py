@@ -3,7 +3,7 @@
 
   ours   what a run does with each micro-batch: the project's network, normalisation, objective and optimizer, prepared by
          Accelerate, channels last where the network wants it, in the precision of `accelerate_configs/cpu.yaml` and
-         `single_gpu.yaml`, bf16, unless the trial before a run (`accel_flowers.trial`) finds float32 faster on this CPU
+         `single_gpu.yaml`, bf16, unless the trial before a run (`accel_flowers.training.precision`) finds float32 faster on this CPU
   plain  a loop as tutorials have it: float32, contiguous, torchvision's network, torch.optim.SGD as it comes
 
 Both get the same random uint8 pictures, which are on the device already, and take a step of SGD with momentum from random
@@ -33,15 +33,16 @@ import torch
 from torch import Tensor
 from torchvision import models
 
-from accel_flowers.config import Config
-from accel_flowers.data.transforms import Normalizer
-from accel_flowers.debugging import fast_arithmetic
-from accel_flowers.freezing import set_training_mode
-from accel_flowers.models import build_network, wants_channels_last
-from accel_flowers.objectives import build_objective
-from accel_flowers.optim import build_optimizer
-from accel_flowers.processes import build_accelerator, start_processes
-from accel_flowers.trial import faster_precision
+from accel_flowers.config.schema import Config
+from accel_flowers.core.backends import fast_arithmetic
+from accel_flowers.distributed.launch import build_accelerator, start_processes
+from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.freezing import set_training_mode
+from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.training.optim import build_optimizer
+from accel_flowers.training.precision import faster_precision
+from accel_flowers.training.tasks import build_objective
 
 MODELS = "resnet18,resnet50,mobilenet_v2,mobilenet_v3_small,efficientnet_b0,convnext_tiny"
 CLASSES = 5

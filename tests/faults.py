@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from accel_flowers.run_dir import METRICS_FILE, read_metrics
+from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
 from tests.ranks import Ranks
 from tests.runs import PROGRAM, PROJECT, write_recipe
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from accel_flowers.config import Config
+from accel_flowers.config.schema import Config
 from accel_flowers.data.split import PARTS, Split, save_split
-from accel_flowers.metrics import Predictions, summarize
-from accel_flowers.models import build_network, clean_state_dict
-from accel_flowers.predictions import save_predictions
-from accel_flowers.run_dir import write_config
-from accel_flowers.saved_model import ModelCard, save_model
+from accel_flowers.metrics.classification import Predictions, summarize
+from accel_flowers.metrics.predictions import save_predictions
+from accel_flowers.models.saved import ModelCard, save_model
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.models.weights import clean_state_dict
+from accel_flowers.tracking.run_dir import write_config
 from tests.runs import tiny_recipe
 
 ENVIRONMENT = {"run_id": "0123abcd", "accel_flowers": "0", "num_processes": 1, "precision": "no", "device": "cpu"}

@@ -140,7 +140,8 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     """Fork on request. This process computes nothing, so that its forks find no threads missing."""
-    from accel_flowers import cli, evaluate, label_metrics, predict, train  # noqa: F401 - what takes the time
+    from accel_flowers.cli import main as cli
+    from accel_flowers.training import train  # noqa: F401 - what takes the time
 
     codes: dict[int, int] = {}
     for line in sys.stdin:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from accel_flowers.config import Config
-from accel_flowers.run_dir import read_metrics
+from accel_flowers.config.schema import Config
+from accel_flowers.tracking.run_dir import read_metrics
 
 PROJECT = Path(__file__).parent.parent
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]

@@ -11,10 +11,10 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
-from accel_flowers.config import Config
-from accel_flowers.config_reading import config_from_flags
-from accel_flowers.errors import UserError
-from accel_flowers.processes import check_launch
+from accel_flowers.config.loading import config_from_flags
+from accel_flowers.config.schema import Config
+from accel_flowers.core.errors import UserError
+from accel_flowers.distributed.launch import check_launch
 
 DIRECTORY = Path(__file__).parent.parent / "accelerate_configs"
 EXPECTED = {

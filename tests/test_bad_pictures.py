@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from accel_flowers.data.decode import MAX_BYTES, BadImageError, decode_image, verify_image
-from accel_flowers.data.folder import load_images
-from accel_flowers.data.inspect import decide_split
+from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.reading import read_file
+from accel_flowers.data.decide_split import decide_split
+from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_image, verify_image
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, load_split
-from accel_flowers.errors import UserError, printable
+from accel_flowers.inference.outputs import RowOutput
+from accel_flowers.inference.predict import find_pictures, predict_files
 from accel_flowers.inspection.command import inspect_source
-from accel_flowers.inspection.words import in_words
-from accel_flowers.predict import find_pictures, predict_files
-from accel_flowers.prediction_output import RowOutput
-from accel_flowers.reading import read_file
+from accel_flowers.inspection.text import in_words
 from tests.bad_pictures import ACCEPTED, REFUSED, Verdict, write_corpus
 from tests.runs import PROJECT, write_recipe
 

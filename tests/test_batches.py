@@ -16,12 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from accel_flowers.data.batches import Batch, Pictures, build_loader, each_batch
-from accel_flowers.data.decode import BadImageError
-from accel_flowers.data.folder import ImageTable, load_images
-from accel_flowers.data.order import EveryOnce, SampleKey, StepPlan, TrainStream
+from accel_flowers.data.dataset import Batch, Pictures
+from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.data.loader import build_loader, each_batch
+from accel_flowers.data.sampler import EveryOnce, SampleKey, StepPlan, TrainStream
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
-from accel_flowers.data.transforms import PictureTransform, build_transform
+from accel_flowers.data.table import ImageTable
+from accel_flowers.data.transforms.build import PictureTransform, build_transform
 from accel_flowers.data.workers import local_cores, plan_workers
 from tests.conftest import make_folder
 

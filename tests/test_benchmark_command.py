@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.benchmark import Change, Measured
+from accel_flowers.training.benchmark import Change, Measured
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
 from tests.runs import write_recipe

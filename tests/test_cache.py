@@ -14,16 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from accel_flowers.core.errors import UserError
 from accel_flowers.data import cache as cache_module
-from accel_flowers.data.batches import Pictures
 from accel_flowers.data.cache import DecodedPictures, NoCache, cache_key, open_cache
-from accel_flowers.data.decode import BadImageError, decode_image
-from accel_flowers.data.folder import content_digest, load_images
-from accel_flowers.data.order import SampleKey
+from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.decoding.pillow import BadImageError, decode_image
+from accel_flowers.data.sampler import SampleKey
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
-from accel_flowers.data.transforms import build_transform
-from accel_flowers.errors import UserError
-from accel_flowers.train import train
+from accel_flowers.data.table import content_digest
+from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.training.train import train
 from tests.conftest import CLASSES, draw_picture, make_folder
 from tests.ranks import finish
 from tests.runs import metrics, tiny_config, write_recipe

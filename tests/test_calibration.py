@@ -7,7 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from accel_flowers.calibration import (
+from accel_flowers.metrics.calibration import (
     apply_temperature,
     chance_errors,
     expected_calibration_error,

@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from accel_flowers.data.transforms import Normalizer, build_transform
-from accel_flowers.models import build_network, wants_channels_last
+from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.saved import ModelCard, SavedModel
+from accel_flowers.models.torchvision import build_network
 from accel_flowers.report.cam import explain, last_feature_map, overlay
-from accel_flowers.saved_model import ModelCard, SavedModel
 
 LAYERS = {
     "resnet18": "layer4",

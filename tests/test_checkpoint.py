@@ -22,11 +22,11 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from accel_flowers import checkpoint
-from accel_flowers.checkpoint import BEST, LAST, Checkpoints, TrainState
-from accel_flowers.config import CheckpointConfig
-from accel_flowers.errors import UserError
-from accel_flowers.processes import gather_buffers, set_buffers
+from accel_flowers.config.schema import CheckpointConfig
+from accel_flowers.core.errors import UserError
+from accel_flowers.distributed.ddp import gather_buffers, set_buffers
+from accel_flowers.training import checkpoint
+from accel_flowers.training.checkpoint import BEST, LAST, Checkpoints, TrainState
 from tests.runs import PROJECT
 
 

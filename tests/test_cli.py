@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from accel_flowers import __version__, cli
-from accel_flowers.cli import main
-from accel_flowers.config import Config
-from accel_flowers.config_reading import load_recipe, recipe_names
+from accel_flowers import __version__
+from accel_flowers.cli.main import main
+from accel_flowers.config.loading import load_recipe, recipe_names
+from accel_flowers.config.schema import Config
 from tests.conftest import draw_picture
 from tests.runs import run_program
 
@@ -54,7 +54,7 @@ def test_help_answers_in_under_a_second(words: list[str]) -> None:
 def test_help_imports_no_heavy_library() -> None:
     program = """
 import sys
-from accel_flowers.cli import main
+from accel_flowers.cli.main import main
 for words in (["--help"], ["--version"], ["recipes"], [], ["trian"], ["train"], ["train", "nosuch"],
               *([name, "--help"] for name in ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download"))):
     try:
@@ -221,7 +221,7 @@ def test_one_of_several_processes_tells_a_mistake(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "recipe_names", lambda: 1 / 0)
+    monkeypatch.setattr("accel_flowers.cli.train.recipe_names", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["recipes"])
 
@@ -258,10 +258,10 @@ def test_sample_draws_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_the_run_directory_is_named_after_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import accel_flowers.train
+    import accel_flowers.training.train
 
     seen: list[Config] = []
-    monkeypatch.setattr(accel_flowers.train, "train", seen.append)
+    monkeypatch.setattr(accel_flowers.training.train, "train", seen.append)
     file = tmp_path / "my.recipe.yaml"
     file.write_text("train: {epochs: 3}")
     for words in (["quickstart"], [file], [file, "--run-dir", "elsewhere", "--train.epochs", "4"]):

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from accel_flowers.config import Config, config_to_dict
-from accel_flowers.config_reading import config_from_flags, config_from_yaml, load_recipe, recipe_names
-from accel_flowers.data.transforms import build_transform
-from accel_flowers.errors import UserError
-from accel_flowers.yaml_text import dump_yaml
+from accel_flowers.config.loading import config_from_flags, config_from_yaml, load_recipe, recipe_names
+from accel_flowers.config.schema import Config, config_to_dict
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.yaml_text import dump_yaml
+from accel_flowers.data.transforms.build import build_transform
 
 SOURCE = "my.yaml"
 OFTEN = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])

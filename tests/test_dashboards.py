@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from accel_flowers import cli
-from accel_flowers.config_reading import config_from_flags, load_recipe
-from accel_flowers.dashboards import draw_matrix
-from accel_flowers.run_dir import read_metrics
-from accel_flowers.saved_model import load_card
-from accel_flowers.yaml_text import parse_yaml
+from accel_flowers.cli import main as cli
+from accel_flowers.config.loading import config_from_flags, load_recipe
+from accel_flowers.core.yaml_text import parse_yaml
+from accel_flowers.models.saved import load_card
+from accel_flowers.tracking.run_dir import read_metrics
+from accel_flowers.tracking.scored import draw_matrix
 from tests.conftest import make_folder
 from tests.faults import Forked
 from tests.ranks import Ranks, finish

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_flowers.config import Config
+from accel_flowers.config.schema import Config
+from accel_flowers.core.backends import fast_arithmetic
+from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, Split, load_split, thin_out
-from accel_flowers.debugging import fast_arithmetic
-from accel_flowers.errors import UserError
-from accel_flowers.train import train
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import finish
 from tests.runs import metrics, tiny_config, write_recipe

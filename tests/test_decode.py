@@ -19,8 +19,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from accel_flowers.data import decode
-from accel_flowers.data.decode import (
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.decoding import pillow as decode
+from accel_flowers.data.decoding.pillow import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
     BadImageError,
@@ -28,7 +29,6 @@ from accel_flowers.data.decode import (
     decode_image,
     verify_image,
 )
-from accel_flowers.errors import UserError
 from tests import pictures
 from tests.pictures import COLOURS, HEIGHT, KINDS, WIDTH
 

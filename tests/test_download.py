@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from accel_flowers import download as download_module
-from accel_flowers.download import FLOWER_PHOTOS, Archive, download
-from accel_flowers.errors import UserError
+from accel_flowers.core.errors import UserError
+from accel_flowers.samples import download as download_module
+from accel_flowers.samples.download import FLOWER_PHOTOS, Archive, download
 
 CLASSES = ("daisy", "roses", "tulips")
 KIB = 1024

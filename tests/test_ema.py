@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from accel_flowers.ema import Ema, decay_at
-from accel_flowers.saved_model import load_model
-from accel_flowers.train import train
+from accel_flowers.models.ema import Ema, decay_at
+from accel_flowers.models.saved import load_model
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.runs import metrics, tiny_config
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from accel_flowers.evaluate import check_every_image_once, predict_loader
+from accel_flowers.inference.loop import check_every_image_once, predict_loader
 
 
 def complaint(samples: list[int], num_images: int) -> dict[str, list[int]]:

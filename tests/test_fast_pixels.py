@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from accel_flowers.config import TransformSpec
-from accel_flowers.data.decode import BadImageError, decode_image
-from accel_flowers.data.fast.hue import adjust_hue, hsv_to_rgb
-from accel_flowers.data.fast.jpeg import decode_rows, read_header
-from accel_flowers.data.fast.transform import FastTransform
-from accel_flowers.data.transforms import PictureTransform, build_transform
+from accel_flowers.config.schema import TransformSpec
+from accel_flowers.data.decoding.jpeg import decode_rows, read_header
+from accel_flowers.data.decoding.pillow import BadImageError, decode_image
+from accel_flowers.data.transforms.build import PictureTransform, build_transform
+from accel_flowers.data.transforms.cpu.hue import adjust_hue, hsv_to_rgb
+from accel_flowers.data.transforms.cpu.transform import FastTransform
 from tests.bad_pictures import write_corpus
 from tests.pictures import check_no_lean
 

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_flowers.data.folder import ImageTable, load_images, read_bytes
-from accel_flowers.errors import UserError
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.table import ImageTable, read_bytes
 from tests.conftest import CLASSES, draw_picture, make_folder
 
 

@@ -22,20 +22,20 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from accel_flowers import checkpoint
-from accel_flowers.checkpoint import Checkpoints
-from accel_flowers.cli import main
-from accel_flowers.config import CheckpointConfig
-from accel_flowers.config_reading import config_from_yaml
-from accel_flowers.data import transforms
-from accel_flowers.data.folder import load_images
+from accel_flowers.cli.main import main
+from accel_flowers.config.loading import config_from_yaml
+from accel_flowers.config.schema import CheckpointConfig
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import load_split
-from accel_flowers.errors import UserError
-from accel_flowers.models import read_weights
-from accel_flowers.predict import find_pictures
-from accel_flowers.saved_model import CARD, WEIGHTS, read_state
-from accel_flowers.tracking import forget_after
-from accel_flowers.train import train
+from accel_flowers.data.transforms import build as transforms
+from accel_flowers.inference.predict import find_pictures
+from accel_flowers.models.saved import CARD, WEIGHTS, read_state
+from accel_flowers.models.weights import read_weights
+from accel_flowers.tracking.jsonl import forget_after
+from accel_flowers.training import checkpoint
+from accel_flowers.training.checkpoint import Checkpoints
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.runs import tiny_config, write_recipe
 

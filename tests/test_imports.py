@@ -1,4 +1,4 @@
-"""The arrows between the modules: which may know of which library and of which other module.
+"""The arrows between the packages: imports point down, and heavy libraries are imported where they are needed.
 
 Imports are read with `ast`, so those inside functions count, too.
 """
@@ -14,21 +14,19 @@ import pytest
 
 import accel_flowers
 
+ORDER = (
+    "core", "config", "metrics", "samples", "distributed", "data", "models", "tracking", "html", "inference",
+    "inspection", "report", "training", "cli",
+)  # fmt: skip
+"""The packages, from bottom to top: a module imports from its own package and from those before it."""
+
 PACKAGE = Path(accel_flowers.__file__).parent
 MODULES = {
-    ".".join(("accel_flowers", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): file
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted(PACKAGE.rglob("*.py"))
+    if file.parent != PACKAGE
 }
-"""Name → file."""
-KNOW_ACCELERATE = {
-    "build", "train", "watch", "evaluate", "checkpoint", "tracking", "processes", "meter", "memory", "peers",
-    "dashboards", "debugging", "pixel_source", "benchmark",
-}  # fmt: skip
-KNOW_NOTHING_OF_PROCESSES = [
-    "metrics", "confusion", "label_metrics", "calibration", "intervals", "predictions", "models", "freezing", "objectives", "optim", "ema", "files", "saved_model", "predict", "sample", "download", "errors",
-    "pages", "gallery", "prediction_output", "prediction_command",
-    *(name.removeprefix("accel_flowers.") for name in MODULES if name.startswith(("accel_flowers.data.", "accel_flowers.inspection."))),
-]  # fmt: skip
+"""Name inside the package ("data.sampler") → file."""
 
 
 @functools.cache
@@ -58,13 +56,13 @@ def run_at_import(statements: list[ast.stmt]) -> Iterator[ast.AST]:
 
 def libraries(module: str, *, whole_file: bool = True) -> set[str]:
     """First names of what a module imports: "torch", "json"."""
-    return {name.partition(".")[0] for name in imported(MODULES[f"accel_flowers.{module}"], whole_file=whole_file)}
+    return {name.partition(".")[0] for name in imported(MODULES[module], whole_file=whole_file)}
 
 
 def neighbours(module: str, *, whole_file: bool = True) -> set[str]:
     """Our own modules that a module imports, by their names inside the package."""
-    found = imported(MODULES[f"accel_flowers.{module}"], whole_file=whole_file) & MODULES.keys()
-    return {name.removeprefix("accel_flowers.") for name in found} - {"accel_flowers"}
+    found = {name.removeprefix("accel_flowers.") for name in imported(MODULES[module], whole_file=whole_file)}
+    return found & MODULES.keys()
 
 
 def everything_below(module: str, *, whole_file: bool = True) -> set[str]:
@@ -77,50 +75,68 @@ def everything_below(module: str, *, whole_file: bool = True) -> set[str]:
     return found
 
 
+def modules_of(package: str) -> list[str]:
+    """Its modules; there are some."""
+    found = [name for name in MODULES if name.startswith(f"{package}.")]
+    assert found, package
+    return found
+
+
 def test_the_imports_are_found() -> None:
     """That the tests below can fail."""
-    assert {"train", "config", "metrics", "data.order", "__main__"} <= {name.partition(".")[2] for name in MODULES}
-    assert {"torch", "accel_flowers"} <= libraries("train")
-    assert {"build", "config", "watch"} <= neighbours("train")
-    assert "train" in neighbours("cli")
-    assert "train" not in neighbours("cli", whole_file=False)
-    assert "models" in everything_below("predict")
+    assert {"torch", "accel_flowers"} <= libraries("training.loop")
+    assert {"training.run", "config.schema", "distributed.preemption"} <= everything_below("training.loop")
+    assert "training.train" in neighbours("cli.train")
+    assert "training.train" not in neighbours("cli.train", whole_file=False)
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "__main__"])
+def test_the_packages_are_those_of_the_order() -> None:
+    assert {file.name for file in PACKAGE.iterdir() if file.suffix == ".py"} == {"__init__.py", "__main__.py"}
+    assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    level = ORDER.index(module.partition(".")[0])
+    above = {other for other in neighbours(module) if ORDER.index(other.partition(".")[0]) > level}
+    assert not above, f"{module} imports from packages above its own: {', '.join(sorted(above))}"
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    for module in MODULES:
+        assert module not in set().union(*map(everything_below, neighbours(module))), module
+
+
+HEAVY = {"torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "PIL", "wandb", "safetensors",
+         "imagehash", "jinja2", "pyarrow"}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["config.schema", "cli.main"])
 def test_the_command_line_starts_without_heavy_libraries(module: str) -> None:
     for needed in everything_below(module, whole_file=False):
-        assert not libraries(needed, whole_file=False) & {
-            "torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "PIL", "wandb", "safetensors",
-            "imagehash", "jinja2", "pyarrow",
-        }, needed  # fmt: skip
+        assert not libraries(needed, whole_file=False) & HEAVY, needed
 
 
-def test_config_never_imports_torch_or_accelerate() -> None:
-    assert not libraries("config") & {"torch", "torchvision", "accelerate"}
+@pytest.mark.parametrize("package", ["core", "config", "metrics", "samples", "inspection", "html"])
+def test_what_knows_nothing_of_processes(package: str) -> None:
+    for module in modules_of(package):
+        assert not any(needed.startswith("distributed.") for needed in everything_below(module)), module
+        assert "accelerate" not in libraries(module), module
 
 
-def test_few_modules_know_accelerate() -> None:
-    names = {name.removeprefix("accel_flowers.") for name in MODULES} - {"accel_flowers"}
-    assert "processes" in {name for name in names if "accelerate" in libraries(name)} <= KNOW_ACCELERATE
-
-
-@pytest.mark.parametrize("module", KNOW_NOTHING_OF_PROCESSES)
-def test_parts_know_nothing_of_processes_nor_of_the_whole(module: str) -> None:
-    assert not everything_below(module) & (KNOW_ACCELERATE | {"cli", "run_dir"})
+def test_config_never_imports_torch() -> None:
+    for needed in everything_below("config.loading"):
+        assert not libraries(needed) & {"torch", "torchvision", "accelerate"}, needed
 
 
 def test_metrics_are_numpy_alone() -> None:
-    for needed in everything_below("metrics"):
-        assert not libraries(needed) & {"torch", "torchvision"}, needed
-
-
-def test_predict_needs_the_saved_model_and_not_the_training() -> None:
-    assert not everything_below("predict") & {"train", "build", "optim", "objectives", "checkpoint", "tracking"}
+    for module in modules_of("metrics"):
+        for needed in everything_below(module):
+            assert not libraries(needed) & {"torch", "torchvision"}, needed
 
 
 def test_worker_processes_of_an_inspection_start_without_heavy_libraries() -> None:
-    for needed in everything_below("inspection.look"):
+    for needed in everything_below("inspection.analysis"):
         assert not libraries(needed) & {"torch", "torchvision", "datasets"}, needed
 
 
@@ -129,43 +145,15 @@ def test_an_inspection_without_a_sheet_needs_no_torch() -> None:
         assert not libraries(needed, whole_file=False) & {"torch", "torchvision"}, needed
 
 
-def test_an_inspection_needs_no_model() -> None:
-    assert not everything_below("inspection.command") & {"train", "build", "models", "saved_model", "evaluate"}
-
-
-@pytest.mark.parametrize("module", ["inspection.alike", "inspection.far", "inspection.findings"])
+@pytest.mark.parametrize("module", ["inspection.near_duplicates", "inspection.outliers", "inspection.findings"])
 def test_findings_touch_no_files(module: str) -> None:
     assert not libraries(module) & {"torch", "datasets", "pathlib", "os"}
 
 
-def test_the_report_reads_what_a_run_left_and_trains_nothing() -> None:
-    reports = [name.removeprefix("accel_flowers.") for name in MODULES if name.startswith("accel_flowers.report.")]
-    assert {"report.draw", "report.compare", "report.read", "report.cam"} <= set(reports)
-    for name in reports:
-        assert not everything_below(name) & (KNOW_ACCELERATE | {"optim", "objectives", "cli"}), name
-
-
-def test_training_starts_without_what_it_needs_after_an_epoch() -> None:
-    assert "label_metrics" in everything_below("train")
-    for needed in everything_below("train", whole_file=False):
-        assert not libraries(needed, whole_file=False) & {"evaluate", "wandb", "scipy"}, needed
-
-
-def test_training_starts_without_the_libraries_of_the_report() -> None:
-    for needed in everything_below("train", whole_file=False):
+def test_training_starts_without_what_it_needs_later() -> None:
+    assert "metrics.label_metrics" in everything_below("training.train")
+    for needed in everything_below("training.train", whole_file=False):
         assert not libraries(needed, whole_file=False) & {
-            "matplotlib", "jinja2", "captum", "cleanlab", "sklearn", "scipy", "pyarrow", "pandas",
+            "evaluate", "wandb", "scipy", "matplotlib", "jinja2", "captum", "cleanlab", "sklearn", "pyarrow", "pandas",
         }, needed  # fmt: skip
     assert {"captum", "matplotlib"} <= libraries("report.cam")
-
-
-def test_nothing_imports_the_command_line() -> None:
-    importers = {name for name, file in MODULES.items() if "accel_flowers.cli" in imported(file)}
-    assert importers == {"accel_flowers.__main__"}
-
-
-def test_no_module_imports_itself_in_a_circle() -> None:
-    for name in MODULES:
-        module = name.removeprefix("accel_flowers.")
-        if module != "accel_flowers":
-            assert module not in set().union(*map(everything_below, neighbours(module))), module

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.data import inspect
-from accel_flowers.data.folder import ImageTable, load_images
-from accel_flowers.data.inspect import check_readable, decide_split, describe_split
+from accel_flowers.core.errors import UserError
+from accel_flowers.data import examine
+from accel_flowers.data.decide_split import decide_split, describe_split
+from accel_flowers.data.examine import check_readable
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, make_split, parse_fractions, save_split
-from accel_flowers.errors import UserError
+from accel_flowers.data.table import ImageTable
 from tests.conftest import draw_picture, make_folder
 
 
@@ -149,7 +151,7 @@ def test_bad_pictures_stop_with_their_names_and_causes(folder: Path) -> None:
 
 
 def test_many_bad_pictures_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspect, "_SHOWN", 20)
+    monkeypatch.setattr(examine, "_SHOWN", 20)
     for picture in folder.glob("*/0[0-8].png"):
         picture.write_bytes(b"")
     told = refusal(folder).splitlines()
@@ -173,8 +175,8 @@ def test_bad_pictures_are_skipped_and_listed(folder: Path) -> None:
 def test_each_picture_gets_its_own_verdict(
     chunk: int, seconds_each: float, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect, "_CHUNK", chunk)
-    monkeypatch.setattr(inspect, "_SECONDS_EACH", seconds_each)
+    monkeypatch.setattr(examine, "_CHUNK", chunk)
+    monkeypatch.setattr(examine, "_SECONDS_EACH", seconds_each)
     copy(folder, "rose/03.png", "rose/04.png", "tulip/09.png")
     causes = spoil(folder)
     split = decide(folder, skip=True)

@@ -17,23 +17,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from accel_flowers.cli import main
-from accel_flowers.config import DataConfig
-from accel_flowers.data.batches import Pictures, build_loader, each_batch
-from accel_flowers.data.decode import BadImageError, decode_image, glance_at, verify_image
-from accel_flowers.data.folder import load_images
-from accel_flowers.data.inspect import decide_split, examine
-from accel_flowers.data.order import StepPlan, TrainStream
+from accel_flowers.cli.main import main
+from accel_flowers.config.schema import DataConfig
+from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.decide_split import decide_split
+from accel_flowers.data.decoding.pillow import BadImageError, decode_image, glance_at, verify_image
+from accel_flowers.data.examine import examine
+from accel_flowers.data.loader import build_loader, each_batch
+from accel_flowers.data.sampler import StepPlan, TrainStream
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, save_split
-from accel_flowers.data.transforms import build_transform
-from accel_flowers.inspection.alike import agree, group_alike, near_pairs
-from accel_flowers.inspection.far import MAX_FAR, far_from_all
+from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.inspection.analysis import NUM_FEATURES, Seen, look_at
 from accel_flowers.inspection.findings import Picture, find
-from accel_flowers.inspection.look import NUM_FEATURES, Seen, look_at
+from accel_flowers.inspection.near_duplicates import agree, group_alike, near_pairs
+from accel_flowers.inspection.outliers import MAX_FAR, far_from_all
 from accel_flowers.inspection.scan import look_at_table
 from accel_flowers.inspection.sheet import augmented, choose_samples
-from accel_flowers.inspection.words import headline, in_words
-from accel_flowers.sample import draw_sample
+from accel_flowers.inspection.text import headline, in_words
+from accel_flowers.samples.draw import draw_sample
 from tests.conftest import make_folder
 from tests.pictures import KINDS, exif, save, tiff
 from tests.runs import tiny_config
@@ -499,7 +501,7 @@ def test_thousands_that_are_all_near_each_other_are_one_group() -> None:
 def test_little_memory_is_enough_for_many_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = np.unique(np.random.Generator(np.random.Philox(1)).integers(0, 2**12, 600).astype(np.uint64))
     expected = sorted(map(tuple, np.concatenate([np.stack(p, 1) for p in near_pairs(numbers, 2)]).tolist()))
-    monkeypatch.setattr("accel_flowers.inspection.alike._AT_ONCE", 10)
+    monkeypatch.setattr("accel_flowers.inspection.near_duplicates._AT_ONCE", 10)
     again = sorted(map(tuple, np.concatenate([np.stack(p, 1) for p in near_pairs(numbers, 2)]).tolist()))
     assert set(again) == set(expected)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from accel_flowers.intervals import accuracy_interval, class_intervals, compare_paired, holm
+from accel_flowers.metrics.intervals import accuracy_interval, class_intervals, compare_paired, holm
 
 LABELS = np.repeat([0, 1, 2], [40, 25, 15])
 PREDICTED = np.array([0] * 33 + [1] * 5 + [2] * 2 + [1] * 20 + [0] * 4 + [2] + [2] * 9 + [1] * 6)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from accel_flowers.confusion import Floats, Ints, confusion_matrix, precision_recall_f1
-from accel_flowers.label_metrics import Accuracy, ConfusionMatrix, MacroF1
-from accel_flowers.metrics import Predictions, headline, summarize
+from accel_flowers.metrics.classification import Predictions, headline, summarize
+from accel_flowers.metrics.confusion import Floats, Ints, confusion_matrix, precision_recall_f1
+from accel_flowers.metrics.label_metrics import Accuracy, ConfusionMatrix, MacroF1
 
 NAMES = ("aster", "daisy", "rose", "tulip")
 

@@ -19,20 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import regnet
 
-from accel_flowers.errors import UserError
-from accel_flowers.freezing import freeze, set_training_mode, stage_names
-from accel_flowers.models import (
-    DropoutLinear,
-    build_network,
-    check_input,
-    clean_state_dict,
-    head_module,
-    head_name,
-    load_state,
-    model_names,
-    read_weights,
-    wants_channels_last,
-)
+from accel_flowers.core.errors import UserError
+from accel_flowers.models.backbone import check_input, head_module, head_name, wants_channels_last
+from accel_flowers.models.freezing import freeze, set_training_mode, stage_names
+from accel_flowers.models.torchvision import DropoutLinear, build_network, model_names
+from accel_flowers.models.weights import clean_state_dict, load_state, read_weights
 
 SMALL = "shufflenet_v2_x0_5"  # 0.4 million parameters, batch norms, no dropout
 FAMILIES = {

@@ -19,18 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from accel_flowers import build, processes
-from accel_flowers import train as training
-from accel_flowers.checkpoint import Checkpoints, TrainState
-from accel_flowers.config import OptimConfig
-from accel_flowers.data.order import StepPlan
+from accel_flowers.config.schema import OptimConfig
+from accel_flowers.core.errors import OutOfMemory, UserError
+from accel_flowers.data.sampler import StepPlan
 from accel_flowers.data.split import load_split
-from accel_flowers.data.transforms import Normalizer
-from accel_flowers.errors import OutOfMemory, UserError
-from accel_flowers.memory import fit_micro_batch, smaller_micro_batches, told_when_short
-from accel_flowers.meter import Meter
-from accel_flowers.run_dir import read_metrics
-from accel_flowers.train import train
+from accel_flowers.distributed import launch as processes
+from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.tracking.run_dir import read_metrics
+from accel_flowers.training import build
+from accel_flowers.training import train as training
+from accel_flowers.training.checkpoint import Checkpoints, TrainState
+from accel_flowers.training.memory import fit_micro_batch, smaller_micro_batches, told_when_short
+from accel_flowers.training.meter import Meter
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks
 from tests.runs import PROJECT, TWO_PROCESSES, metrics, tiny_config, write_recipe

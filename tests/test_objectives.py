@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from accel_flowers.config import LossConfig
-from accel_flowers.objectives import Objective, balanced_weights, build_objective
+from accel_flowers.config.schema import LossConfig
+from accel_flowers.training.tasks import Objective, balanced_weights, build_objective
 
 LABELS = torch.tensor([0] * 6 + [1] * 3 + [2])
 CPU = torch.device("cpu")

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from accel_flowers.config_reading import load_recipe, recipe_names
-from accel_flowers.data.decode import decode_image
-from accel_flowers.data.device.store import DevicePictures, bytes_needed
-from accel_flowers.data.device.transform import DeviceTransform, make_device_transform
-from accel_flowers.data.transforms import PictureTransform, _build_step
-from accel_flowers.sample import draw_sample
+from accel_flowers.config.loading import load_recipe, recipe_names
+from accel_flowers.data.decoding.pillow import decode_image
+from accel_flowers.data.transforms.build import PictureTransform, build_step
+from accel_flowers.data.transforms.gpu.store import DevicePictures, bytes_needed
+from accel_flowers.data.transforms.gpu.transform import DeviceTransform, make_device_transform
+from accel_flowers.samples.draw import draw_sample
 from tests.pictures import check_no_lean
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ COLOURS: dict[str, list[Any]] = {
 }
 """Lists that paint pictures of one size: with the same pixels in front, the very same behind, but for last digits."""
 RECIPES = {
-    name: [_build_step(spec, "test") for spec in load_recipe(name).data.train_transforms] for name in recipe_names()
+    name: [build_step(spec, "test") for spec in load_recipe(name).data.train_transforms] for name in recipe_names()
 }
 BOXES = {
     "torchvision's own": v2.RandomResizedCrop(64),

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from accel_flowers.config import OptimConfig, ScheduleConfig
-from accel_flowers.errors import UserError
-from accel_flowers.freezing import freeze
-from accel_flowers.models import build_network, wants_channels_last
-from accel_flowers.optim import build_lr_schedule, build_optimizer, set_lr
+from accel_flowers.config.schema import OptimConfig, ScheduleConfig
+from accel_flowers.core.errors import UserError
+from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.freezing import freeze
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.training.optim import build_lr_schedule, build_optimizer, set_lr
 
 LR = 0.4
 NAMES = ("constant", "step", "multistep", "cosine", "one_cycle")

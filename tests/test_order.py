@@ -14,8 +14,8 @@ from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from accel_flowers.data.order import EveryOnce, SampleKey, StepPlan, TrainStream, epoch_order, permutation, random_key
-from accel_flowers.errors import UserError
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.sampler import EveryOnce, SampleKey, StepPlan, TrainStream, epoch_order, permutation, random_key
 
 SEEDS = st.integers(0, 2**63 - 1)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.config_reading import recipe_names
+from accel_flowers.config.loading import recipe_names
 from tests.runs import PROJECT
 
 

@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from accel_flowers import pages
-from accel_flowers.cli import main
-from accel_flowers.data.folder import ImageTable, load_images
-from accel_flowers.data.order import random_key
-from accel_flowers.errors import UserError
-from accel_flowers.gallery import Gallery
+from accel_flowers.cli.main import main
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.sampler import random_key
+from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.table import ImageTable
+from accel_flowers.html import pages
+from accel_flowers.inference.gallery import Gallery
+from accel_flowers.inference.predict import Row
+from accel_flowers.inspection.analysis import Seen
 from accel_flowers.inspection.findings import Picture, find
-from accel_flowers.inspection.look import Seen
 from accel_flowers.inspection.page import write_inspection_page
-from accel_flowers.predict import Row
 from tests.conftest import draw_picture, make_folder
 
 BROWSER = os.environ.get("CHROMIUM") or next(

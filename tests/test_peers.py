@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.peers import SILENT_SECONDS, STUCK_SECONDS, Standing, judge
+from accel_flowers.distributed.health import SILENT_SECONDS, STUCK_SECONDS, Standing, judge
 from tests.conftest import make_folder
 from tests.ranks import Ranks
 from tests.runs import PROJECT, write_recipe

@@ -11,18 +11,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from accel_flowers import pixel_source
-from accel_flowers.build import build_run
-from accel_flowers.data.batches import Pictures, build_loader, each_batch
-from accel_flowers.data.device.resident import FinishedPictures, WholePictures, in_threads
-from accel_flowers.data.folder import ImageTable, load_images
-from accel_flowers.data.order import SampleKey, StepPlan, TrainStream
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.loader import build_loader, each_batch
+from accel_flowers.data.placement import choose as pixel_source
+from accel_flowers.data.placement.resident import FinishedPictures, WholePictures, in_threads
+from accel_flowers.data.sampler import SampleKey, StepPlan, TrainStream
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
-from accel_flowers.data.transforms import build_transform
-from accel_flowers.errors import UserError
-from accel_flowers.evaluate import evaluate_folder
-from accel_flowers.run_dir import fixed_fields
-from accel_flowers.train import train
+from accel_flowers.data.table import ImageTable
+from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.inference.evaluate import evaluate_folder
+from accel_flowers.tracking.run_dir import fixed_fields
+from accel_flowers.training.build import build_run
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
 from tests.runs import metrics, tiny_config, write_recipe

@@ -16,16 +16,17 @@ from PIL import Image
 from pyarrow import parquet
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from accel_flowers import pages
-from accel_flowers import predict as predict_module
-from accel_flowers.cli import main
-from accel_flowers.data.decode import decode_image
-from accel_flowers.errors import UserError
-from accel_flowers.gallery import Gallery
-from accel_flowers.models import build_network, clean_state_dict
-from accel_flowers.predict import Row, find_pictures, predict_files
-from accel_flowers.prediction_output import SUFFIXES, Format, RowOutput, choose_format
-from accel_flowers.saved_model import CARD, ModelCard, load_model, save_model
+from accel_flowers.cli.main import main
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.decoding.pillow import decode_image
+from accel_flowers.html import pages
+from accel_flowers.inference import predict as predict_module
+from accel_flowers.inference.gallery import Gallery
+from accel_flowers.inference.outputs import SUFFIXES, Format, RowOutput, choose_format
+from accel_flowers.inference.predict import Row, find_pictures, predict_files
+from accel_flowers.models.saved import CARD, ModelCard, load_model, save_model
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.models.weights import clean_state_dict
 from tests.conftest import CLASSES, draw_picture, make_folder
 
 NAMES = ("Gänseblümchen", 'rose, "red"', "薔薇", "tulip")
@@ -482,7 +483,7 @@ def test_a_name_that_is_not_utf8_can_be_printed(
 
 
 def test_a_gallery_is_bounded_and_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accel_flowers.gallery._ERRORS", 5)
+    monkeypatch.setattr("accel_flowers.inference.gallery._ERRORS", 5)
     draw_picture("rose", 1).save(tmp_path / "rose.png")
     gallery = Gallery(tmp_path / "page.html")
     for number in range(1000):

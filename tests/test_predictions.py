@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from accel_flowers.errors import UserError
-from accel_flowers.predictions import load_predictions, save_predictions
+from accel_flowers.core.errors import UserError
+from accel_flowers.metrics.predictions import load_predictions, save_predictions
 from tests.made_runs import make_predictions
 
 NAMES = ("daisy", "<b>rose</b>", "薔薇")

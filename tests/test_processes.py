@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from accel_flowers.evaluate import evaluate_folder
-from accel_flowers.yaml_text import parse_yaml
+from accel_flowers.core.yaml_text import parse_yaml
+from accel_flowers.inference.evaluate import evaluate_folder
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
 from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, write_recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.reading import parse_json, read_file, read_text
+from accel_flowers.core.reading import parse_json, read_file, read_text
 
 
 def cause(path: str | Path) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers import cli
-from accel_flowers.config_reading import config_from_flags, load_recipe, recipe_names
+from accel_flowers.cli.commands import COMMANDS
+from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
 from tests.runs import PROJECT
 
 README = (PROJECT / "README.md").read_text()
@@ -19,7 +19,7 @@ def commands() -> list[list[str]]:
     """The words of every `accel-flowers` and `accelerate launch` command of the README and the recipes' headers."""
     texts = [
         README,
-        *(file.read_text().replace("#", " ") for file in sorted((PROJECT / "accel_flowers/recipes").iterdir())),
+        *(file.read_text().replace("#", " ") for file in sorted((PROJECT / "accel_flowers/config/recipes").iterdir())),
     ]
     found = []
     for text in texts:
@@ -37,7 +37,7 @@ def program_words(words: list[str]) -> list[str]:
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_command_is_understood(words: list[str]) -> None:
     command, *rest = program_words(words)
-    assert command in cli._COMMANDS
+    assert command in COMMANDS
     if command == "train":
         config_from_flags(load_recipe(rest[0]), rest[1:], program="accel-flowers train")
     for word in words:
@@ -49,13 +49,11 @@ def test_there_are_commands() -> None:
     assert {program_words(words)[0] for words in commands()} >= {"train", "inspect", "evaluate", "predict", "sample"}
 
 
-def test_file_tree_names_every_module() -> None:
-    tree = README.split("## Files")[1].split("accelerate_configs/")[0]
-    modules = [file for file in (PROJECT / "accel_flowers").rglob("*.py") if not file.name.startswith("__")]
-    assert len(modules) > 20
-    assert [file.name for file in modules if f" {file.name} " not in tree] == []
-    named = re.findall(r"^ +(\w+\.py) ", tree, flags=re.MULTILINE)
-    assert sorted(named) == sorted(file.name for file in modules)
+def test_every_package_is_named() -> None:
+    packages = sorted(file.parent.name for file in (PROJECT / "accel_flowers").glob("*/__init__.py"))
+    assert len(packages) > 10
+    assert [name for name in packages if f"| `{name}/` |" not in README] == []
+    assert sorted(re.findall(r"^\| `(\w+)/` \|", README, flags=re.MULTILINE)) == packages
 
 
 def test_tables_name_every_recipe_and_configuration() -> None:

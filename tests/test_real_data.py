@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from accel_flowers.data.decode import decode_image
-from accel_flowers.data.folder import load_images
-from accel_flowers.data.inspect import decide_split
-from accel_flowers.inspection.alike import group_alike
+from accel_flowers.data.decide_split import decide_split
+from accel_flowers.data.decoding.pillow import decode_image
+from accel_flowers.data.sources.load import load_images
+from accel_flowers.inspection.analysis import look_at
 from accel_flowers.inspection.findings import Picture, find
-from accel_flowers.inspection.look import look_at
+from accel_flowers.inspection.near_duplicates import group_alike
 from accel_flowers.inspection.scan import look_at_table
-from accel_flowers.models import build_network, check_input
+from accel_flowers.models.backbone import check_input
+from accel_flowers.models.torchvision import build_network
 from tests.pictures import save
 from tests.runs import TWO_PROCESSES, metrics, run_program
 

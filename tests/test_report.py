@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
-from accel_flowers.calibration import apply_temperature, expected_calibration_error, fit_temperature
-from accel_flowers.cli import main
-from accel_flowers.config_reading import load_recipe
-from accel_flowers.errors import UserError
-from accel_flowers.intervals import compare_paired, holm
-from accel_flowers.metrics import Predictions, summarize
-from accel_flowers.predictions import load_predictions, save_predictions
-from accel_flowers.report import words
+from accel_flowers.cli.main import main
+from accel_flowers.config.loading import load_recipe
+from accel_flowers.core.errors import UserError
+from accel_flowers.metrics.calibration import apply_temperature, expected_calibration_error, fit_temperature
+from accel_flowers.metrics.classification import Predictions, summarize
+from accel_flowers.metrics.intervals import compare_paired, holm
+from accel_flowers.metrics.predictions import load_predictions, save_predictions
+from accel_flowers.models.saved import load_card
+from accel_flowers.report import text as words
 from accel_flowers.report.compare import compare_runs
 from accel_flowers.report.draw import draw_report, repeat_command
 from accel_flowers.report.findings import answers, find_part, least_sure, worst_mistakes
 from accel_flowers.report.labels import find_label_candidates
 from accel_flowers.report.photos import Photos
 from accel_flowers.report.read import read_run
-from accel_flowers.saved_model import load_card
-from accel_flowers.train import train
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.made_runs import make_predictions, make_run
 from tests.ranks import finish
@@ -160,7 +160,7 @@ def test_sentences_of_the_worst_class() -> None:
     probabilities = np.full((30, 3), 0.03, dtype=np.float32)
     probabilities[np.arange(30), predicted] = 0.94
     rows = Predictions(np.array(labels), probabilities, np.zeros(30, dtype=np.float32))
-    from accel_flowers.predictions import PartPredictions, SavedPredictions
+    from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions
 
     part = PartPredictions(rows.labels, rows.probabilities, rows.losses, tuple(map(str, range(30))))
     found = find_part(SavedPredictions(NAMES, {"test": part}), "test", temperature=None)

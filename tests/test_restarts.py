@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from accel_flowers.errors import UserError
-from accel_flowers.launcher import identify_launcher, is_restart_of
-from accel_flowers.run_dir import RunDirLock, check_run_dir, open_run_dir, write_config
+from accel_flowers.core.errors import UserError
+from accel_flowers.distributed.launch import identify_launcher, is_restart_of
+from accel_flowers.tracking.run_dir import RunDirLock, check_run_dir, open_run_dir, write_config
 from tests.conftest import make_folder
 from tests.faults import Launched, differences, fault_recipe
 from tests.runs import TWO_PROCESSES, tiny_config

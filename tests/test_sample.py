@@ -13,9 +13,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from accel_flowers import sample
-from accel_flowers.errors import UserError
-from accel_flowers.sample import draw_sample
+from accel_flowers.core.errors import UserError
+from accel_flowers.samples import draw as sample
+from accel_flowers.samples.draw import draw_sample
 
 CLASSES = ["daisy", "dandelion", "rose", "sunflower", "tulip"]
 

@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from accel_flowers import saved_model
-from accel_flowers.errors import UserError
-from accel_flowers.files import write_text_durably
-from accel_flowers.models import build_network, clean_state_dict
-from accel_flowers.saved_model import CARD, WEIGHTS, ModelCard, load_card, load_model, save_model
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import write_text_durably
+from accel_flowers.models import saved as saved_model
+from accel_flowers.models.saved import CARD, WEIGHTS, ModelCard, load_card, load_model, save_model
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.models.weights import clean_state_dict
 
 NAMES = ("aster", "Glöckchen", "薔薇")
 CARD_VALUES: dict[str, Any] = {

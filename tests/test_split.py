@@ -16,8 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions, save_split
-from accel_flowers.errors import UserError
 
 SEEDS = st.integers(0, 2**63 - 1)
 FRACTIONS = st.sampled_from(["80/20", "50/50", "99/1", "1/99", "80/10/10", "34/33/33", "10/45/45", "98/1/1"])

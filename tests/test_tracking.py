@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.config import TrackingConfig
-from accel_flowers.errors import UserError
-from accel_flowers.run_dir import METRICS_FILE, read_metrics
-from accel_flowers.tracking import JsonlTracker, build_trackers, forget_after, prefixed
+from accel_flowers.config.schema import TrackingConfig
+from accel_flowers.core.errors import UserError
+from accel_flowers.tracking.jsonl import JsonlTracker, forget_after
+from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
+from accel_flowers.tracking.trackers import build_trackers, prefixed
 
 
 @pytest.fixture

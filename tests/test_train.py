@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from accel_flowers.config_reading import load_recipe
+from accel_flowers.config.loading import load_recipe
+from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, load_split
-from accel_flowers.errors import UserError
-from accel_flowers.evaluate import evaluate_folder
-from accel_flowers.models import build_network
-from accel_flowers.run_dir import read_metrics
-from accel_flowers.saved_model import load_card
-from accel_flowers.train import train
+from accel_flowers.inference.evaluate import evaluate_folder
+from accel_flowers.models.saved import load_card
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.tracking.run_dir import read_metrics
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.runs import metrics, tiny_config
 

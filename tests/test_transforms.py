@@ -15,15 +15,10 @@ from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from accel_flowers.config import DataConfig, TransformSpec
-from accel_flowers.data.transforms import (
-    Normalizer,
-    PictureTransform,
-    build_transform,
-    check_repeatable,
-    transform_names,
-)
-from accel_flowers.errors import UserError
+from accel_flowers.config.schema import DataConfig, TransformSpec
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.transforms.build import PictureTransform, build_transform, check_repeatable, transform_names
+from accel_flowers.models.normalizer import Normalizer
 
 FIELD = "data.train_transforms"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from accel_flowers import trial
-from accel_flowers.evaluate import evaluate_folder
-from accel_flowers.models import build_network
-from accel_flowers.run_dir import CONFIG_FILE
-from accel_flowers.saved_model import load_card
-from accel_flowers.train import train
-from accel_flowers.trial import Choice, faster_precision, recall, remember, time_in_turn, trials_file
-from accel_flowers.yaml_text import parse_yaml
+from accel_flowers.core.yaml_text import parse_yaml
+from accel_flowers.inference.evaluate import evaluate_folder
+from accel_flowers.models.saved import load_card
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.tracking.run_dir import CONFIG_FILE
+from accel_flowers.training import precision as trial
+from accel_flowers.training.precision import Choice, faster_precision, recall, remember, time_in_turn, trials_file
+from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks
 from tests.runs import metrics, tiny_config, write_recipe

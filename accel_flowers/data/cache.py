@@ -30,11 +30,11 @@ import torch
 import xxhash
 from torch import Tensor
 
-from accel_flowers.data.decode import MAX_PIXELS
-from accel_flowers.data.fast.jpeg import decode_pixels
-from accel_flowers.data.folder import content_digest
-from accel_flowers.errors import UserError
-from accel_flowers.reading import read_file
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.reading import read_file
+from accel_flowers.data.decoding.jpeg import decode_pixels
+from accel_flowers.data.decoding.pillow import MAX_PIXELS
+from accel_flowers.data.table import content_digest
 
 LAW = "1: upright RGB at full size, uint8 [H, W, 3], one after the other"
 _PIXELS, _INDEX = "pixels", "index"

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accel_flowers.data.order import permutation, random_key
-from accel_flowers.errors import UserError
-from accel_flowers.reading import parse_json, read_text
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.reading import parse_json, read_text
+from accel_flowers.data.sampler import permutation, random_key
 
 PARTS = ("train", "val", "test")
 _FORMAT = 1

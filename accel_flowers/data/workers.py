@@ -8,7 +8,7 @@ import signal
 import threading
 from multiprocessing import forkserver, parent_process, set_forkserver_preload
 
-from accel_flowers.errors import Interrupted
+from accel_flowers.core.errors import Interrupted
 
 _HEADROOM = 1.5
 """Batches are not equally quick to make, and rates are measured in a moment."""
@@ -51,7 +51,7 @@ def start_forkserver() -> None:
     """
     if threading.current_thread() is not threading.main_thread():
         return  # only there signals can be set; then nothing answers them in the training either
-    set_forkserver_preload(["accel_flowers.data.batches"])
+    set_forkserver_preload(["accel_flowers.data.dataset"])
     before = {number: signal.signal(number, signal.SIG_IGN) for number in Interrupted.SIGNALS}
     forkserver.ensure_running()
     for number, handler in before.items():

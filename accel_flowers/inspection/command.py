@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from accel_flowers.config_reading import load_recipe
-from accel_flowers.data.folder import ImageTable, load_images
-from accel_flowers.data.inspect import decide_split
+from accel_flowers.config.loading import load_recipe
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import check_writable
+from accel_flowers.data.decide_split import decide_split
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, load_split
-from accel_flowers.errors import UserError
-from accel_flowers.files import check_writable
-from accel_flowers.inspection.alike import MAX_BITS
+from accel_flowers.data.table import ImageTable
+from accel_flowers.inspection.analysis import Seen
 from accel_flowers.inspection.findings import Findings, Picture, find
-from accel_flowers.inspection.look import Seen
+from accel_flowers.inspection.near_duplicates import MAX_BITS
 from accel_flowers.inspection.page import write_inspection_page
 from accel_flowers.inspection.scan import look_at_table
 

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from accel_flowers.inspection.alike import MAX_BITS, group_alike
-from accel_flowers.inspection.far import far_from_all
-from accel_flowers.inspection.look import Seen
+from accel_flowers.inspection.analysis import Seen
+from accel_flowers.inspection.near_duplicates import MAX_BITS, group_alike
+from accel_flowers.inspection.outliers import far_from_all
 
 _T = TypeVar("_T")
 

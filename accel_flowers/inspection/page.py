@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accel_flowers.data.folder import ImageTable
+from accel_flowers.data.table import ImageTable
+from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inspection.findings import Findings
-from accel_flowers.inspection.words import counts_in_words, parts_of, sizes_in_words, topics
-from accel_flowers.pages import MAX_THUMBNAILS, Thumbnails, write_page
+from accel_flowers.inspection.text import counts_in_words, parts_of, sizes_in_words, topics
 
 _GROUP = 12
 """Copies of one group that are shown."""

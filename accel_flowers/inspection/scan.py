@@ -11,10 +11,10 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 
-from accel_flowers.data.folder import ImageTable
-from accel_flowers.errors import UserError
-from accel_flowers.inspection.look import Seen, look_at_all
-from accel_flowers.progress import counted
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.progress import counted
+from accel_flowers.data.table import ImageTable
+from accel_flowers.inspection.analysis import Seen, look_at_all
 
 _CHUNK = 16
 """Pictures that a process looks at before it reports."""

@@ -14,15 +14,15 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from accel_flowers.config import DataConfig
-from accel_flowers.data.batches import Pictures
-from accel_flowers.data.decode import BadImageError
-from accel_flowers.data.folder import ImageTable
-from accel_flowers.data.order import SampleKey
+from accel_flowers.config.schema import DataConfig
+from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.files import writing
+from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.split import Split
-from accel_flowers.data.transforms import build_transform, check_repeatable
-from accel_flowers.errors import UserError, printable
-from accel_flowers.files import writing
+from accel_flowers.data.table import ImageTable
+from accel_flowers.data.transforms.build import build_transform, check_repeatable
 
 NUM_PICTURES, NUM_EPOCHS = 6, 6
 _CELL, _GAP, _HEAD, _LABEL = 200, 12, 44, 26

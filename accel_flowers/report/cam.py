@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from accel_flowers.models import head_name, wants_channels_last
-from accel_flowers.saved_model import SavedModel
+from accel_flowers.models.backbone import head_name, wants_channels_last
+from accel_flowers.models.saved import SavedModel
 
 _BATCH = 8
 _PASS_THROUGH = (nn.Dropout, nn.Identity)

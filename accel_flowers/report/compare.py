@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from accel_flowers.config import config_to_dict
-from accel_flowers.confusion import confusion_matrix, precision_recall_f1
-from accel_flowers.errors import UserError
-from accel_flowers.intervals import Interval, Paired, accuracy_interval, compare_paired, holm
-from accel_flowers.pages import data_uri
-from accel_flowers.predictions import SavedPredictions
-from accel_flowers.report import words
+from accel_flowers.config.schema import config_to_dict
+from accel_flowers.core.errors import UserError
+from accel_flowers.html.pages import data_uri
+from accel_flowers.metrics.confusion import confusion_matrix, precision_recall_f1
+from accel_flowers.metrics.intervals import Interval, Paired, accuracy_interval, compare_paired, holm
+from accel_flowers.metrics.predictions import SavedPredictions
+from accel_flowers.report import text as words
 from accel_flowers.report.findings import answers
 from accel_flowers.report.page import render, write_page
 from accel_flowers.report.photos import Photos

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from accel_flowers.config import Config, config_to_dict
+from accel_flowers.config.schema import Config, config_to_dict
 from accel_flowers.data.split import PARTS
-from accel_flowers.pages import data_uri
-from accel_flowers.report import words
+from accel_flowers.html.pages import data_uri
+from accel_flowers.models.saved import load_model
+from accel_flowers.report import text as words
 from accel_flowers.report.findings import (
     Answer,
     PartFindings,
@@ -36,8 +37,7 @@ from accel_flowers.report.plots import (
     sizes_plot,
 )
 from accel_flowers.report.read import RunRecord, read_run
-from accel_flowers.run_dir import CONFIG_FILE, MODEL_DIR
-from accel_flowers.saved_model import load_model
+from accel_flowers.tracking.run_dir import CONFIG_FILE, MODEL_DIR
 
 REPORT_FILE, PLOTS_DIR = "report.html", "plots"
 NUM_MISTAKES, NUM_UNSURE, NUM_LABELS, NUM_TWINS, NUM_OF_WORST = 12, 8, 24, 8, 3

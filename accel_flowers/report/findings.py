@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel_flowers.calibration import (
+from accel_flowers.metrics.calibration import (
     ReliabilityBins,
     apply_temperature,
     chance_errors,
     fit_temperature,
     reliability_bins,
 )
-from accel_flowers.confusion import Ints, confusion_matrix
-from accel_flowers.intervals import ClassIntervals, Interval, accuracy_interval, class_intervals
-from accel_flowers.metrics import summarize
-from accel_flowers.predictions import PartPredictions, SavedPredictions
+from accel_flowers.metrics.classification import summarize
+from accel_flowers.metrics.confusion import Ints, confusion_matrix
+from accel_flowers.metrics.intervals import ClassIntervals, Interval, accuracy_interval, class_intervals
+from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions
 
 SURE = 0.9
 """From this confidence on an answer counts as sure in the sentence about calibration."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel_flowers.confusion import Floats
-from accel_flowers.predictions import SavedPredictions
+from accel_flowers.metrics.confusion import Floats
+from accel_flowers.metrics.predictions import SavedPredictions
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from accel_flowers.errors import printable
-from accel_flowers.files import writing
-from accel_flowers.pages import environment_of, write_html
-from accel_flowers.report import words
+from accel_flowers.core.errors import printable
+from accel_flowers.core.files import writing
+from accel_flowers.html.pages import environment_of, write_html
+from accel_flowers.report import text as words
 from accel_flowers.report.plots import MOST_CLASSES, Plot
 
 

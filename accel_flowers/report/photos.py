@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from accel_flowers.data.decode import BadImageError, decode_image, verify_image
-from accel_flowers.errors import UserError
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.decoding.pillow import BadImageError, decode_image, verify_image
 
 MAX_MEASURED = 5000
 """Pictures whose size is looked at; of more, evenly spread ones."""
@@ -39,7 +39,7 @@ class Photos:
             self.problem = "the run does not say where its pictures were"
 
     def _load_archive(self) -> None:
-        from accel_flowers.data.folder import load_images  # seconds of import that a folder does not need
+        from accel_flowers.data.sources.load import load_images  # seconds of import that a folder does not need
 
         try:
             table = load_images(self.source)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from accel_flowers.calibration import ReliabilityBins
+from accel_flowers.metrics.calibration import ReliabilityBins
 from accel_flowers.report.findings import Calibration, ClassFindings, PartFindings
 
 COLOURS = {

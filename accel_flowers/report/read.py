@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accel_flowers.config import Config
-from accel_flowers.config_reading import ENVIRONMENT_KEY, config_from_yaml
+from accel_flowers.config.loading import ENVIRONMENT_KEY, config_from_yaml
+from accel_flowers.config.schema import Config
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.data.split import Split, load_split
-from accel_flowers.errors import UserError
-from accel_flowers.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
-from accel_flowers.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run, read_metrics
-from accel_flowers.saved_model import CARD, ModelCard, load_card
-from accel_flowers.yaml_text import parse_yaml
+from accel_flowers.metrics.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
+from accel_flowers.models.saved import CARD, ModelCard, load_card
+from accel_flowers.tracking.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run, read_metrics
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""The commands and their usage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from accel_flowers import __version__
+from accel_flowers.cli.benchmark import benchmark_command
+from accel_flowers.cli.evaluate import evaluate_command
+from accel_flowers.cli.inspect import inspect_command
+from accel_flowers.cli.predict import predict_command
+from accel_flowers.cli.report import compare_command, report_command
+from accel_flowers.cli.samples import download_command, sample_command
+from accel_flowers.cli.train import recipes_command, train_command
+from accel_flowers.core.errors import UserError, did_you_mean
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train_command, "RECIPE [--data.path DIR] [--run-dir DIR] [--section.field VALUE ...]"),
+    "benchmark": (benchmark_command, "RECIPE --data.path DIR [--json] [--seconds S] [--section.field VALUE ...]"),
+    "inspect": (inspect_command, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),
+    "evaluate": (evaluate_command, "MODEL_DIR --data DIR [--json]"),
+    "predict": (predict_command, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),
+    "report": (report_command, "RUN_DIR [--data DIR]"),
+    "compare": (compare_command, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
+    "recipes": (recipes_command, ""),
+    "sample": (sample_command, "DIR"),
+    "download": (download_command, "DIR"),
+}
+
+
+def _usage() -> str:
+    lines = [f"accel-flowers {__version__}: fine-tune image classifiers on your own photos", ""]
+    lines += [f"  accel-flowers {name} {rest}".rstrip() for name, (_, rest) in COMMANDS.items()]
+    lines += ["", "accel-flowers COMMAND --help tells every flag. On several processes:",
+              "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_flowers train ..."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def dispatch(words: Sequence[str]) -> int:
+    if not words:
+        raise UserError(f"Which command?\n\n{_usage()}")
+    if words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        raise UserError(
+            f"There is no command '{words[0]}'.{did_you_mean(words[0], tuple(COMMANDS))} "
+            f"Commands: {', '.join(COMMANDS)}."
+        )
+    return COMMANDS[words[0]][0](words[1:])

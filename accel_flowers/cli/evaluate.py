@@ -1,0 +1,60 @@
+"""`evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from accel_flowers.cli.common import is_main_process
+from accel_flowers.core.errors import printable
+
+
+@dataclass(frozen=True)
+class _EvaluateWords:
+    """Score a model on a folder of pictures; every picture counts once, on any number of processes."""
+
+    model_dir: tyro.conf.Positional[Path]
+    """Model folder: RUN_DIR/model."""
+    data: str
+    """Folder with one sub-folder per class, a .zip of one, or hub:OWNER/NAME."""
+    split: Path | None = None
+    """A run's split.json: score only its files of --part."""
+    part: Literal["train", "val", "test"] | None = None
+    """Part to score; None = test, else val; all pictures where there are no parts."""
+    json: bool = False
+    """Print all scores as one JSON object."""
+    num_workers: int | None = None
+    """Loader worker processes; None = choose from the cores of this machine."""
+
+
+def evaluate_command(words: Sequence[str]) -> int:
+    asked = tyro.cli(_EvaluateWords, args=words, prog="accel-flowers evaluate")
+    from accel_flowers.inference.evaluate import evaluate_folder
+
+    scores = evaluate_folder(
+        asked.model_dir, asked.data, split_file=asked.split, part=asked.part, num_workers=asked.num_workers
+    )
+    if is_main_process():
+        print(json.dumps(scores, indent=1, ensure_ascii=False) if asked.json else _scores_in_words(scores))
+    return 0
+
+
+def _scores_in_words(scores: dict[str, object]) -> str:
+    per_class = scores["per_class"]
+    assert isinstance(per_class, dict)
+    width = max(len(printable(name)) for name in per_class)
+    lines = [
+        f"{scores['num_images']} pictures ({scores['part']}): accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f}, "
+        f"macro F1 {scores['macro_f1']:.4f}",
+        f"{'':<{width}}  precision  recall      F1  pictures",
+    ]
+    lines += [
+        f"{printable(name):<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['count']:8d}"
+        for name, row in per_class.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""`inspect`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from accel_flowers.cli.common import is_main_process
+
+
+@dataclass(frozen=True)
+class _InspectWords:
+    """Look at all pictures before any of them costs training time.
+
+    Exit code 1 tells of what harms training: files that cannot be read, and copies (identical files or near duplicates)
+    under two classes or in two parts. All else that is found is for a person to judge and leaves the exit code 0: other
+    copies, pictures far from every other, classes of very different size, small and long pictures, EXIF turns, unusual
+    colour modes. 2 is a mistake in the words or in the folder's layout.
+    """
+
+    source: tyro.conf.Positional[str]
+    """Folder with one sub-folder per class (or train, val and test of such), a .zip of one, or hub:OWNER/NAME."""
+    json: bool = False
+    """Print all findings as one JSON object."""
+    html: Path | None = None
+    """Also write a page with the pictures to look at; it stands alone."""
+    split: Path | None = None
+    """A run's split.json: tell of copies across its parts."""
+    near: int = 8
+    """Near duplicates differ in at most so many bits of a 64-bit perceptual hash (0 to 16)."""
+    show_transforms: str | None = None
+    """Recipe (name or file) whose augmentations are drawn on a sheet, as the network sees them in the first epochs."""
+    transforms_out: Path = Path("transforms.png")
+    """Where that sheet goes."""
+    num_workers: int | None = None
+    """Processes that look at pictures; None = the cores of this machine, 0 = this one alone."""
+
+
+def inspect_command(words: Sequence[str]) -> int:
+    asked = tyro.cli(_InspectWords, args=words, prog="accel-flowers inspect")
+    if not is_main_process():
+        return 0  # inspection is for one process: started on several, the first does it
+    from accel_flowers.inspection.command import inspect_source
+    from accel_flowers.inspection.text import as_json, in_words
+
+    findings = inspect_source(
+        asked.source,
+        split_file=asked.split,
+        max_bits=asked.near,
+        num_workers=asked.num_workers,
+        html=asked.html,
+        recipe=asked.show_transforms,
+        sheet=asked.transforms_out,
+    )
+    print(json.dumps(as_json(findings), indent=1, ensure_ascii=False) if asked.json else in_words(findings))
+    if asked.html:
+        print(f"the pictures to look at: {asked.html}", file=sys.stderr)
+    if asked.show_transforms:
+        print(f"augmentations of {asked.show_transforms}: {asked.transforms_out}", file=sys.stderr)
+    return 1 if findings.harmful else 0

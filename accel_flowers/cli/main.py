@@ -1,0 +1,61 @@
+"""The command line: words → configuration → one function → exit code. No logic, and no torch before it is needed.
+
+Exit codes: 0 done; 1 done, but some pictures could not be read, or another process was lost; 2 a mistake of the user's, told in one message;
+75 stopped by a signal after a checkpoint: resume me.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from accel_flowers.cli.commands import dispatch
+from accel_flowers.cli.common import is_main_process
+from accel_flowers.core.errors import Interrupted, PeerLost, UserError, printable
+
+_LONGEST_MESSAGE = 20_000
+"""Characters; a name inside a stranger's file may have millions."""
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run a command; ends the process with its exit code."""
+    words = sys.argv[1:] if words is None else words
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no name of a file or class ends a program
+    try:
+        code = dispatch(words)
+        sys.stdout.flush()
+        sys.exit(code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough: nothing more to say
+        sys.exit(1)
+    except Interrupted as stop:
+        if is_main_process():
+            print(f"accel-flowers: {stop}", file=sys.stderr)
+        sys.exit(Interrupted.RESUME_ME)
+    except KeyboardInterrupt:
+        print("accel-flowers: stopped by the keyboard; what was saved is kept", file=sys.stderr)
+        sys.exit(130)
+    except PeerLost as lost:
+        print(f"accel-flowers: process {os.environ['RANK']}: {lost}", file=sys.stderr)
+        sys.exit(1)
+    except UserError as error:
+        if is_main_process():
+            print(f"accel-flowers: {_message(error)}", file=sys.stderr)
+        _let_main_speak()
+        sys.exit(2)
+
+
+def _message(error: UserError) -> str:
+    """What the error says, fit for a terminal."""
+    words = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    return printable(words[:_LONGEST_MESSAGE], lines=True)
+
+
+def _let_main_speak() -> None:
+    """A launcher ends all processes as soon as one ends: the main one must have told the mistake before."""
+    if not is_main_process():
+        time.sleep(3)

@@ -1,0 +1,63 @@
+"""`predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from accel_flowers.cli.common import is_main_process
+from accel_flowers.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class _PredictWords:
+    """Say what is on pictures; a file that cannot be read gets its own row, and the exit code is 1.
+
+    Probabilities are calibrated where the model has a temperature; the output says whether they are. They do not depend on
+    the size of the batches or the number of threads, but for the last digits.
+    """
+
+    model_dir: tyro.conf.Positional[Path]
+    """Model folder: RUN_DIR/model."""
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, folders of them, or patterns in quotes: 'new/**/*.jpg' looks into folders of any depth."""
+    top_k: int = 1
+    """Classes to tell for each picture."""
+    format: Literal["table", "csv", "json", "parquet"] | None = None
+    """table for people, the others for programs; None = by the suffix of --out, else table."""
+    out: Path | None = None
+    """File for the rows: .csv, .json, .parquet, or .txt for a table; None = standard output."""
+    html: Path | None = None
+    """Also write a page with the pictures and what they were taken for; it stands alone."""
+    tta: bool = False
+    """Average the probabilities of each picture and its mirror image; takes twice the time."""
+    batch_size: int | None = None
+    """Pictures in one forward pass; None = what the model was scored with."""
+    num_workers: int | None = None
+    """Threads that decode pictures; None = the cores of this machine."""
+
+
+def predict_command(words: Sequence[str]) -> int:
+    asked = tyro.cli(_PredictWords, args=words, prog="accel-flowers predict")
+    if not asked.paths:
+        raise UserError("Which pictures? Type accel-flowers predict MODEL_DIR PATH...")
+    if not is_main_process():
+        return 0  # prediction is for one process: started on several, the first does it
+    from accel_flowers.inference.command import predict_to_outputs
+
+    num_bad = predict_to_outputs(
+        asked.model_dir,
+        asked.paths,
+        top_k=asked.top_k,
+        tta=asked.tta,
+        batch_size=asked.batch_size,
+        num_workers=asked.num_workers,
+        how=asked.format,
+        out=asked.out,
+        html=asked.html,
+    )
+    return 1 if num_bad else 0

@@ -1,0 +1,59 @@
+"""`report` and `compare`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from accel_flowers.cli.common import is_main_process
+
+
+@dataclass(frozen=True)
+class _ReportWords:
+    """Draw a run as one page (RUN_DIR/report.html) with its plots (RUN_DIR/plots/): scores, mistakes, labels, data."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """Directory of a run, finished or going on."""
+    data: str | None = None
+    """Where the photos are now; None = where the run had them."""
+
+
+def report_command(words: Sequence[str]) -> int:
+    asked = tyro.cli(_ReportWords, args=words, prog="accel-flowers report")
+    if not is_main_process():
+        return 0
+    from accel_flowers.report.draw import draw_report
+
+    print(draw_report(asked.run_dir, asked.data))
+    return 0
+
+
+@dataclass(frozen=True)
+class _CompareWords:
+    """Compare runs on the held-out pictures that all of them have: a table, a page, and whether the gain could be luck."""
+
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Directories of finished runs; the others are compared with the first."""
+    out: Path = Path("compare.html")
+    """The page."""
+    data: str | None = None
+    """Where the photos are now; None = where the first run had them."""
+    json: bool = False
+    """Print all numbers as one JSON object instead of the table."""
+
+
+def compare_command(words: Sequence[str]) -> int:
+    asked = tyro.cli(_CompareWords, args=words, prog="accel-flowers compare")
+    if not is_main_process():
+        return 0
+    from accel_flowers.report.compare import compare_runs, in_words
+
+    found = compare_runs(asked.run_dirs, out=asked.out, data=asked.data)
+    print(
+        json.dumps(found.as_json(), indent=1, ensure_ascii=False) if asked.json else f"{in_words(found)}\n\n{asked.out}"
+    )
+    return 0

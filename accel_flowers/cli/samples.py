@@ -1,0 +1,50 @@
+"""`sample` and `download`: flowers to try the program on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass(frozen=True)
+class _SampleWords:
+    """Draw five kinds of flowers to try the program on; the same pictures for the same seed."""
+
+    directory: tyro.conf.Positional[Path]
+    """New folder for the pictures."""
+    images_per_class: int = 200
+    """Pictures of each kind."""
+    image_size: int = 96
+    """Width and height in pixels."""
+    seed: int = 0
+    """Another seed draws other pictures."""
+
+
+def sample_command(words: Sequence[str]) -> int:
+    asked = tyro.cli(_SampleWords, args=words, prog="accel-flowers sample")
+    from accel_flowers.samples.draw import draw_sample
+
+    drawn = draw_sample(
+        asked.directory, images_per_class=asked.images_per_class, image_size=asked.image_size, seed=asked.seed
+    )
+    print(f"{asked.images_per_class} pictures of each of five kinds of flowers in {drawn}")
+    return 0
+
+
+@dataclass(frozen=True)
+class _DownloadWords:
+    """Fetch 3,670 flower photos (218 MiB, CC-BY); an interrupted download goes on where it stopped."""
+
+    directory: tyro.conf.Positional[Path]
+    """New folder for the photos."""
+
+
+def download_command(words: Sequence[str]) -> int:
+    asked = tyro.cli(_DownloadWords, args=words, prog="accel-flowers download")
+    from accel_flowers.samples.download import download
+
+    print(f"photos in {download(asked.directory)}, one folder per class; their licence is in LICENSE.txt there")
+    return 0

@@ -1,0 +1,324 @@
+"""The configuration of a run: frozen models of its sections.
+
+A recipe says *what* is learned; the launch configuration (`accelerate_configs/*.yaml`) says *on what*: processes,
+devices, precision. No setting has two owners. This module imports neither torch nor Accelerate, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+
+from accel_flowers.core.yaml_text import flow_yaml, parse_yaml
+
+
+def _allowed(words: str) -> WrapValidator:
+    """One message for a value of several possible forms, instead of one for each form that it has not."""
+
+    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"must be {words}") from None
+
+    return WrapValidator(check)
+
+
+ThreeNumbers = Annotated[tuple[float, float, float], _allowed("three numbers: for red, green and blue")]
+
+
+def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
+    if min(value) <= 0:
+        raise ValueError("a standard deviation must be above 0")
+    return value
+
+
+StandardDeviation = AfterValidator(_above_zero)
+"""Pixels are divided by it, here and in a saved model."""
+
+_PLAIN_VALUE = TypeAdapter[JsonValue](JsonValue, config=ConfigDict(allow_inf_nan=False))
+
+TransformSpec = Annotated[
+    str | dict[str, Any],
+    AfterValidator(_PLAIN_VALUE.validate_python),  # no dates, sets or circles of YAML's, which no file would hold again
+    _allowed("the name of a transform, or its name with arguments: 'Resize: {size: 256}'"),
+]
+"""`"RandomHorizontalFlip"` or `{"RandomResizedCrop": {"size": 224}}`: a torchvision v2 transform and its arguments."""
+
+TransformList = Annotated[
+    tuple[TransformSpec, ...],
+    # On the command line a list of transforms is one argument in YAML's flow style.
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="YAML",
+        instance_from_str=lambda words: parse_yaml(words[0], "the list of transforms"),
+        is_instance=lambda value: isinstance(value, (list, tuple)),
+        str_from_instance=lambda transforms: [flow_yaml(list(transforms))],
+    ),
+]
+
+
+def _is_utf8(text: str) -> bool:
+    """Not so where the shell gave bytes of another encoding, which no file of a run could hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are errors, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_people_write(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML says `null`; people also write None, right where a field may be None. But `true` is not the number 1."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("true and false are not allowed here")
+        if isinstance(value, int) and abs(value) > 2**63:
+            raise ValueError("must be a number of 64 bits")
+        if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+            raise ValueError("must be UTF-8 text without NUL characters")
+        return None if value == "None" and field.default is None else value
+
+
+class About(Section):
+    """What a recipe is; shown by `accel-flowers recipes`, no effect on training."""
+
+    summary: str = ""
+    """One line: what the recipe does."""
+    published: str = ""
+    """The figure that the source of the recipe published."""
+    not_told: str = ""
+    """What the source left open and how it was settled here."""
+
+
+class DataConfig(Section):
+    path: str | None = None
+    """A folder with one sub-folder of pictures per class, or with train, val and test folders of such; a .zip of one; or hub:OWNER/NAME for a dataset of the Hugging Face hub."""
+    split: str = "80/10/10"
+    """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """A picture that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
+    train_transforms: TransformList = ({"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip")
+    """torchvision v2 transforms for training, by name with arguments. Pictures arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
+    eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
+    """The same for validation, test, evaluate and predict."""
+    mean: ThreeNumbers = (0.485, 0.456, 0.406)
+    """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
+    std: Annotated[ThreeNumbers, StandardDeviation] = (0.229, 0.224, 0.225)
+    """Standard deviation that is divided by, in the same scale."""
+    num_workers: int | None = Field(default=None, ge=0, le=1024)
+    """Loader worker processes for each training process; None = choose from the cores of this machine."""
+    pixels_from: Literal["auto", "plain", "files", "cache", "device"] = "auto"
+    """files: each picture is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; plain: Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
+    cache_dir: str | None = Field(default=None, min_length=1)
+    """Where decoded pictures are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
+    cache_gib: float = Field(default=20.0, gt=0)
+    """Most that all decoded pictures there may take, in GiB; the longest unused give way."""
+
+
+class ModelConfig(Section):
+    name: str = "resnet18"
+    """Architecture: any classification model of torchvision, by its name there."""
+    weights: str = "imagenet"
+    """Starting weights: imagenet (torchvision's download), none (random), or a .safetensors or .pth file, whole or partial."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Probability of dropout in front of the new last layer; None = what the architecture has."""
+    freeze: Annotated[
+        Literal["none", "backbone"] | Annotated[int, Field(ge=1)],
+        _allowed("none, backbone, or a number of first stages: 1 or more"),
+    ] = "none"
+    """What keeps its weights: none, backbone (everything but the new last layer), or a number: so many first stages."""
+
+
+class LossConfig(Section):
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target that is spread evenly over all classes, 0..1."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced = each class weighs the same, whatever its number of pictures."""
+
+
+class OptimConfig(Section):
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    """Optimizer of torch.optim."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate at its height; the schedule multiplies it."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of sgd and rmsprop."""
+    nesterov: bool = False
+    """Nesterov's momentum (sgd only)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty (sgd, adam, rmsprop) or decoupled decay (adamw)."""
+    decay_norms_and_biases: bool = True
+    """Whether weight_decay also acts on biases and normalisation layers."""
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Gradients are scaled down to this norm, over all parameters; None = no clipping."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> OptimConfig:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError(
+                f"nesterov goes with name: sgd and a momentum above 0, not with {self.name} and {self.momentum:g}; "
+                "switch it off with nesterov: false or --optim.no-nesterov"
+            )
+        return self
+
+
+class ScheduleConfig(Section):
+    name: Literal["constant", "step", "multistep", "cosine", "one_cycle"] = "cosine"
+    """Course of the learning rate over the run."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Epochs of linear rise from 0 in front (one_cycle: length of its rising part, 0 = 30 % of the run)."""
+    step_epochs: float = Field(default=7, gt=0)
+    """step: epochs between two drops."""
+    milestones: tuple[float, ...] = (7, 14, 21)
+    """multistep: epochs at which the rate drops."""
+    gamma: float = Field(default=0.1, gt=0)
+    """step, multistep: factor of each drop."""
+    min_factor: float = Field(default=0.0, ge=0, le=1)
+    """cosine, one_cycle: the rate at the end, as a factor of optim.lr."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or list(value) != sorted(set(value)) or value[0] <= 0:
+            raise ValueError("milestones must be rising epochs above 0")
+        return value
+
+
+class TrainConfig(Section):
+    epochs: int = Field(default=25, ge=1)
+    """Passes over the training pictures."""
+    global_batch_size: int = Field(default=32, ge=1)
+    """Pictures in one optimizer step, over all processes and accumulation."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Pictures in one forward pass of one process; None = global_batch_size / processes. With it set, any number of processes does the same arithmetic."""
+    eval_batch_size: int = Field(default=32, ge=1)
+    """Pictures in one forward pass of evaluation."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Everything random follows from it: split, order, augmentation, dropout, first weights."""
+    best_metric: Literal["accuracy", "loss", "macro_f1"] = "accuracy"
+    """Validation metric that names the best epoch."""
+    early_stopping_epochs: int | None = Field(default=None, ge=1)
+    """Stop after so many epochs without a better best_metric; None = never."""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
+    precision: Literal["auto", "launcher"] = "auto"
+    """launcher: the precision that `accelerate launch` gives; auto: the same, but on a CPU a trial of a few seconds takes float32 instead of bf16 where that trains this network faster. It is remembered in the run and, for others, in the user's cache directory."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    log_every_steps: int = Field(default=10, ge=1)
+    """Optimizer steps between two lines of training loss in metrics.jsonl."""
+
+
+class EmaConfig(Section):
+    decay: float | None = Field(default=None, gt=0, lt=1)
+    """Share of a moving average of the weights that a step keeps, for example 0.999; None = no average. It warms up as (1 + step) / (10 + step). With it, averaged weights are scored beside the raw ones (val_ema/...), name the best epoch and are what model/ holds."""
+
+
+class CheckpointConfig(Section):
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two checkpoints inside an epoch; None = at the end of each epoch only."""
+    every_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between two checkpoints inside an epoch; None = at the end of each epoch only."""
+    keep_last: int = Field(default=2, ge=1)
+    """Newest checkpoints that are kept; with two, a damaged one has one before it."""
+    keep_best: int = Field(default=1, ge=1)
+    """Best checkpoints that are kept."""
+
+
+class DebugConfig(Section):
+    fast_dev_run: bool = False
+    """Everything once and quickly: one epoch of two steps, one batch of each evaluation; to see that a recipe runs."""
+    subset: float | None = Field(default=None, gt=0, le=1)
+    """Share of the pictures of each part and class to work with, 0..1; the others are listed as left out in split.json."""
+    overfit_batches: int | None = Field(default=None, ge=1)
+    """Train on so many steps' worth of pictures again and again, without augmentation, and validate on the same: a network that can learn comes close to loss 0."""
+    profile: bool = False
+    """Profile a few steps: a Chrome trace and a table of data, forward, backward and optimizer in RUN_DIR/profile."""
+    detect_anomaly: bool = False
+    """Name the operation whose gradient is nan (torch's anomaly detection; about twice as slow)."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, also on a GPU; an error where an operation has none."""
+
+    @model_validator(mode="after")
+    def _one_way_to_see_less(self) -> DebugConfig:
+        if sum([self.fast_dev_run, self.subset is not None, self.overfit_batches is not None]) > 1:
+            raise ValueError("fast_dev_run, subset and overfit_batches go one at a time")
+        return self
+
+
+class TrackingConfig(Section):
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
+    wandb_project: str = "accel-flowers"
+    """Project that the W&B run belongs to."""
+    wandb_name: str | None = None
+    """Name of the W&B run; None = the run directory's name."""
+    tensorboard: bool = False
+    """Write TensorBoard event files into the run directory (needs `pip install tensorboard`)."""
+    report: bool = True
+    """Draw report.html at the end of the run, some 20 s on a CPU; `accel-flowers report RUN_DIR` does it at any time."""
+
+
+class Config(Section):
+    run_dir: str | None = None
+    """Directory that receives everything the run makes; None = runs/RECIPE."""
+    resume: Literal["never", "auto"] = "never"
+    """A run directory that holds a run already: never = error, auto = go on from its last checkpoint."""
+    about: tyro.conf.Suppress[About] = About()
+    """What the recipe is."""
+    data: DataConfig = DataConfig()
+    """Pictures: where, how split, how transformed."""
+    model: ModelConfig = ModelConfig()
+    """Network and its starting weights."""
+    loss: LossConfig = LossConfig()
+    """Cross-entropy and its variants."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    train: TrainConfig = TrainConfig()
+    """Length, batches, seed, choice of the best."""
+    ema: EmaConfig = EmaConfig()
+    """Moving average of the weights."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When the run is saved, and what is kept."""
+    debug: DebugConfig = DebugConfig()
+    """To find out what is wrong, on one GPU or none."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where curves go beside metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _warmup_ends_before_the_run(self) -> Config:
+        if self.schedule.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must be shorter than the run of "
+                f"train.epochs {self.train.epochs}"
+            )
+        return self
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Plain values for YAML, JSON and trackers."""
+    return config.model_dump(mode="json")

@@ -1,0 +1,239 @@
+"""Parts of an image table → data loaders whose every random choice follows from (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, NotRequired, TypedDict
+
+import datasets
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from accel_flowers.data.cache import DecodedPictures
+from accel_flowers.data.decoding.jpeg import decode_pixels, read_header
+from accel_flowers.data.decoding.pillow import BadImageError, decode_image
+from accel_flowers.data.sampler import SampleKey, random_key
+from accel_flowers.data.split import Split
+from accel_flowers.data.table import ImageTable, read_bytes
+from accel_flowers.data.transforms.build import PictureTransform
+from accel_flowers.data.transforms.gpu.stages import Extent
+from accel_flowers.data.transforms.gpu.transform import DeviceTransform
+
+
+class Batch(TypedDict):
+    """What a loader yields: pixels, or, where the pictures lie on the device, what to do to them."""
+
+    pixels: NotRequired[Tensor]
+    """uint8 [B, 3, H, W]"""
+    draws: NotRequired[Tensor]
+    """float64 [B, K]: the chance of each sample, as `DeviceTransform.apply` takes it."""
+    extent: NotRequired[Extent]
+    """What shapes the device's work on these draws."""
+    labels: Tensor
+    """int64 [B]"""
+    samples: Tensor
+    """int64 [B]: index of each picture in its part"""
+    micro_batch: int
+    """number of the batch in the run, over all processes"""
+
+
+def read_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The on-the-fly transform given to `datasets`: rows → encoded pictures, or the error instead of one."""
+    paths = [image["path"] or "a picture of the data set" for image in rows["image"]]
+    return {**rows, "image": [_read(image) for image in rows["image"]], "path": paths}
+
+
+def _read(image: dict[str, Any]) -> bytes | BadImageError:
+    try:
+        return read_bytes(image)
+    except OSError as error:
+        return BadImageError(image["path"] or "a picture of the data set", error.strerror or str(error))
+
+
+def _encoded(data: bytes | BadImageError) -> bytes:
+    if isinstance(data, BadImageError):
+        raise data
+    return data
+
+
+class Pictures(Dataset[Batch]):
+    """One part of a data set as the loader sees it: `SampleKey`s in, a batch out.
+
+    Args:
+        table: all pictures.
+        part: "train", "val" or "test".
+        split: which rows belong to it; a row's place in the part is its sample number.
+        transform: upright RGB picture → uint8 [3, H, W].
+        seed: the run's.
+        decoded: the table's pictures, decoded; None = each is decoded anew.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        part: str,
+        split: Split,
+        transform: PictureTransform,
+        *,
+        seed: int,
+        decoded: DecodedPictures | None = None,
+    ) -> None:
+        chosen = split.files_of(part)
+        row_of = {name: row for row, name in enumerate(table.files)}
+        self.files: tuple[str, ...] = tuple(chosen)
+        self.labels = torch.from_numpy(table.labels[[row_of[name] for name in chosen]])
+        # Row numbers are kept here and not in the table: `select` would add a mapping to every access.
+        self._rows: list[int] = [row_of[name] for name in chosen]
+        self._table: datasets.Dataset = table.dataset.with_transform(read_rows)
+        self._transform = transform
+        self._seed = seed
+        self._decoded = decoded
+        self._is_away = False
+        self._drawing: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def picture(self, sample: int) -> Image.Image:
+        """One picture as people see it: upright RGB, whole.
+
+        Raises:
+            BadImageError: it cannot be read any more.
+        """
+        return decode_image(self._data(sample), self.files[sample])
+
+    def decode(self, sample: int) -> Tensor:
+        """One picture, whole, upright RGB, uint8 [height, width, 3].
+
+        Raises:
+            BadImageError: it cannot be read any more.
+        """
+        return decode_pixels(self._data(sample), self.files[sample])
+
+    def size(self, sample: int) -> tuple[int, int]:
+        """Height and width of a picture, of most kinds without decoding it.
+
+        Raises:
+            BadImageError: it cannot be read any more.
+        """
+        data = self._data(sample)
+        header = read_header(data)
+        if header:
+            return header.height, header.width
+        height, width, _ = decode_pixels(data, self.files[sample]).shape
+        return height, width
+
+    def away(self, drawing: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None) -> Pictures:
+        """The same pictures where their pixels are on the device already, so that batches come without.
+
+        Args:
+            drawing: what draws the chance of each sample for the device, and the sizes of all pictures; None = there is no
+                chance.
+        """
+        away = copy(self)
+        away._is_away, away._drawing = True, drawing
+        return away
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
+        """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
+        samples = torch.tensor([key.sample for key in keys])
+        batch = Batch(labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch)
+        try:
+            if self._drawing:
+                batch["draws"], batch["extent"] = self._draw(keys, *self._drawing)
+            elif not self._is_away:
+                batch["pixels"] = _stack(self._of_cache(keys) if self._decoded else self._of_files(keys))
+        except BadImageError as error:
+            return error
+        return batch
+
+    def _draw(
+        self, keys: Sequence[SampleKey], transform: DeviceTransform, sizes: Sequence[tuple[int, int]]
+    ) -> tuple[Tensor, Extent]:
+        rows = []
+        for key in keys:
+            torch.default_generator.manual_seed(self._chance(key))
+            try:
+                rows.append(transform.draw(*sizes[key.sample]))
+            except ValueError as error:
+                height, width = sizes[key.sample]
+                cause = f"its {width} x {height} pixels cannot be transformed: {error}"
+                raise BadImageError(self.files[key.sample], cause) from None
+        draws = torch.tensor(rows, dtype=torch.float64)
+        return draws, transform.extent(draws)
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether they come from decoded pictures."""
+        return self._decoded is not None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is anything for workers to do."""
+        return not self._is_away or self._drawing is not None
+
+    def rate(self, num_pictures: int = 32) -> float:
+        """Pictures a second that this process makes ready, by a trial."""
+        keys = [SampleKey(sample, 0, 0) for sample in range(min(num_pictures, len(self)))]
+        begun = time.perf_counter()
+        self.__getitems__(keys)
+        return len(keys) / (time.perf_counter() - begun)
+
+    def _data(self, sample: int) -> bytes:
+        return _encoded(self._table[self._rows[sample]]["image"])
+
+    def _of_files(self, keys: Sequence[SampleKey]) -> list[Tensor]:
+        rows = self._table[[self._rows[key.sample] for key in keys]]
+        return [
+            self._transform.of_file(_encoded(data), path, self._chance(key))
+            for key, data, path in zip(keys, rows["image"], rows["path"], strict=True)
+        ]
+
+    def _of_cache(self, keys: Sequence[SampleKey]) -> list[Tensor]:
+        assert self._decoded is not None
+        made = []
+        for key in keys:
+            pixels = self._decoded.pixels(self._rows[key.sample])
+            made += (
+                self._of_files([key])
+                if pixels is None
+                else [self._transform.of_pixels(pixels, self.files[key.sample], self._chance(key))]
+            )
+        return made
+
+    def _chance(self, key: SampleKey) -> int:
+        """Chance belongs to the sample and the epoch: not to the worker, the process or what came before."""
+        return random_key(self._seed, "augment", key.epoch, key.sample)
+
+
+def _stack(pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures uint8 [3, H, W] → a batch whose channels lie together, as they do in the pictures of the fast way."""
+    channels, height, width = pictures[0].shape
+    batch = torch.empty((len(pictures), height, width, channels), dtype=torch.uint8)
+    for place, picture in zip(batch, pictures, strict=True):
+        place.copy_(picture.permute(1, 2, 0))
+    return batch.permute(0, 3, 1, 2)
+
+
+def pack(batch: Any) -> dict[str, Any] | BadImageError:
+    """A batch on its way out of a worker: all numbers of a sample as one row, because each tensor costs time there."""
+    if isinstance(batch, BadImageError):
+        return batch
+    packed: dict[str, Any] = {**batch}
+    # float64 holds sample numbers and labels exactly.
+    numbers = torch.stack([packed.pop("samples"), packed.pop("labels")], dim=1).double()
+    packed["rows"] = torch.cat([numbers, packed.pop("draws")], dim=1) if "draws" in batch else numbers
+    return packed
+
+
+def unpack(packed: dict[str, Any]) -> Batch:
+    """The same on the other side, on the device."""
+    rows = packed.pop("rows")
+    batch: Batch = {**packed, "samples": rows[:, 0].long(), "labels": rows[:, 1].long()}  # type: ignore[typeddict-item]
+    if "extent" in batch:
+        batch["draws"] = rows[:, 2:]
+    return batch

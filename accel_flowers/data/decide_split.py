@@ -1,0 +1,186 @@
+"""Look at every picture once before training: which cannot be read, which are the same, who goes into which part.
+
+Runs on the main process alone; its result is a `Split` that all processes obey.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from accel_flowers.core.errors import UserError, printable
+from accel_flowers.data.examine import examine_all, stop_or_skip
+from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
+from accel_flowers.data.table import ImageTable
+
+_PRECEDENCE = ("test", "val", "train")
+"""Of equal pictures in several given parts the first of these keeps its copy: what is measured stays as it was given."""
+
+
+def decide_split(
+    table: ImageTable,
+    split: str,
+    *,
+    seed: int,
+    on_bad_image: str,
+    examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
+) -> Split:
+    """Read every picture and give each its part.
+
+    Args:
+        table: the pictures.
+        split: percentages such as "80/20", or the path of a split.json to obey.
+        seed: what a drawn split follows from.
+        on_bad_image: "stop" or "skip" for pictures that cannot be read.
+        examined: gives what `examine` says of each row, where it is known already or wanted otherwise, too.
+
+    Raises:
+        UserError: unreadable pictures (where they stop the run), classes too small to split, a split file that
+            does not fit the folder, a part that lacks what training needs of it.
+    """
+    given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
+    fractions = parse_fractions(split) if given is None else {}
+    found = examined() if examined else examine_all(table, range(len(table.files)))
+    bad = table.unreadable | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
+    left_out_before = given.left_out if given else {}
+    new = {name: cause for name, cause in bad.items() if name not in left_out_before}
+    stop_or_skip(table.source, new, on_bad_image)
+
+    rows = [row for row, (_, cause) in enumerate(found) if cause is None and table.files[row] not in left_out_before]
+    files = [table.files[row] for row in rows]
+    labels = [int(table.labels[row]) for row in rows]
+    groups = group_by_content([found[row][0] for row in rows])
+    _check_classes_left(table, labels)
+
+    if given is not None:
+        parts = _obey(given, Path(split), table, files, bad)
+    elif table.given_parts is not None:
+        parts = [table.given_parts[row] for row in rows]
+    else:
+        parts = _draw(table, labels, groups, fractions, seed)
+    doubles = _doubles_across_parts(files, groups, parts)
+    if given is None and "val" not in parts:
+        # Split folders are taken as they stand; where there is no val, it is drawn from train.
+        share = {"train": 1 - fractions["val"], "val": fractions["val"]}
+        places = [place for place, part in enumerate(parts) if part == "train" and files[place] not in doubles]
+        drawn = _draw(table, [labels[place] for place in places], [groups[place] for place in places], share, seed)
+        for place, part in zip(places, drawn, strict=True):
+            parts[place] = part
+    parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
+    learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
+    _check_parts(table, parts_of, learned, doubles)
+    return Split(
+        class_names=table.class_names,
+        parts=parts_of,
+        left_out=dict(sorted({**left_out_before, **bad, **doubles}.items())),
+        duplicates=_duplicates(files, groups),
+    )
+
+
+def _check_classes_left(table: ImageTable, labels: Sequence[int]) -> None:
+    lost = _lacking(table, labels)
+    if lost:
+        raise UserError(f"'{table.source}' holds no picture of {lost} that can be read. Mend or remove the class.")
+
+
+def _check_parts(
+    table: ImageTable, parts_of: Mapping[str, str], learned: Iterable[int], doubles: Mapping[str, str]
+) -> None:
+    """Training needs each class in train, and something to choose the best epoch by."""
+    why = ""
+    if doubles:
+        first, cause = next(iter(doubles.items()))
+        why = f" {len(doubles)} files are left out because they would stand on two sides; {first} has {cause}."
+    lost = _lacking(table, learned)
+    if lost:
+        raise UserError(f"No picture of {lost} is left in train of '{table.source}'.{why}")
+    if "val" not in parts_of.values():
+        raise UserError(f"No picture is left in val of '{table.source}': the best epoch is chosen by it.{why}")
+
+
+def _lacking(table: ImageTable, labels: Iterable[int]) -> str:
+    there = set(labels)
+    return ", ".join(repr(name) for label, name in enumerate(table.class_names) if label not in there)
+
+
+def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str], bad: Mapping[str, str]) -> list[str]:
+    if given.class_names != table.class_names:
+        raise UserError(
+            f"{path} is a split of the classes {', '.join(given.class_names)}; "
+            f"'{table.source}' has {', '.join(table.class_names)}."
+        )
+    absent = set(given.parts) - set(files) - set(given.left_out)
+    broken, missing = sorted(absent & set(bad)), sorted(absent - set(bad))
+    extra = sorted(set(files) - set(given.parts))
+    if absent or extra:
+        told = [f"{len(missing)} of its files are not there, for example '{missing[0]}'"] if missing else []
+        told += [f"{len(broken)} cannot be read, for example '{broken[0]}': {bad[broken[0]]}"] if broken else []
+        told += [f"it does not name {len(extra)} of the pictures, for example '{extra[0]}'"] if extra else []
+        raise UserError(
+            f"{path} does not fit '{table.source}': {'; '.join(told)}. Give the folder it was made from, edit it, "
+            "or draw a new split with --data.split 80/10/10."
+        )
+    return [given.parts[name] for name in files]
+
+
+def _draw(
+    table: ImageTable, labels: Sequence[int], groups: Sequence[int], fractions: dict[str, float], seed: int
+) -> list[str]:
+    try:
+        return make_split(labels, groups, fractions, seed=seed)
+    except ValueError as error:
+        label, number = error.args
+        fewer = ", or ask for two parts with --data.split 80/20" if len(fractions) > 2 else ""
+        raise UserError(
+            f"The class '{table.class_names[label]}' has {number} different pictures of its own, too few for one each in "
+            f"{', '.join(fractions)}: add pictures or remove the class{fewer}."
+        ) from None
+
+
+def _doubles_across_parts(files: Sequence[str], groups: Sequence[int], parts: Sequence[str]) -> dict[str, str]:
+    """Copies that would stand on two sides of a split that was given: all but those of the part that measures."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups):
+        members[group].append(row)
+    doubles = {}
+    for rows in members.values():
+        keeper = min(rows, key=lambda row: _PRECEDENCE.index(parts[row]))
+        for row in rows:
+            if parts[row] != parts[keeper]:
+                doubles[files[row]] = f"the same bytes as {files[keeper]} of {parts[keeper]}"
+    return doubles
+
+
+def _duplicates(files: Sequence[str], groups: Sequence[int]) -> tuple[tuple[str, ...], ...]:
+    members: dict[int, list[str]] = defaultdict(list)
+    for name, group in zip(files, groups, strict=True):
+        members[group].append(name)
+    return tuple(sorted(tuple(sorted(names)) for names in members.values() if len(names) > 1))
+
+
+def describe_split(table: ImageTable, split: Split) -> list[str]:
+    """What a person should know before training, a line each."""
+    counts = {part: len(split.files_of(part)) for part in PARTS}
+    lines = [
+        f"{len(split.parts)} pictures of {len(split.class_names)} classes: "
+        + ", ".join(f"{number} {part}" for part, number in counts.items() if number)
+    ]
+    if table.given_parts is not None:
+        lines.append(f"'{table.source}' has parts of its own: they are taken as they stand, data.split is not asked")
+    if split.duplicates:
+        classes = {name: table.class_names[label] for name, label in zip(table.files, table.labels, strict=True)}
+        torn = [group for group in split.duplicates if len({classes[name] for name in group}) > 1]
+        across = f", {len(torn)} of them under two classes (first: {printable(' = '.join(torn[0]))})" if torn else ""
+        lines.append(f"{len(split.duplicates)} groups of identical files, each on one side of the split{across}")
+    if split.left_out:
+        first, cause = next(iter(split.left_out.items()))
+        lines.append(
+            f"{len(split.left_out)} pictures left out, listed in split.json; first: {printable(first)}: {cause}"
+        )
+    if table.ignored:
+        lines.append(
+            f"{len(table.ignored)} files that are no pictures by name, for example {printable(table.ignored[0])}"
+        )
+    return lines

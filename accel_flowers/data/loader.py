@@ -1,0 +1,45 @@
+"""Data loaders over the batches of all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from accel_flowers.data.dataset import Batch, Pictures, pack, unpack
+from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.data.sampler import EveryOnce, TrainStream
+from accel_flowers.data.workers import end_with_the_training, start_forkserver
+
+
+def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """The batches of a loader that `build_loader` made.
+
+    Raises:
+        BadImageError: a picture could be read before the training, and now it cannot.
+    """
+    packed: Any
+    for packed in loader:
+        if isinstance(packed, BadImageError):
+            raise packed
+        yield unpack(packed)
+
+
+def build_loader(
+    pictures: Pictures, batches: TrainStream | EveryOnce, *, num_workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """A loader over the batches of all processes; `Accelerator.prepare` deals them out."""
+    if num_workers:
+        start_forkserver()
+    return DataLoader(
+        pictures,
+        batch_sampler=batches,
+        collate_fn=pack,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+        # Workers are forked from a process that has used threads; a spawned one starts clean.
+        multiprocessing_context="forkserver" if num_workers else None,
+        worker_init_fn=end_with_the_training if num_workers else None,
+    )

@@ -1,0 +1,101 @@
+"""Pictures that lie on the training's device: a batch brings only what is done to them, or nothing.
+
+Training pictures are kept whole and are cropped and coloured there (`transform`), with the chance that the loader draws
+for each sample as for all other ways. Evaluation pictures are the same each time, so they are kept as the usual way makes
+them, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.dataset import Batch, Pictures
+from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.data.sampler import SampleKey
+from accel_flowers.data.transforms.gpu.store import DevicePictures
+from accel_flowers.data.transforms.gpu.transform import DeviceTransform
+
+T = TypeVar("T")
+
+ToPixels = Callable[[Batch], Tensor]
+"""Batch, on the device → uint8 [B, 3, H, W] there."""
+
+
+def loaded_pixels(batch: Batch) -> Tensor:
+    """What the loader made."""
+    return batch["pixels"]
+
+
+class WholePictures:
+    """Training pictures, kept whole.
+
+    Args:
+        pictures: the part.
+        sizes: height and width of each.
+        transform: what is done to them on the device.
+        device: where they are kept.
+        threads: of decoding.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        sizes: Sequence[tuple[int, int]],
+        transform: DeviceTransform,
+        device: torch.device,
+        *,
+        threads: int,
+    ) -> None:
+        self._transform = transform
+        self._store = DevicePictures(sizes, device)
+        try:
+            self._store.fill(in_threads(pictures.decode, len(pictures), threads))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"Leave the pictures as they are while a run begins: {error}.") from None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Crops, flips and colours, as the batch's draws say."""
+        return self._transform.apply(self._store, batch["samples"], batch["draws"], extent=batch["extent"])
+
+
+class FinishedPictures:
+    """Evaluation pictures, kept as the network takes them.
+
+    Args:
+        pictures: the part; its transform is without chance.
+        device: where they are kept.
+        threads: of decoding.
+    """
+
+    def __init__(self, pictures: Pictures, device: torch.device, *, threads: int) -> None:
+        def make(sample: int) -> Tensor:
+            batch = pictures.__getitems__([SampleKey(sample, 0, 0)])
+            if isinstance(batch, BadImageError):
+                raise batch
+            return batch["pixels"][0].permute(1, 2, 0)
+
+        made = in_threads(make, len(pictures), threads)
+        first = next(made)
+        self._pixels = torch.empty((len(pictures), *first.shape), dtype=torch.uint8, device=device)
+        self._pixels[0] = first
+        for sample, pixels in enumerate(made, start=1):
+            self._pixels[sample] = pixels
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The pictures of the batch's samples."""
+        return self._pixels.index_select(0, batch["samples"]).permute(0, 3, 1, 2)
+
+
+def in_threads(do: Callable[[int], T], number: int, threads: int) -> Iterator[T]:
+    """`do` of 0 … number - 1, in order, without holding more results than needed."""
+    with ThreadPoolExecutor(threads) as pool:
+        for first in range(0, number, 2 * threads):
+            yield from pool.map(do, range(first, min(first + 2 * threads, number)))

@@ -1,0 +1,185 @@
+"""Which sample stands where, as pure functions of (seed, epoch, position): the one formula behind order, resume and scale.
+
+Training data is one endless stream. Position p holds sample `permutation(seed, p div N)[p mod N]`; optimizer step k
+takes the positions k·G … (k+1)·G - 1 (G the global batch), so every step is full and every sample comes once an epoch.
+A micro-batch is M consecutive positions; micro-batch j of the run goes to process j mod W. Nothing here depends on W:
+1 and 8 processes see the same samples in the same step, and a run resumed at step k begins its stream at k·G.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from accel_flowers.core.errors import UserError
+
+
+def random_key(*parts: int | str) -> int:
+    """A seed for whatever `parts` name, for example `random_key(seed, "augment", epoch, sample)`.
+
+    Returns:
+        63 bits that any generator takes as its seed; equal parts give equal keys on every machine and version.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def permutation(key: int, size: int) -> npt.NDArray[np.int64]:
+    """A random order of 0 … size - 1 that follows from `key` alone.
+
+    Philox's raw numbers are part of its definition, so the order stays the same with every NumPy version; the
+    methods of `numpy.random.Generator` promise that for one version only.
+    """
+    draws = np.random.Philox(key=key).random_raw(size)
+    return np.argsort(draws, kind="stable").astype(np.int64)
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, num_samples: int) -> npt.NDArray[np.int64]:
+    """The order in which one epoch shows its samples, shape [num_samples]."""
+    order = permutation(random_key(seed, "order", epoch), num_samples)
+    order.flags.writeable = False
+    return order
+
+
+class SampleKey(NamedTuple):
+    """What a loader needs to make one sample: which one, and what its randomness follows from."""
+
+    sample: int
+    """Index into the part of the data set that the loader reads."""
+    epoch: int
+    """Number of times the whole part was shown before."""
+    micro_batch: int
+    """Number of the micro-batch in the whole run, counted over all processes."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """All step arithmetic of a run.
+
+    Args:
+        num_samples: training pictures (N).
+        epochs: passes over them.
+        global_batch_size: pictures in one optimizer step, over all processes (G).
+        num_processes: W.
+        micro_batch_size: pictures in one forward pass of one process (M); None = G / W.
+
+    Raises:
+        UserError: when G is no multiple of M·W.
+    """
+
+    num_samples: int
+    epochs: int
+    global_batch_size: int
+    num_processes: int = 1
+    micro_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        size, processes = self.global_batch_size, self.num_processes
+        if size % (self.micro_batch * processes):
+            given = f"train.micro_batch_size {self.micro_batch_size}" if self.micro_batch_size else "1 or more pictures"
+            fitting = [m for m in range(1, size + 1) if size % (m * processes) == 0]
+            unit = processes * (self.micro_batch_size or 1)
+            advice = (
+                f"train.micro_batch_size can be {', '.join(map(str, fitting))}"
+                if fitting
+                else f"take a train.global_batch_size that {unit} divides, for example {-(-size // unit) * unit}"
+            )
+            raise UserError(
+                f"train.global_batch_size {size} cannot be shared by {processes} process{'es' if processes > 1 else ''} "
+                f"with {given} in a forward pass: {advice}."
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Pictures in one forward pass of one process (M)."""
+        return self.micro_batch_size or max(1, self.global_batch_size // self.num_processes)
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one process in one optimizer step (A)."""
+        return self.global_batch_size // (self.micro_batch * self.num_processes)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of one optimizer step, over all processes (A·W)."""
+        return self.global_batch_size // self.micro_batch
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run: the last is the one that completes the last epoch."""
+        return -(-self.epochs * self.num_samples // self.global_batch_size)
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs that lie behind once `step` optimizer steps are done; a fraction inside an epoch."""
+        return step * self.global_batch_size / self.num_samples
+
+    def epochs_completed_at(self, step: int) -> int:
+        """Whole epochs that lie behind once `step` optimizer steps are done; never more than were asked for.
+
+        (The last step may show pictures once more than that, to be full.)
+        """
+        return min(step * self.global_batch_size // self.num_samples, self.epochs)
+
+
+@dataclass
+class TrainStream:
+    """Batch sampler over the micro-batches of all processes in global order, from one step to the end of the run.
+
+    `start_step` may be set anew: the next pass begins there. Accelerate hands micro-batch j to process j mod W, which is just what the plan says; so each yields a list of
+    `SampleKey` and knows nothing about processes.
+    """
+
+    plan: StepPlan
+    seed: int
+    start_step: int = 0
+    drop_last: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        """Accelerate asks a batch sampler for its batch size."""
+        return self.plan.micro_batch
+
+    def __len__(self) -> int:
+        return (self.plan.num_steps - self.start_step) * self.plan.micro_batches_per_step
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        first = self.start_step * self.plan.micro_batches_per_step
+        for micro_batch in range(first, first + len(self)):
+            yield self.micro_batch_at(micro_batch)
+
+    def micro_batch_at(self, micro_batch: int) -> list[SampleKey]:
+        """The keys of one micro-batch of the run."""
+        size, total = self.plan.micro_batch, self.plan.num_samples
+        keys = []
+        for position in range(micro_batch * size, (micro_batch + 1) * size):
+            epoch, place = divmod(position, total)
+            keys.append(SampleKey(int(epoch_order(self.seed, epoch, total)[place]), epoch, micro_batch))
+        return keys
+
+
+@dataclass(frozen=True)
+class EveryOnce:
+    """Batch sampler for evaluation: samples 0 … N - 1 in order, the last batch short.
+
+    The batches are the same for any number of processes, so each picture meets the same neighbours and its numbers
+    do not change in the last digit.
+    """
+
+    num_samples: int
+    batch_size: int
+    drop_last: bool = False
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for number, first in enumerate(range(0, self.num_samples, self.batch_size)):
+            last = min(first + self.batch_size, self.num_samples)
+            yield [SampleKey(sample, 0, number) for sample in range(first, last)]

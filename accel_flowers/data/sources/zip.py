@@ -1,0 +1,99 @@
+"""A zip of a folder, unpacked once."""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import shutil
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+import datasets
+
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.table import LAYOUT, is_hidden, looks_like_image
+
+_ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
+"""Bytes that any zip may unpack to, and how many times its own size a larger one may."""
+
+
+def unzip(path: Path) -> Path:
+    """Unpack next to the caches of `datasets`, once for each state of the file."""
+    state = path.stat()
+    key = hashlib.blake2b(f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+    target = Path(datasets.config.HF_DATASETS_CACHE) / "accel_flowers_zip" / f"{path.stem}-{key}"
+    if target.is_dir():
+        return target
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_unpacked_size(path, archive)
+            for member in _visible_members(path, archive):
+                archive.extract(member, partial)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        UnicodeError,
+    ) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}."
+        ) from None
+    if not partial.exists():
+        raise UserError(f"The zip '{path}' holds no pictures. {LAYOUT}")
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial)  # another run was quicker
+    return target
+
+
+def _check_unpacked_size(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse a zip that would fill the disk; pictures hardly get smaller in a zip. No member unpacks to more than it says.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    packed, unpacked = path.stat().st_size, sum(member.file_size for member in archive.infolist())
+    if unpacked > max(_MAX_GROWTH * packed, _ALWAYS_UNPACKED):
+        raise UserError(
+            f"The zip '{path}' has {packed:,} bytes and would unpack to {unpacked:,}: that is no zip of pictures. Where "
+            "you trust it, unpack it yourself and give the folder."
+        )
+
+
+def _visible_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files inside, without hidden ones.
+
+    Raises:
+        UserError: a name that leads out of the folder, or that stands there twice; nothing is unpacked then.
+    """
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"The zip '{path}' holds '{member.filename}', which leads out of its folder. Make it anew.")
+        if not member.is_dir() and not any(is_hidden(part) for part in name.parts):
+            if str(name) in members:
+                raise UserError(f"The zip '{path}' holds '{name}' twice, of which one would be lost. Make it anew.")
+            members[str(name)] = member
+    return list(members.values())
+
+
+def inner_folder(folder: Path) -> Path:
+    """People zip the folder itself: step into it where nothing else holds pictures."""
+    while True:
+        entries = list(folder.iterdir())
+        inner = [entry for entry in entries if entry.is_dir()]
+        if len(inner) != 1 or any(looks_like_image(entry.name) for entry in [*entries, *inner[0].iterdir()]):
+            return folder
+        folder = inner[0]

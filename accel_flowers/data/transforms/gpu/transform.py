@@ -1,0 +1,251 @@
+"""A list of torchvision's transforms for pictures that lie on the device: chance for each sample here, pixels for a batch there.
+
+`draw` gives what torchvision's transforms would draw, as numbers; `apply` does what the numbers say. Between the two lies a table
+with one row a picture, so workers draw, and the device never waits: no shape follows from a value that is there.
+
+A list becomes a few stages. Steps that only move pixels are not done one after the other: the place that each pixel comes from is
+followed back through all of them, and the pixels are taken once. Pictures keep their own sizes until a step makes them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from accel_flowers.data.transforms.gpu.colour import Blur, ColorJitter, Grey, Painting
+from accel_flowers.data.transforms.gpu.resize import RandomResizedCrop, Resize, Resizing
+from accel_flowers.data.transforms.gpu.stages import Extent, MoveStage, PaintStage, Placed, ResizeStage, Stage, Work
+from accel_flowers.data.transforms.gpu.steps import (
+    Crop,
+    Flip,
+    Size,
+    Step,
+    Warp,
+    affine_matrix,
+    centre_corner,
+    random_corner,
+    rotation_matrix,
+)
+from accel_flowers.data.transforms.gpu.store import CHANNELS, DevicePictures, region_side
+
+
+class DeviceTransform:
+    """What a list of transforms does to pictures on a device. It can be sent to a loader's workers.
+
+    Args:
+        steps: in the order they act.
+        stages: the same, as they are computed.
+
+    Attributes:
+        size: (height, width) of the pictures it makes.
+        num_columns: numbers that one sample's chance is (K).
+        dtype: what resizes are computed in; None = float16 on a GPU (weights rounded to 11 bits, sums in float32), else
+            float32.
+        max_bytes: memory for what lies between pictures and result; a batch that needs more is computed in parts.
+        compiled: fuse the changes of colour into a few kernels, by torch.compile.
+    """
+
+    def __init__(self, steps: Sequence[Step], stages: Sequence[Stage], size: Size) -> None:
+        self._steps, self._stages = list(steps), list(stages)
+        self.size = size
+        self.num_columns = sum(step.num_columns for step in steps)
+        self.dtype: torch.dtype | None = None
+        self.max_bytes = 2**32
+        self.compiled = False
+
+    def draw(self, height: int, width: int) -> list[float]:
+        """The chance of one sample, `num_columns` numbers, from torch's default generator.
+
+        They need float64, and the generator must have been seeded for the sample.
+
+        Args:
+            height, width: of the sample's picture.
+
+        Raises:
+            ValueError: the picture has no size that the steps take.
+        """
+        numbers: list[float] = []
+        for step in self._steps:
+            drawn, height, width = step.draw(height, width)
+            numbers += drawn
+        return numbers
+
+    def extent(self, draws: Tensor) -> Extent:
+        """What shapes a batch needs, from its draws (float64 [B, K]) while they are on the host."""
+        largest = draws.amax(0).tolist()
+        boxes = [largest[stage.resizing[1]] for stage in self._stages if isinstance(stage, ResizeStage)]
+        return tuple(
+            (region_side(int(box[2])), region_side(int(box[3])), region_side(int(box[4])), region_side(int(box[5])))
+            for box in boxes
+        )
+
+    @torch.no_grad()
+    def apply(
+        self, pictures: DevicePictures, samples: Tensor, draws: Tensor, *, extent: Extent | None = None
+    ) -> Tensor:
+        """The pictures of a batch.
+
+        Args:
+            pictures: all of them.
+            samples: int64 [B] on their device, which ones are wanted.
+            draws: float64 [B, K] there, a row of `draw` for each.
+            extent: of these draws; None = what the largest picture of all could need. It changes speed and memory alone.
+
+        Returns:
+            uint8 [B, 3, H, W]
+        """
+        if draws.dtype != torch.float64 or draws.shape != (len(samples), self.num_columns):
+            raise ValueError(
+                f"draws must be float64 {[len(samples), self.num_columns]}, not {draws.dtype} {[*draws.shape]}"
+            )
+        extent = extent or self._largest_extent(pictures)
+        num_parts = -(-len(samples) * self._bytes_each(extent) // self.max_bytes)
+        at_once = -(-len(samples) // num_parts)
+        parts = [
+            self._apply_to_part(pictures, part, rows, extent)
+            for part, rows in zip(samples.split(at_once), draws.split(at_once), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _apply_to_part(self, pictures: DevicePictures, samples: Tensor, draws: Tensor, extent: Extent) -> Tensor:
+        dtype = self.dtype or (torch.float16 if draws.is_cuda else torch.float32)
+        work = Work(pictures, samples, draws, dtype, list(extent), self.compiled)
+        for stage in self._stages:
+            work.pixels = stage.done(work)
+        assert work.pixels is not None
+        return work.pixels
+
+    def _largest_extent(self, pictures: DevicePictures) -> Extent:
+        height, width = pictures.max_height, pictures.max_width
+        extent = []
+        for stage in self._stages:
+            if isinstance(stage, ResizeStage):
+                for move, _ in stage.moves:
+                    height, width = move.size_after(None) or (height, width)
+                step = stage.resizing[0]
+                if isinstance(step, Resize) and step.short:
+                    made = (int(step.short * pictures.max_aspect) + 1,) * 2
+                else:
+                    made = step.size_after(None)
+                sides = (region_side(height), region_side(width), region_side(made[0]), region_side(made[1]))
+                extent.append(sides)
+                height, width = made
+            if stage.size:
+                height, width = stage.size
+        return tuple(extent)
+
+    def _bytes_each(self, extent: Extent) -> int:
+        """Memory that one picture needs in the largest stage, roughly."""
+        height, width = self.size
+        needs = [height * width * 4 * 40]
+        for (box_height, box_width, all_height, all_width), stage in zip(
+            extent, (stage for stage in self._stages if isinstance(stage, ResizeStage)), strict=True
+        ):
+            made_height, made_width = stage.size or (all_height, all_width)
+            lines = box_height * CHANNELS * (box_width * 5 + made_width * 10)
+            weights = 2 * 8 * max(made_height, made_width) * max(box_height, box_width)
+            needs.append(lines + weights + made_height * made_width * CHANNELS * 6)
+        return max([*needs, *(4 * 40 * stage.size[0] * stage.size[1] for stage in self._stages if stage.size)])
+
+
+def make_device_transform(steps: Sequence[Any]) -> DeviceTransform | None:
+    """What a list of torchvision's transforms (v2), as built for the plain way, does on a device.
+
+    Returns:
+        None where a transform has no counterpart here, or changes colours before all pictures have one size.
+    """
+    made: list[Step] = []
+    for step in steps:
+        counterpart = _counterpart(step)
+        if counterpart is None:
+            return None
+        made.append(counterpart)
+    plan = _Plan()
+    first = 0
+    for step in made:
+        columns = slice(first, first + step.num_columns)
+        first = columns.stop
+        if not plan.add(step, columns):
+            return None
+    size = plan.finish()
+    return DeviceTransform(made, plan.stages, size) if size and plan.stages else None
+
+
+def _counterpart(step: Any) -> Step | None:
+    """One transform; None where there is none, or not with these arguments."""
+    kind = type(step)
+    mode = getattr(step, "interpolation", None)
+    mode = getattr(mode, "value", mode)  # a plain word in newer versions of torchvision
+    bilinear = mode == "bilinear"
+    resizes = bilinear and getattr(step, "antialias", None) is True
+    on_black = getattr(step, "fill", 0) in (0, None)
+    warps = mode in ("nearest", "bilinear") and on_black and not getattr(step, "expand", False)
+    made: Step | None = None
+    if kind is v2.RandomResizedCrop and resizes:
+        made = RandomResizedCrop(step)
+    elif kind is v2.Resize and resizes and step.size is not None and step.max_size is None:
+        made = Resize([step.size] if isinstance(step.size, int) else list(step.size))
+    elif kind is v2.CenterCrop:
+        made = Crop(tuple(step.size), partial(centre_corner, tuple(step.size)))
+    elif kind is v2.RandomCrop and on_black and step.padding_mode == "constant":
+        made = Crop(tuple(step.size), partial(random_corner, step))
+    elif kind in (v2.RandomHorizontalFlip, v2.RandomVerticalFlip):
+        made = Flip(step.p, 1 if kind is v2.RandomHorizontalFlip else 0)
+    elif kind is v2.RandomRotation and warps:
+        made = Warp(partial(rotation_matrix, step), bilinear=bilinear)
+    elif kind is v2.RandomAffine and warps:
+        made = Warp(partial(affine_matrix, step), bilinear=bilinear)
+    elif kind is v2.ColorJitter:
+        made = ColorJitter(step)
+    elif kind is v2.RandomGrayscale or (kind is v2.Grayscale and step.num_output_channels == CHANNELS):
+        made = Grey(step.p if kind is v2.RandomGrayscale else None)
+    elif kind is v2.GaussianBlur:
+        made = Blur(step)
+    return made
+
+
+class _Plan:
+    """Steps → stages."""
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+        self._size: Size | None = None
+        self._moves: list[Placed] = []
+
+    def add(self, step: Step, columns: slice) -> bool:
+        """Whether it can be done at this place."""
+        last = self.stages[-1] if self.stages and not self._moves else None
+        if isinstance(step, Painting):
+            if self._size is None or not step.takes(self._size):
+                return False
+            self.finish()
+            self.stages.append(PaintStage((step, columns), self._size))
+        elif isinstance(step, Resizing):
+            self._size = step.size_after(self._size)
+            self.stages.append(ResizeStage((step, columns), self._moves, self._size))
+            self._moves = []
+        elif isinstance(step, Crop) and isinstance(last, ResizeStage) and last.size is None:
+            # Of a resize to a shorter side, the part is computed that is kept.
+            last.crop, last.size, self._size = columns, step.size, step.size
+        elif isinstance(step, Flip) and isinstance(last, ResizeStage) and last.size is not None:
+            last.flips[step.axis].append(columns.start)  # its weights in reverse: a flip for nothing
+        else:
+            self._size = step.size_after(self._size)
+            self._moves.append((step, columns))
+        return True
+
+    def finish(self) -> Size | None:
+        """Do what is still to be moved.
+
+        Returns:
+            The size of the pictures then; None = they differ.
+        """
+        if self._size and self._moves:
+            self.stages.append(MoveStage(self._moves, self._size))
+            self._moves = []
+        return self._size

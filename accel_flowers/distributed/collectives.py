@@ -1,0 +1,145 @@
+"""Agreeing on what one process found: every function here is collective, or says that it is not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    broadcast_object_list,
+    gather_object,
+)
+
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.progress import tell
+
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """How many processes there are and which one this is: Accelerate's PartialState knows from the start, its
+    Accelerator from when the precision is decided."""
+
+    num_processes: int
+    process_index: int
+    is_main_process: bool
+    device: torch.device
+
+
+def num_local_processes(accelerator: Accelerator) -> int:
+    """Processes that share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+
+
+def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """`do` on the main process, then on the others: for what fills a cache.
+
+    Raises:
+        UserError: the main process's mistake, on every process, so that all end and none waits.
+    """
+    done: list[T] = []
+
+    def on_main() -> None:
+        done.append(do())
+
+    decided_by_main(accelerator, on_main)
+    return done[0] if done else do()
+
+
+def decided_by_main(processes: Processes, decide: Callable[[], T]) -> T:
+    """`decide` on the main process alone; every process gets its result, or its error.
+
+    Raises:
+        UserError: the main process's mistake, on every process.
+    """
+    outcome: list[object] = [None, None]
+    if processes.is_main_process:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = str(error)
+    if processes.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(str(outcome[1]))
+    return outcome[0]  # type: ignore[return-value]  # what `decide` returned, on one process or sent to all
+
+
+def on_each(accelerator: Accelerator, do: Callable[[], T]) -> T:
+    """`do` on every process at once; where one makes a mistake, all end with it; collective.
+
+    Raises:
+        UserError: the first process's that had one, on every process.
+    """
+    done: list[T] = []
+    mistake: str | None = None
+    try:
+        done.append(do())
+    except UserError as error:
+        mistake = str(error)
+    everywhere: list[str | None] = gather_object([mistake]) if accelerator.num_processes > 1 else [mistake]
+    first = next((found for found in everywhere if found is not None), None)
+    if first is not None:
+        raise UserError(first)
+    return done[0]
+
+
+def tell_main(accelerator: Accelerator, *lines: str) -> None:
+    """Print lines on the main process alone."""
+    if accelerator.is_main_process:
+        tell(*lines)
+
+
+def true_everywhere(accelerator: Accelerator, here: bool) -> bool:
+    """Whether something is so on every process; collective."""
+    return all(gather_object([here])) if accelerator.num_processes > 1 else here
+
+
+def check_same_everywhere(processes: Processes, facts: Mapping[str, object]) -> None:
+    """See that all processes are of one mind before they train together; collective.
+
+    Args:
+        processes: all of them.
+        facts: what must be equal: name → value, of plain types.
+
+    Raises:
+        UserError: naming each fact that differs, with a process on either side; the same on every process.
+    """
+    if processes.num_processes == 1:
+        return
+    everywhere: list[dict[str, object]] = gather_object([dict(facts)])
+    first = everywhere[0]
+    lines = []
+    for name in sorted({name for each in everywhere for name in each}):
+        other = next((rank for rank, each in enumerate(everywhere) if each.get(name) != first.get(name)), None)
+        if other is not None:
+            lines.append(
+                f"  {name}: {first.get(name)!r} on process 0, {everywhere[other].get(name)!r} on process {other}"
+            )
+    if lines:
+        raise UserError(
+            "The processes do not agree, so they cannot train together:\n" + "\n".join(lines) + "\n"
+            "Give all machines the same versions, the same words and the same pictures."
+        )
+
+
+class Agreement:
+    """Flags that one process raises and all act on: a small message a step between the CPUs.
+
+    It has a gloo group of its own, so that no device has to be waited for.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._alone = accelerator.num_processes == 1
+        self._group: Any = None if self._alone else torch.distributed.new_group(backend="gloo")
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether some process raised it; collective."""
+        if self._alone:
+            return flags
+        votes = torch.tensor(flags, dtype=torch.int32)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        return tuple(bool(vote) for vote in votes)

@@ -1,0 +1,84 @@
+"""What only DistributedDataParallel needs: its buckets of gradients, and batch-norm statistics that each process keeps."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+def keep_own_buffers(model: nn.Module) -> None:
+    """Stop DDP from overwriting every process's batch-norm statistics with the first one's before each forward.
+
+    `average_buffers` then keeps what all of them saw. (Set here because the constructor's argument changed its name
+    between versions of torch.)
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model.broadcast_buffers = False
+
+
+def settle_gradient_order(model: nn.Module, network: nn.Module, pixels: Tensor) -> None:
+    """Let DDP lay out its gradient buckets before the first step instead of after it; collective.
+
+    It rebuilds them once, after a first backward pass, and sums in another order from then on, which on three
+    processes and more changes the last digits: without this the first step after a resume would differ.
+
+    Args:
+        model: as Accelerate wrapped it, before any training.
+        network: the same, unwrapped; its batch-norm statistics are put back.
+        pixels: any input, float [B, C, H, W].
+    """
+    if not isinstance(model, nn.parallel.DistributedDataParallel) or torch.distributed.get_world_size() < 3:
+        return
+    before = [buffer.clone() for buffer in network.buffers()]
+    for _ in range(2):  # the layout changes at the beginning of the second pass
+        model(pixels).sum().mul(0).backward()
+        model.zero_grad()
+    with torch.no_grad():
+        for buffer, value in zip(network.buffers(), before, strict=True):
+            buffer.copy_(value)
+
+
+def gather_buffers(network: nn.Module, accelerator: Accelerator) -> Tensor:
+    """Each process's own running statistics as one row, float32 [processes, all values]; collective."""
+    own = [buffer.detach().float().flatten() for buffer in network.buffers() if buffer.is_floating_point()]
+    if not own:
+        return torch.empty(accelerator.num_processes, 0)  # between GPUs nothing cannot be gathered
+    return accelerator.gather(torch.cat(own)[None]).cpu()
+
+
+@torch.no_grad()
+def set_buffers(network: nn.Module, rows: Tensor, accelerator: Accelerator) -> None:
+    """Put running statistics back: a process's own where as many are running as were, else the mean of all.
+
+    Raises:
+        ValueError: the rows are of another network.
+    """
+    same = rows.shape[0] == accelerator.num_processes
+    row = rows[accelerator.process_index] if same else rows.double().mean(dim=0)
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    if row.numel() != sum(buffer.numel() for buffer in buffers):
+        raise ValueError("another number of batch-norm statistics")
+    for buffer, values in zip(buffers, row.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(values.view_as(buffer))
+
+
+def average_buffers(network: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the mean of their batch-norm running statistics: collective, before evaluation and saving.
+
+    Each process has seen other micro-batches; the mean is what one process with as many would have kept, but for
+    the order. Frozen layers are left alone.
+    """
+    if accelerator.num_processes == 1:
+        return
+    moving = [
+        buffer
+        for module in network.modules()
+        for buffer in module.buffers(recurse=False)
+        if module.training and buffer.is_floating_point()
+    ]
+    if moving:
+        # All in one message. In float64 the mean of equal values is that value, so that to average twice changes nothing.
+        means = accelerator.reduce(torch.cat([buffer.double().flatten() for buffer in moving]), reduction="mean")
+        for buffer, mean in zip(moving, means.split([buffer.numel() for buffer in moving]), strict=True):
+            buffer.copy_(mean.view_as(buffer))

@@ -1,0 +1,263 @@
+"""No process of a run waits in silence for one that has died, failed or gone another way.
+
+Collectives alone would wait for minutes and then not say for whom. So each process tells the others once a second that
+it lives and where it stands, through a store of their own beside the training; a thread ends the process, with a
+message, when another one fails, is silent or stands elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from accel_flowers.core.errors import Interrupted, PeerLost, UserError
+from accel_flowers.distributed.collectives import Processes
+
+BEAT_SECONDS = 1.0
+SILENT_SECONDS = 20.0
+"""A process that was not heard of for so long is gone; one that stands elsewhere for so long went another way."""
+STUCK_SECONDS = 600.0
+"""How long the others may wait for one that lives and stands just before them: its disk may be slow."""
+GRACE_SECONDS = 5.0
+"""Left to a process to end by itself, once it is clear that it must."""
+MAX_FILES = 64
+"""Names of a batch that a message holds."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a process tells the others."""
+
+    beat: int = 0
+    state: Literal["running", "failed", "done"] = "running"
+    doing: Literal["starting", "training", "evaluating"] = "starting"
+    """While it starts, nobody compares where the others are."""
+    step: int = 0
+    micro_batch: int | None = None
+    words: str = ""
+    """Why it failed."""
+
+    def is_elsewhere(self, other: Standing) -> bool:
+        """Whether the two cannot meet in the next collective as they stand."""
+        compared = self.state == other.state == "running" and "starting" not in (self.doing, other.doing)
+        return compared and (self.doing, self.step) != (other.doing, other.step)
+
+    def is_just_before(self, other: Standing) -> bool:
+        """Whether it may still come to where the other waits."""
+        return self.doing == other.doing and self.step == other.step - 1
+
+
+def judge(
+    rank: int,
+    standings: Sequence[Standing],
+    silent: Sequence[float],
+    apart: Sequence[float],
+    *,
+    patience: float = SILENT_SECONDS,
+) -> tuple[int, str] | None:
+    """What is wrong with the other processes.
+
+    Args:
+        rank: the process that asks.
+        standings: of each process, the last that was heard.
+        silent: seconds since each was heard.
+        apart: seconds since each stands elsewhere than this one; 0 = it does not.
+        patience: seconds of silence that are allowed.
+
+    Returns:
+        The process and what it did; None where nothing is wrong.
+    """
+    own = standings[rank]
+    others = [(other, standing) for other, standing in enumerate(standings) if other != rank]
+    for other, standing in others:
+        if standing.state == "failed":
+            return other, f"failed: {standing.words}"
+    for other, standing in others:
+        if standing.state == "running" and silent[other] > patience:
+            return other, f"has not been heard of for {silent[other]:.0f} s"
+    for other, standing in others:
+        waits = standing.is_just_before(own) or own.is_just_before(standing)
+        if apart[other] > (STUCK_SECONDS if waits else SILENT_SECONDS):
+            return other, f"stands elsewhere since {apart[other]:.0f} s"
+    return None
+
+
+class Peers:
+    """The other processes of a run, watched while the `with` block lasts; to make one is collective.
+
+    Args:
+        processes: all of them.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._rank, self._size = processes.process_index, processes.num_processes
+        self.files_of: Callable[[int], Sequence[str]] = lambda _: ()
+        """Pictures of a micro-batch, for the messages; set when they are known."""
+        self._own = Standing()
+        self._heard = [Standing()] * self._size
+        now = time.monotonic()
+        self._heard_at, self._together_at = [now] * self._size, [now] * self._size
+        self._answered_at, self._answers = now, 0
+        self._lost: str | None = None
+        self._leaving, self._left = threading.Event(), threading.Event()
+        self._store = _open_store(self._rank) if self._size > 1 else None
+
+    def at(self, doing: Literal["training", "evaluating"], step: int, micro_batch: int | None = None) -> None:
+        """Note where this process stands; costs nothing."""
+        self._own = replace(self._own, doing=doing, step=step, micro_batch=micro_batch)
+
+    def __enter__(self) -> Peers:
+        if self._store is not None:
+            for work in (self._exchange, self._watch):
+                threading.Thread(target=work, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        del kind, trace
+        if error is None or isinstance(error, Interrupted):
+            self._leave("done")
+            return
+        if self._store is not None and _is_of_a_collective(error):
+            self._find_out()
+            if self._lost is not None:
+                self._leave("failed", self._lost)
+                raise PeerLost(self._lost) from None
+        where = self._where(self._rank, self._own)
+        self._leave("failed", f"{_in_words(error)} ({where})")
+        if (
+            type(error) is not UserError and self._own.doing != "starting"
+        ):  # a mistake that all have made needs no place
+            error.add_note(where)
+
+    def _leave(self, state: Literal["failed", "done"], words: str = "") -> None:
+        """Tell the others. The main process stays until they have heard, because it holds the store."""
+        self._own = replace(self._own, state=state, words=words)
+        self._leaving.set()
+        if self._store is not None:
+            told_at = self._answers + 2  # one may be under way
+            deadline = time.monotonic() + (SILENT_SECONDS if state == "done" else 3 * BEAT_SECONDS)
+            while time.monotonic() < deadline and self._lost is None:
+                others_run = any(self._heard[other].state == "running" for other in range(self._size) if other)
+                if self._answers >= told_at and not (self._rank == 0 and others_run):
+                    break
+                time.sleep(0.05)
+        self._left.set()
+
+    def _exchange(self) -> None:
+        """Tell and hear. A call to the store may never return, which `_watch` sees."""
+        assert self._store is not None
+        keys = [f"standing-{rank}" for rank in range(self._size)]
+        beat = 0
+        while not self._left.is_set():
+            beat += 1
+            own = replace(self._own, beat=beat)
+            try:
+                self._store.set(keys[self._rank], json.dumps(asdict(own)))
+                rows = self._store.multi_get(keys)
+            except RuntimeError:
+                return  # process 0 is gone, and with it the store: it is silent from now on
+            now = self._answered_at = time.monotonic()
+            self._answers += 1
+            for rank, row in enumerate(rows):
+                standing = Standing(**json.loads(row))
+                if standing.beat != self._heard[rank].beat:
+                    self._heard_at[rank] = now
+                if not standing.is_elsewhere(own):
+                    self._together_at[rank] = now
+                self._heard[rank] = standing
+            if self._leaving.is_set():
+                self._left.wait(BEAT_SECONDS / 10)
+            else:
+                self._leaving.wait(BEAT_SECONDS)
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while not self._left.wait(BEAT_SECONDS / 2):
+            now = time.monotonic()
+            if now - last > SILENT_SECONDS / 2:  # it was this process that slept
+                self._heard_at = [now] * self._size
+                self._answered_at = now
+            last = now
+            if self._leaving.is_set():
+                continue
+            # As far as is known: of a silent one it is not known where it stands.
+            apart = [heard - together for heard, together in zip(self._heard_at, self._together_at, strict=True)]
+            self._lose(judge(self._rank, self._standings(), self._silent(now), apart))
+            if self._lost is not None and not self._left.wait(GRACE_SECONDS) and not self._leaving.is_set():
+                print(f"accel-flowers: process {self._rank}: {self._lost}", file=sys.stderr, flush=True)
+                os._exit(1)  # the main thread may be waiting in a collective, from which nothing calls it back
+
+    def _standings(self) -> list[Standing]:
+        return [self._own if rank == self._rank else standing for rank, standing in enumerate(self._heard)]
+
+    def _silent(self, now: float) -> list[float]:
+        """Seconds since each process was heard. Where the store does not answer, nothing is known but of process 0."""
+        if now - self._answered_at < 3 * BEAT_SECONDS:
+            return [now - heard_at for heard_at in self._heard_at]
+        return [now - self._answered_at, *[0.0] * (self._size - 1)]
+
+    def _find_out(self) -> None:
+        """Wait until it is known who made a collective fail: some process did, so silence is soon enough."""
+        deadline = time.monotonic() + SILENT_SECONDS
+        while self._lost is None and time.monotonic() < deadline:
+            silent = self._silent(time.monotonic())
+            together = [0.0] * self._size
+            self._lose(judge(self._rank, self._standings(), silent, together, patience=4 * BEAT_SECONDS))
+            time.sleep(BEAT_SECONDS / 10)
+
+    def _lose(self, found: tuple[int, str] | None) -> None:
+        if found is None or self._lost is not None:
+            return
+        other, did = found
+        standing = self._heard[other]
+        where = "" if standing.state == "failed" else f" (last heard of: {self._where(other, standing)})"
+        here = self._where(self._rank, self._own)
+        self._lost = f"process {other} {did}{where}. All end, here in {here}. Go on with --resume auto"
+
+    def _where(self, rank: int, standing: Standing) -> str:
+        if standing.doing == "starting":
+            return f"process {rank}, before the first step"
+        place = f"process {rank}, {standing.doing} after step {standing.step}"
+        files = () if standing.micro_batch is None else self.files_of(standing.micro_batch)
+        shown = [*files[:MAX_FILES], *([f"{len(files) - MAX_FILES} more"] if len(files) > MAX_FILES else [])]
+        return f"{place}, last batch: {', '.join(shown)}" if files else place
+
+
+def _open_store(rank: int) -> Any:
+    """A `TCPStore` beside the process group's own, held by process 0; collective."""
+
+    def connect(port: int) -> Any:
+        patience = timedelta(seconds=SILENT_SECONDS)
+        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        store = torch.distributed.TCPStore  # type: ignore[attr-defined]  # torch does not say that it exports it
+        return store(host, port, is_master=rank == 0, wait_for_workers=False, timeout=patience)
+
+    held = connect(0) if rank == 0 else None
+    port = [held.port if held else None]
+    broadcast_object_list(port)
+    assert port[0] is not None
+    store = held or connect(port[0])
+    store.set(f"standing-{rank}", json.dumps(asdict(Standing())))
+    PartialState().wait_for_everyone()
+    return store
+
+
+def _is_of_a_collective(error: BaseException) -> bool:
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl"))
+
+
+def _in_words(error: BaseException) -> str:
+    return str(error).rstrip(".") if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

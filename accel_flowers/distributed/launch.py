@@ -1,0 +1,201 @@
+"""The processes of a run: starting Accelerate, agreeing on what the main process found, sharing what is exact.
+
+Whatever is pure (order, split, transforms, scores, networks) knows nothing of processes; tests/test_imports.py keeps the list.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    parse_flag_from_env,
+)
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not say that it exports them
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+
+from accel_flowers.core.errors import Interrupted, UserError
+from accel_flowers.core.progress import tell
+
+_SCHEME = "restarted"
+
+
+def num_restarts() -> int:
+    """How often the launcher has started the processes again."""
+    given = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(given) if given.isdecimal() else 0
+
+
+def identify_launcher() -> dict[str, Any] | None:
+    """The process that started this one, such that no other is ever mistaken for it: not one on another host, nor one
+    that got its number later, nor one in a container that starts the same way each time.
+
+    Returns:
+        None where there is no launcher that would start this process again.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None:
+        return None
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # The name in parentheses may hold anything; after it the start time is the 20th, in clock ticks since boot.
+        started = int(Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None  # not Linux, or the launcher is gone: then nothing is known for sure
+    return {"host": platform.node(), "process": os.getppid(), "started": started, "boot": boot, "run_id": run_id}
+
+
+def is_restart_of(launcher: object) -> bool:
+    """Whether a launcher, as `identify_launcher` described it to an earlier process, has started this one again."""
+    return num_restarts() > 0 and launcher is not None and launcher == identify_launcher()
+
+
+def rendezvous_url() -> str | None:
+    """Where the processes find each other, for `init_process_group`; None = as usual.
+
+    After a restart it is not as usual: the launcher of several processes, with its setting "static", keeps the store
+    in which the ended processes left their addresses, and the new ones would wait for those (torch 2.5 and later).
+    """
+    return f"{_SCHEME}://" if num_restarts() else None
+
+
+def _find_others(url: str, timeout: timedelta, **_: object) -> Iterator[tuple[Store, int, int]]:
+    """The usual way, in a part of the store that belongs to this start alone."""
+    del url
+    for store, rank, num_processes in rendezvous("env://", timeout=timeout):
+        yield PrefixStore(f"restart {num_restarts()}", store), rank, num_processes
+
+
+register_rendezvous_handler(_SCHEME, _find_others)
+
+
+_PATIENCE = timedelta(hours=6)
+"""For the main process, which looks at all pictures or fetches them while the others wait; lost ones are noticed otherwise."""
+_SECONDS_TO_LEAVE = 10.0
+_OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
+
+
+def check_launch(environment: dict[str, str] | None = None) -> None:
+    """Notice a launcher that was asked for several processes and started one.
+
+    `accelerate launch --cpu --num_processes 2` and `distributed_type: MULTI_CPU` do that without a word
+    (Accelerate 1.15 starts several CPU processes only through mpirun): the rendezvous address is set, the rank is not.
+
+    Raises:
+        UserError: saying which configuration starts two CPU processes.
+    """
+    given = os.environ if environment is None else environment
+    launched_by_accelerate = "ACCELERATE_MIXED_PRECISION" in given and "ACCELERATE_DYNAMO_BACKEND" in given
+    ranks = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+    if launched_by_accelerate and "MASTER_PORT" in given and not any(rank in given for rank in ranks):
+        raise UserError(
+            "The launcher was asked for several processes but started only this one: accelerate launch starts several "
+            "CPU processes only with mpirun. Use `accelerate launch --config_file accelerate_configs/cpu_2_processes.yaml`, "
+            "or ask for one process. (If you set MASTER_PORT yourself, unset it.)"
+        )
+
+
+def start_processes() -> PartialState:
+    """Let the processes of the launcher find each other, before it is decided in which precision they compute; collective.
+
+    `build_accelerator` then goes on with them.
+    """
+    check_launch()
+    AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
+    return PartialState(cpu=computes_on_cpu(), **_process_group().to_kwargs())
+
+
+def computes_on_cpu() -> bool:
+    """Whether there is no other device, or the launcher says so."""
+    return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def _process_group() -> InitProcessGroupKwargs:
+    return InitProcessGroupKwargs(init_method=rendezvous_url(), timeout=_PATIENCE)
+
+
+@contextmanager
+def destroyed_at_the_end(processes: PartialState) -> Iterator[None]:
+    """Destroy the process group, however the block is left.
+
+    Between GPUs that waits for what is still to be exchanged: for ever where another process is gone. So a process that
+    leaves with an error ends after a while in any case.
+    """
+    way_out: threading.Timer | None = None
+    try:
+        yield
+    except BaseException as error:
+        if processes.num_processes > 1 and not isinstance(error, Interrupted):
+            words = f"process {processes.process_index}: {error or type(error).__name__}"
+            way_out = threading.Timer(_SECONDS_TO_LEAVE, _end_with, [words])
+            way_out.daemon = True
+            way_out.start()
+        raise
+    finally:
+        processes.destroy_process_group()
+        if way_out:
+            way_out.cancel()
+
+
+def _end_with(words: str) -> None:
+    tell(words)
+    os._exit(1)
+
+
+def launched_precision() -> str:
+    """What the launcher says: "no", "fp16", "bf16" or what it knows besides; "no" where there is no launcher."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+
+
+def build_accelerator(
+    *, mixed_precision: str | None = None, trackers: Sequence[str | GeneralTracker] = (), run_dir: Path | None = None
+) -> Accelerator:
+    """Start Accelerate on what the launcher gave, or on the CPU where there is no other device.
+
+    Args:
+        mixed_precision: "no", "fp16" or "bf16"; None = what the launch configuration says.
+        trackers: names or objects that Accelerate logs to.
+        run_dir: where TensorBoard's files go.
+
+    Raises:
+        UserError: a precision that the device does not have.
+    """
+    check_launch()
+    try:
+        accelerator = Accelerator(
+            cpu=computes_on_cpu(),
+            mixed_precision=mixed_precision,
+            log_with=list(trackers) or None,
+            project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir / "tensorboard")
+            if run_dir
+            else None,
+            # Micro-batches are dealt out as they are: nothing is padded, so nothing is counted twice.
+            dataloader_config=DataLoaderConfiguration(even_batches=False, non_blocking=True),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+                _process_group(),
+            ],
+        )
+    except ValueError as error:
+        if "mixed precision" not in str(error):
+            raise
+        raise UserError(f"{error} {_OTHER_PRECISION}") from None
+    # On a CPU Accelerate takes fp16 without a word and computes in float32; fp8 is another kind of training.
+    on_cpu = accelerator.device.type == "cpu"
+    if accelerator.mixed_precision not in (("no", "bf16") if on_cpu else ("no", "fp16", "bf16")):
+        raise UserError(
+            f"There is no {accelerator.mixed_precision} here on {accelerator.device.type}. {_OTHER_PRECISION}"
+        )
+    return accelerator

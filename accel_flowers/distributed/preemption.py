@@ -1,0 +1,82 @@
+"""What can come between two steps: a signal to stop, a checkpoint that is due; agreed between all processes."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from accelerate import Accelerator
+
+from accel_flowers.config.schema import CheckpointConfig
+from accel_flowers.core.errors import Interrupted
+from accel_flowers.distributed.collectives import Agreement
+from accel_flowers.distributed.health import Peers
+
+
+class Watch:
+    """Asked after every step, on every process; listens to signals while its `with` block lasts.
+
+    Args:
+        accelerator: the processes that must agree.
+        config: when a checkpoint is due inside an epoch.
+        peers: to be told where this process stands.
+    """
+
+    def __init__(self, accelerator: Accelerator, config: CheckpointConfig, peers: Peers) -> None:
+        self._agreement = Agreement(accelerator)
+        self._peers = peers
+        self._config = config
+        self._signalled = False
+        self._saved_at = time.monotonic()
+        self._handlers_before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():  # only there signals can be set
+            self._handlers_before = {number: signal.signal(number, self._note) for number in Interrupted.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._signalled = True
+
+    def begins(self, step: int, micro_batch: int) -> None:
+        """A micro-batch of the step after `step` is here."""
+        self._peers.at("training", step, micro_batch)
+
+    def after_step(self, step: int) -> tuple[bool, bool]:
+        """Whether a checkpoint is due and whether a signal says to stop; the same answer on every process.
+
+        Args:
+            step: optimizer steps done.
+        """
+        steps, minutes = self._config.every_steps, self._config.every_minutes
+        late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
+        stop, late = self._agreement.any(self._signalled, late)
+        return late or (steps is not None and step % steps == 0), stop
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self._saved_at = time.monotonic()
+
+    def while_scoring(self, step: int) -> Callable[[], None]:
+        """To be called after every round of batches of an evaluation after `step`.
+
+        Raises (the function that is returned):
+            Interrupted: a signal says to stop, on every process.
+        """
+
+        def look() -> None:
+            self._peers.at("evaluating", step)
+            if self._agreement.any(self._signalled)[0]:
+                raise Interrupted(step)
+
+        self._peers.at("evaluating", step)
+        return look

@@ -1,0 +1,115 @@
+"""Pages that stand alone: one HTML file with its style and its pictures inside, which asks no host for anything.
+
+Whatever a name of a file or a class holds is shown as text. There is no script, and the page's own policy forbids any.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from accel_flowers import __version__
+from accel_flowers.core.errors import printable
+from accel_flowers.core.files import writing
+from accel_flowers.core.reading import read_file
+from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, glance_at
+
+MAX_THUMBNAILS = 240
+"""On one page; at 5 to 8 KB each the page stays below 3 MB."""
+_SIDE = 176
+"""Longest side of a thumbnail in pixels: sharp on screens of double density at the size it is shown."""
+
+
+class Thumbnails:
+    """Small versions of pictures as data URIs; after `MAX_THUMBNAILS` there are no more.
+
+    Args:
+        source_of: name → the encoded picture, or the path of its file.
+    """
+
+    def __init__(self, source_of: Callable[[str], bytes | str]) -> None:
+        self._source_of = source_of
+        self._made: dict[str, str | None] = {}
+
+    def __call__(self, name: str) -> str | None:
+        """The thumbnail; None where the picture cannot be read, or there are enough."""
+        if name not in self._made:
+            if len(self._made) >= MAX_THUMBNAILS:
+                return None
+            self._made[name] = _thumbnail(self._source_of(name), name)
+        return self._made[name]
+
+
+def _thumbnail(source: bytes | str, name: str) -> str | None:
+    try:
+        data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
+        picture = glance_at(data, name, side=_SIDE).small
+    except (BadImageError, OSError):
+        return None
+    return data_uri(picture, longest=_SIDE, quality=74)
+
+
+def data_uri(picture: Image.Image, *, longest: int = 200, quality: int = 80) -> str:
+    """A small JPEG as a `data:` address.
+
+    Args:
+        picture: it is left as it is.
+        longest: side in pixels.
+        quality: JPEG's, 1 to 95.
+    """
+    small = picture.copy()
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+@cache
+def environment_of(package: str) -> Environment:
+    """What fills the templates of a package, `package/templates`: whatever is no markup is escaped."""
+    environment = Environment(
+        loader=PackageLoader(package, "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["version"] = __version__
+    environment.filters["shown"] = printable
+    environment.filters["thousands"] = lambda number: f"{number:,}"
+    environment.filters["below"] = lambda name, folder: name.removeprefix(f"{folder}/") if folder else name
+    environment.filters["percent"] = lambda number: f"{number:.1%}"
+    return environment
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Fill a template of this package and write the page.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = environment_of("accel_flowers.html").get_template(template).render(**values)
+    write_html(path, text, advice="Give another file with --html FILE.")
+
+
+def write_html(path: Path, text: str, *, advice: str) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written; ends with the advice.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    try:
+        with writing(f"The page '{path}'", advice):
+            # Names that are no text in any encoding are shown with their bytes written out.
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,134 @@
+"""A network and a loader → what happened to each picture, every picture exactly once on any number of processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from accel_flowers.core.backends import fast_arithmetic
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.examine import check_readable
+from accel_flowers.data.loader import build_loader
+from accel_flowers.data.sampler import EveryOnce
+from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.split import PARTS, Split, load_split
+from accel_flowers.data.table import ImageTable
+from accel_flowers.data.workers import local_cores, plan_workers
+from accel_flowers.distributed.collectives import decided_by_main, main_first, num_local_processes
+from accel_flowers.distributed.launch import build_accelerator, computes_on_cpu, launched_precision
+from accel_flowers.inference.loop import predict_loader
+from accel_flowers.metrics.classification import summarize
+from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.saved import load_card, load_model
+
+
+def evaluate_folder(
+    model_dir: Path,
+    source: str,
+    *,
+    split_file: Path | None = None,
+    part: str | None = None,
+    num_workers: int | None = None,
+) -> dict[str, Any]:
+    """Score a saved model on a folder, in the precision and batches that its own scores were made with; collective.
+
+    Args:
+        model_dir: a run's `model/`.
+        source: folder with one sub-folder per class (of the model's classes), zip or hub dataset.
+        split_file: a run's split.json; only its files of `part` are scored.
+        part: "train", "val" or "test"; None = test, or all pictures where the folder has no parts.
+        num_workers: loader processes; None = choose.
+
+    Returns:
+        The part ("all" where there are no parts), and what `summarize` returns; the same on every process.
+
+    Raises:
+        UserError: a mistake in the model folder, the pictures or the launch.
+    """
+    card = load_card(model_dir)
+    accelerator = build_accelerator(mixed_precision=_available_precision(card.precision))
+    saved = main_first(accelerator, lambda: load_model(model_dir))
+    table = main_first(accelerator, lambda: _with_labels_of_model(load_images(source), card.class_names))
+    wanted, split = decided_by_main(accelerator, lambda: _choose_part(table, split_file, part))
+
+    network = saved.network
+    channels_last = wants_channels_last(network)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    pictures = Pictures(table, wanted, split, saved.transform, seed=0)
+    loader = build_loader(
+        pictures,
+        EveryOnce(len(pictures), card.eval_batch_size),
+        num_workers=num_workers
+        if num_workers is not None
+        else plan_workers(local_cores(num_local_processes(accelerator)), on_cpu=accelerator.device.type == "cpu"),
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    accelerator.prepare_model(network, evaluation_mode=True)
+    with fast_arithmetic(accelerator.device):  # as in training
+        predictions = predict_loader(
+            network,
+            accelerator.prepare(loader),
+            lambda batch: saved.normalizer(batch["pixels"]),
+            accelerator,
+            num_images=len(pictures),
+        )
+    whole = split_file is None and table.given_parts is None
+    return {"part": "all" if whole else wanted, **summarize(predictions, card.class_names)}
+
+
+def _available_precision(recorded: str) -> str | None:
+    """The launcher's precision where there is a launcher; else the recorded one where this device has it.
+
+    On a CPU the launcher's bf16 means, as in training, bf16 or float32, whichever suits the network: the recorded one.
+    """
+    on_cpu = computes_on_cpu()
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        return "no" if on_cpu and (launched_precision(), recorded) == ("bf16", "no") else None
+    return "no" if recorded == "fp16" and on_cpu else recorded
+
+
+def _with_labels_of_model(table: ImageTable, class_names: tuple[str, ...]) -> ImageTable:
+    """Classes are matched by name: a folder that lacks one, or sorts them differently, is scored rightly."""
+    unknown = sorted(set(table.class_names) - set(class_names))
+    if unknown:
+        raise UserError(
+            f"'{table.source}' has classes that the model does not know: {', '.join(unknown)}. "
+            f"The model knows {', '.join(class_names)}; folders must be named so."
+        )
+    to_model = np.array([class_names.index(name) for name in table.class_names], dtype=np.int64)
+    return replace(table, labels=to_model[table.labels], class_names=class_names)
+
+
+def _choose_part(table: ImageTable, split_file: Path | None, part: str | None) -> tuple[str, Split]:
+    if part not in (None, *PARTS):
+        raise UserError(f"--part '{part}' is not allowed; take one of {', '.join(PARTS)}.")
+    if split_file is not None:
+        split = load_split(split_file)
+        wanted = part or ("test" if split.files_of("test") else "val")
+        missing = sorted(set(split.files_of(wanted)) - set(table.files))
+        if missing:
+            raise UserError(
+                f"{len(missing)} files that {split_file} puts into {wanted} are not in '{table.source}', "
+                f"for example '{missing[0]}'. Give the folder that the split was made from."
+            )
+    else:
+        if part is not None and table.given_parts is None:
+            raise UserError(
+                f"'{table.source}' has no parts, so there is no '{part}' to score: give the run's split with "
+                "--split RUN_DIR/split.json, or leave --part out to score all pictures."
+            )
+        given = table.given_parts or ("test",) * len(table.files)
+        split = Split(table.class_names, dict(zip(table.files, given, strict=True)))
+        wanted = part or ("test" if "test" in given else "val")
+    files = split.files_of(wanted)
+    if not files:
+        raise UserError(f"There is no picture in the part '{wanted}' of '{split_file or table.source}'.")
+    check_readable(table, files)
+    return wanted, split

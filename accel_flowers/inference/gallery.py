@@ -1,0 +1,92 @@
+"""Rows of predictions → one HTML page with the pictures: what the model says, where it is least sure, what went wrong."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from accel_flowers.core.files import check_writable
+from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
+from accel_flowers.inference.predict import Row
+
+_UNSURE = 12
+"""Pictures of the least sure answers."""
+_ERRORS = 500
+"""Files with an error that are listed."""
+
+
+class Gallery:
+    """Takes rows one by one and keeps a bounded number of them.
+
+    Args:
+        path: where the page goes.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        check_writable(path, "--html")
+        self._path = path
+        self._first: list[Row] = []
+        self._errors: list[Row] = []
+        self._unsure: list[tuple[float, int, Row]] = []  # a heap: the surest of them first
+        self._counts: Counter[str] = Counter()
+        self._num_rows = self._num_errors = 0
+
+    def add(self, row: Row) -> None:
+        """Count a row, and keep it where there is room."""
+        self._num_rows += 1
+        if row.error:
+            self._num_errors += 1
+            if len(self._errors) < _ERRORS:
+                self._errors.append(row)
+            return
+        (name, probability), *_ = row.top
+        self._counts[name] += 1
+        if len(self._first) < MAX_THUMBNAILS - _UNSURE:
+            self._first.append(row)
+        heapq.heappush(self._unsure, (-probability, -self._num_rows, row))
+        if len(self._unsure) > _UNSURE:
+            heapq.heappop(self._unsure)
+
+    def write(self, *, model: str, about: str) -> None:
+        """Write the page.
+
+        Args:
+            model: the model folder, for the reader.
+            about: a sentence on the probabilities.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        readable = self._num_rows - self._num_errors
+        write_page(
+            self._path,
+            "gallery.html",
+            model=model,
+            about=about,
+            num_rows=self._num_rows,
+            folder=_common_folder([row.file for row in [*self._first, *self._errors]]),
+            counts=self._counts.most_common(),
+            # All of few pictures are shown anyway.
+            unsure=[row for *_, row in sorted(self._unsure, key=lambda item: (-item[0], -item[1]))]
+            if readable > 2 * _UNSURE
+            else [],
+            rows=self._first,
+            left_out=readable - len(self._first),
+            errors=self._errors,
+            num_errors=self._num_errors,
+            thumbnail=Thumbnails(str),
+        )
+
+
+def _common_folder(files: Sequence[str]) -> str:
+    """The folder of all of them, so that the page need not repeat it; empty where they have none in common."""
+    try:
+        return os.path.commonpath([os.path.dirname(file) for file in files]) if files else ""
+    except ValueError:  # some from the root, some from here
+        return ""

@@ -1,0 +1,218 @@
+"""Rows of predictions → a table, CSV, JSON or Parquet, written as they come; and what is to be said of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+
+from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.files import check_writable, writing
+
+if TYPE_CHECKING:
+    from accel_flowers.inference.predict import Row
+    from accel_flowers.models.saved import ModelCard
+
+Format = Literal["table", "csv", "json", "parquet"]
+SUFFIXES: dict[str, Format] = {".txt": "table", ".csv": "csv", ".json": "json", ".parquet": "parquet"}
+COLUMNS = ("file", "rank", "class", "probability", "calibrated", "error")
+"""Of CSV and Parquet: a line for each class that is told of a file, and one for a file with an error."""
+_ROW_GROUP = 4096
+"""Lines of a Parquet file that are kept until they are written together."""
+
+
+def choose_format(asked: Format | None, out: Path | None) -> Format:
+    """The format that was asked for, else that of the file's suffix, else a table.
+
+    Raises:
+        UserError: an unknown suffix, a suffix and a format that contradict each other, or Parquet without a file.
+    """
+    if out is None:
+        if asked == "parquet":
+            raise UserError("Parquet is for a file, not for a terminal: add --out FILE.parquet.")
+        return asked or "table"
+    by_suffix = SUFFIXES.get(out.suffix.lower())
+    if asked is not None and by_suffix not in (None, asked):
+        raise UserError(
+            f"--format {asked} and --out '{out}' contradict each other: leave --format out, or rename the file."
+        )
+    chosen = asked or by_suffix
+    if chosen is None:
+        told = f"the suffix '{out.suffix}'" if out.suffix else "no suffix"
+        raise UserError(
+            f"--out '{out}' has {told}, which tells no format: take one of {', '.join(SUFFIXES)}, or add --format."
+        )
+    return chosen
+
+
+class RowOutput:
+    """Where rows go: standard output, or a file that has its name only once it is whole.
+
+    Args:
+        out: the file; None = standard output.
+        how: its format.
+        calibrated: what the rows shall say of their probabilities.
+        width: characters of the longest name, for the table.
+
+    Raises:
+        UserError: the file cannot be written; at once where that can be told, else when it turns out.
+    """
+
+    def __init__(self, out: Path | None, how: Format, *, calibrated: bool, width: int) -> None:
+        self._out, self._how, self._calibrated, self._width = out, how, calibrated, width
+        if out is not None:
+            check_writable(out, "--out")
+
+    def __enter__(self) -> RowOutput:
+        if self._out is None:
+            self._writer = _text_writer(sys.stdout, self._how, self._calibrated, self._width)
+            return self
+        self._partial = self._out.with_name(f".{self._out.name}.part")
+        with self._writing():
+            if self._how == "parquet":
+                self._writer = _ParquetWriter(self._partial, self._calibrated)
+            else:
+                # Names that are no text in any encoding are written with their bytes spelled out, as on the terminal.
+                self._stream = self._partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+                self._writer = _text_writer(self._stream, self._how, self._calibrated, self._width)
+        return self
+
+    def write(self, row: Row) -> None:
+        """Write a row now, or soon."""
+        with self._writing():
+            self._writer.write(row)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._out is None:
+            if kind is None:
+                self._writer.close()
+            return
+        try:
+            with self._writing():
+                self._writer.close()
+                if self._how != "parquet":
+                    self._stream.close()
+                if kind is None:
+                    self._partial.replace(self._out)
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+    def _writing(self) -> AbstractContextManager[None]:
+        if self._out is None:
+            return nullcontext()
+        return writing(f"'{self._out}'", "Make room, or give another file with --out FILE.")
+
+
+class _Writer(Protocol):
+    def write(self, row: Row) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def _text_writer(stream: TextIO, how: Format, calibrated: bool, width: int) -> _Writer:
+    if how == "json":
+        return _JsonWriter(stream, calibrated)
+    return _CsvWriter(stream, calibrated) if how == "csv" else _TableWriter(stream, width)
+
+
+class _TableWriter:
+    def __init__(self, stream: TextIO, width: int) -> None:
+        self._stream, self._width = stream, width
+
+    def write(self, row: Row) -> None:
+        told = (
+            f"error: {printable(row.error)}" if row.error else "  ".join(f"{printable(n)} {p:6.1%}" for n, p in row.top)
+        )
+        self._stream.write(f"{printable(row.file):<{self._width}}  {told}\n")
+
+    def close(self) -> None:
+        pass
+
+
+class _JsonWriter:
+    """A list of objects, one a line."""
+
+    def __init__(self, stream: TextIO, calibrated: bool) -> None:
+        self._stream, self._calibrated, self._begun = stream, calibrated, False
+
+    def write(self, row: Row) -> None:
+        told: dict[str, Any] = {"file": row.file}
+        if row.error:
+            told["error"] = row.error
+        else:
+            told["top"] = [{"class": name, "probability": round(p, 6)} for name, p in row.top]
+            told["calibrated"] = self._calibrated
+        self._stream.write((",\n " if self._begun else "[\n ") + json.dumps(told, ensure_ascii=False))
+        self._begun = True
+
+    def close(self) -> None:
+        self._stream.write("\n]\n" if self._begun else "[]\n")
+
+
+def _lines(row: Row, calibrated: bool) -> Iterator[tuple[Any, ...]]:
+    """The row as lines of `COLUMNS`."""
+    for rank, (name, probability) in enumerate(row.top, start=1):
+        yield row.file, rank, name, probability, calibrated, None
+    if row.error:
+        yield row.file, None, None, None, None, row.error
+
+
+class _CsvWriter:
+    def __init__(self, stream: TextIO, calibrated: bool) -> None:
+        self._writer, self._calibrated = csv.writer(stream, lineterminator="\n"), calibrated
+        self._writer.writerow(COLUMNS)
+
+    def write(self, row: Row) -> None:
+        for file, rank, name, probability, calibrated, error in _lines(row, self._calibrated):
+            told = ("", "") if probability is None else (f"{probability:.6f}", "true" if calibrated else "false")
+            self._writer.writerow([file, rank, name, *told, error])
+
+    def close(self) -> None:
+        pass
+
+
+class _ParquetWriter:
+    def __init__(self, path: Path, calibrated: bool) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        kinds = (pa.string(), pa.int32(), pa.string(), pa.float64(), pa.bool_(), pa.string())
+        self._schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)))
+        self._batch_of = pa.RecordBatch.from_arrays
+        self._array_of = pa.array
+        self._file = parquet.ParquetWriter(path, self._schema)
+        self._calibrated = calibrated
+        self._waiting: list[tuple[Any, ...]] = []
+
+    def write(self, row: Row) -> None:
+        self._waiting += (tuple(map(_as_text, line)) for line in _lines(row, self._calibrated))
+        if len(self._waiting) >= _ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = zip(*self._waiting, strict=True)
+        arrays = [self._array_of(list(cells), field.type) for cells, field in zip(columns, self._schema, strict=True)]
+        self._file.write_batch(self._batch_of(arrays, schema=self._schema))
+        self._waiting = []
+
+    def close(self) -> None:
+        if self._waiting:
+            self._flush()
+        self._file.close()
+
+
+def _as_text(cell: Any) -> Any:
+    """Parquet holds UTF-8; what is no text in it is spelled out."""
+    return cell.encode("utf-8", "backslashreplace").decode() if isinstance(cell, str) else cell
+
+
+def describe_probabilities(card: ModelCard, *, tta: bool) -> str:
+    """A sentence on what the probabilities are."""
+    told = "not calibrated (the model has no temperature)"
+    if card.temperature is not None:
+        told = f"calibrated with the temperature {card.temperature:.3g} that was fitted on validation"
+    return f"probabilities are {told}" + ("; mean over each picture and its mirror image" if tta else "")

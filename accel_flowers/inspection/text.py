@@ -1,0 +1,260 @@
+"""Findings → words: topics that the terminal and the page share, the terminal's table, and one JSON object."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from accel_flowers.core.errors import printable
+from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, Picture
+
+JSON_FORMAT = 1
+_SHOWN = 8
+"""Items of a topic that the terminal lists."""
+_WIDTH, _INDENT = 100, "      "
+_BAR = 24
+"""Characters of the longest class's bar."""
+_TURNS = {
+    2: "mirrored", 3: "upside down", 4: "mirrored, upside down", 5: "mirrored, on its side", 6: "on its left side",
+    7: "mirrored, on its side", 8: "on its right side",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, or a group of such, with what is to be said of it."""
+
+    files: tuple[str, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One kind of finding.
+
+    Attributes:
+        kind: its name for programs and anchors.
+        level: "mend" is for what harms (exit code 1), "look" for a person to judge, "note" for what is handled anyway.
+        title: number and kind, a phrase.
+        advice: what it means and what to do.
+        items: the pictures.
+    """
+
+    kind: str
+    level: Literal["mend", "look", "note"]
+    title: str
+    advice: str
+    items: tuple[Item, ...]
+
+
+def topics(findings: Findings) -> list[Topic]:
+    """All that was found, what harms first."""
+    found = [
+        _unreadable(findings),
+        *_copies(findings.identical, "identical", "identical files"),
+        *_copies(findings.alike, "alike", "near duplicates"),
+        Topic(
+            "far", "look", f"{_number(len(findings.far), 'picture')} far from every other",
+            "Look at these: wrong photos, screenshots and blank pages are among such, and so are good pictures that are "
+            "unusual. Compared are colours and detail, not what is shown.",
+            tuple(Item((p.file,), f"{distance:.1f} times the usual distance") for p, distance in findings.far),
+        ),
+        _unbalanced(findings),
+        Topic(
+            "small", "look", f"{_number(len(findings.small), 'picture')} smaller than {SMALL_SIDE} pixels",
+            "Networks see them enlarged to several times their size. Look for larger ones.",
+            tuple(Item((p.file,), _size(p)) for p in findings.small),
+        ),
+        Topic(
+            "long", "look", f"{_number(len(findings.long), 'picture')} more than {LONG_RATIO:g} times as long as wide",
+            "A square crop shows a small part of them. Cut out what matters.",
+            tuple(Item((p.file,), _size(p)) for p in findings.long),
+        ),
+        Topic(
+            "turned", "note", f"{_number(len(findings.turned), 'picture')} turned by EXIF",
+            "They are turned upright when they are read, here and in training. Other programs may show them on their side.",
+            tuple(Item((p.file,), f"stored {_TURNS[p.seen.orientation]}") for p in findings.turned),
+        ),
+        Topic(
+            "converted", "note", f"{_number(len(findings.converted), 'picture')} in other colours than plain RGB or grey",
+            "They become RGB when they are read: transparency is laid on white, deep greys are scaled.",
+            tuple(Item((p.file,), f"{p.seen.mode} in {p.seen.format}") for p in findings.converted),
+        ),
+        Topic(
+            "ignored", "note", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
+            "They are passed over.",
+            tuple(Item((name,), "") for name in findings.ignored),
+        ),
+    ]  # fmt: skip
+    levels = ("mend", "look", "note")
+    return sorted((topic for topic in found if topic.items), key=lambda topic: levels.index(topic.level))
+
+
+def _unreadable(findings: Findings) -> Topic:
+    return Topic(
+        "unreadable", "mend", f"{_number(len(findings.unreadable), 'file')} that cannot be read",
+        "Mend or remove them: training stops at them, or leaves them out with --data.on-bad-image skip.",
+        tuple(Item((name,), cause) for name, cause in findings.unreadable.items()),
+    )  # fmt: skip
+
+
+def _copies(groups: Sequence[Copies], kind: str, name: str) -> Iterator[Topic]:
+    for across, level in ((True, "mend"), (False, "look")):
+        chosen = [group for group in groups if group.harmful == across]
+        where, advice = "", "One of each is enough."
+        if not across and kind == "alike":
+            advice = (
+                "One of each is enough. A split that is drawn keeps identical files on one side, but not these: "
+                "--split RUN_DIR/split.json tells where they stand."
+            )
+        if across:
+            classes = any(len(group.class_names) > 1 for group in chosen)
+            parts = any(len(group.parts) > 1 for group in chosen)
+            where = " across " + " and ".join(["classes"] * classes + ["parts"] * parts)
+            advice = "The model is told both classes: keep the picture in the right one. " * classes
+            advice += "The model is measured on what it has learned: keep the picture in one part. " * parts
+        yield Topic(
+            f"{kind}-across" if across else kind,
+            "mend" if level == "mend" else "look",
+            f"{_number(len(chosen), 'group')} of {name}{where}",
+            advice.strip(),
+            tuple(Item(tuple(p.file for p in group.pictures), _stands_in(group)) for group in chosen),
+        )
+
+
+def _stands_in(group: Copies) -> str:
+    told = ["under " + " and ".join(group.class_names)] if len(group.class_names) > 1 else []
+    told += ["in " + " and ".join(group.parts)] if len(group.parts) > 1 else []
+    return ", ".join(told)
+
+
+def _unbalanced(findings: Findings) -> Topic:
+    sizes = findings.class_sizes
+    most, least = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
+    return Topic(
+        "unbalanced", "look", "classes of very different size",
+        f"{most} has {sizes[most]:,} pictures, {least} has {sizes[least]:,}. Accuracy will speak of the large classes: "
+        "add pictures to the small ones, and read recall by class.",
+        (Item((), f"{most} {sizes[most]:,}, {least} {sizes[least]:,}"),) if findings.unbalanced else (),
+    )  # fmt: skip
+
+
+def _size(picture: Picture) -> str:
+    return f"{picture.seen.width} x {picture.seen.height}"
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def headline(findings: Findings) -> str:
+    """The answer in one sentence."""
+    told = [topic.title for topic in topics(findings) if topic.level == "mend"]
+    look = sum(topic.level == "look" for topic in topics(findings))
+    start = f"{_number(findings.num_pictures, 'picture')}, {_number(len(findings.class_counts), 'class')}"
+    start = start.replace("classs", "classes")
+    if told:
+        return f"{start}; to mend: {'; '.join(told)}"
+    return f"{start}; nothing to mend" + (f", {_number(look, 'kind')} of thing to look at" if look else "")
+
+
+def sizes_in_words(findings: Findings) -> str:
+    """Sizes of the pictures, upright."""
+    if not findings.sizes:
+        return "none"
+    if len(findings.sizes) == 1:
+        ((width, height),) = findings.sizes
+        return f"all {width} x {height}"
+    by_area = sorted(findings.sizes, key=lambda size: (size[0] * size[1], size))
+    assert findings.median_size is not None
+    (first, *_), median, (*_, last) = by_area, findings.median_size, by_area
+    return f"{first[0]} x {first[1]} to {last[0]} x {last[1]}, median {median[0]} x {median[1]}"
+
+
+def counts_in_words(counts: dict[str, int]) -> str:
+    """For example "RGB 1,423, L 2"."""
+    return ", ".join(f"{name} {number:,}" for name, number in counts.items()) or "none"
+
+
+def in_words(findings: Findings) -> str:
+    """For the terminal: the answer first, then each topic, then the tables."""
+    lines = [headline(findings), ""]
+    for topic in topics(findings):
+        lines.append(f"{topic.level.upper():<4}  {topic.title}")
+        lines += [f"      {_item(item)}" for item in topic.items[:_SHOWN] if item.files]
+        if len(topic.items) > _SHOWN:
+            lines.append(f"      and {len(topic.items) - _SHOWN:,} more: --json and --html FILE list them")
+        if topic.level != "note":
+            lines.append(textwrap.fill(topic.advice, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT))
+        lines.append("")
+    lines += _class_table(findings)
+    lines += [
+        "",
+        f"sizes    {sizes_in_words(findings)}",
+        f"colours  {counts_in_words(dict(findings.modes))}",
+        f"files    {counts_in_words(dict(findings.formats))}",
+    ]
+    return "\n".join(lines)
+
+
+def _item(item: Item) -> str:
+    return " = ".join(map(printable, item.files)) + (f": {printable(item.note)}" if item.note else "")
+
+
+def parts_of(findings: Findings) -> list[str]:
+    """Parts that hold a picture, in their usual order; none where there are no parts."""
+    there = {part for counts in findings.class_counts.values() for part in counts if part}
+    return [part for part in ("train", "val", "test") if part in there]
+
+
+def _class_table(findings: Findings) -> list[str]:
+    parts, sizes = parts_of(findings), findings.class_sizes
+    width = max(len("class"), *(len(printable(name)) for name in sizes))
+    lines = [f"{'class':<{width}}  pictures" + "".join(f"{part:>8}" for part in parts)]
+    largest = max(1, *sizes.values())
+    for name, size in sizes.items():
+        counts = "".join(f"{findings.class_counts[name].get(part, 0):8,}" for part in parts)
+        lines.append(f"{printable(name):<{width}}  {size:8,}{counts}  {'█' * round(_BAR * size / largest)}".rstrip())
+    return lines
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """One object for programs; nothing is left out."""
+    return {
+        "format": JSON_FORMAT,
+        "source": findings.source,
+        "harmful": findings.harmful,
+        "pictures": findings.num_pictures,
+        "classes": {
+            name: {"pictures": sum(counts.values()), **{part: number for part, number in counts.items() if part}}
+            for name, counts in findings.class_counts.items()
+        },
+        "unbalanced": findings.unbalanced,
+        "unreadable": [{"file": name, "cause": cause} for name, cause in findings.unreadable.items()],
+        "identical": [_group_as_json(group) for group in findings.identical],
+        "alike": [_group_as_json(group) for group in findings.alike],
+        "far": [{"file": picture.file, "times_usual": round(distance, 3)} for picture, distance in findings.far],
+        "small": [_size_as_json(picture) for picture in findings.small],
+        "long": [_size_as_json(picture) for picture in findings.long],
+        "turned": [{"file": p.file, "orientation": p.seen.orientation} for p in findings.turned],
+        "converted": [{"file": p.file, "mode": p.seen.mode, "kind": p.seen.format} for p in findings.converted],
+        "modes": dict(findings.modes),
+        "kinds": dict(findings.formats),
+        "sizes": [{"width": w, "height": h, "pictures": number} for (w, h), number in findings.sizes.items()],
+        "ignored": list(findings.ignored),
+    }
+
+
+def _group_as_json(group: Copies) -> dict[str, Any]:
+    return {
+        "files": [picture.file for picture in group.pictures],
+        "classes": list(group.class_names),
+        "parts": list(group.parts),
+        "harmful": group.harmful,
+    }
+
+
+def _size_as_json(picture: Picture) -> dict[str, Any]:
+    return {"file": picture.file, "width": picture.seen.width, "height": picture.seen.height}

@@ -1,0 +1,170 @@
+"""The `model/` folder: best weights, class names and preprocessing; all that evaluate, predict and export need.
+
+`model.safetensors` holds the weights, `config.json` the rest. Nothing here runs code from the folder: the architecture
+is a name of torchvision's, the transforms are names checked like a recipe's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from accel_flowers import __version__
+from accel_flowers.config.schema import StandardDeviation, TransformSpec
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import write_text_durably, writing
+from accel_flowers.core.reading import read_file
+from accel_flowers.data.transforms.build import PictureTransform, build_transform
+from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.models.weights import load_state
+
+WEIGHTS = "model.safetensors"
+CARD = "config.json"
+_MAX_CARD_BYTES = 2**30
+"""The scores hold a confusion matrix: with five thousand classes the card has half of it."""
+
+
+class ModelCard(BaseModel):
+    """What `config.json` holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    architecture: str
+    """Name of the network in torchvision."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """As in the recipe: it decides how the head is built."""
+    class_names: tuple[str, ...] = Field(min_length=2)
+    """Class of each output."""
+    transforms: tuple[TransformSpec, ...]
+    """Upright RGB picture → network input size, as in a recipe's data.eval_transforms."""
+    mean: tuple[float, float, float]
+    std: Annotated[tuple[float, float, float], StandardDeviation]
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision in which the scores were made."""
+    eval_batch_size: int = Field(default=32, ge=1)
+    """Pictures in one forward pass when the scores were made."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Fitted on validation: softmax(log p / T) are calibrated probabilities; None where none was fitted."""
+    scores: dict[str, Any] = Field(default_factory=dict)
+    """Part → its scores, with the epoch and step of the weights; for people, nothing reads them back."""
+    accel_flowers: str = __version__
+    """Version that wrote the folder."""
+
+    @field_validator("class_names")
+    @classmethod
+    def _each_name_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("two classes have the same name")
+        return value
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model read back: ready to be moved to a device and called."""
+
+    card: ModelCard
+    network: nn.Module
+    transform: PictureTransform
+    normalizer: Normalizer
+
+
+def save_model(directory: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
+    """Write `model/` whole: under a temporary name first, so that a reader never meets half of it.
+
+    Args:
+        directory: the folder.
+        weights: of the network, as `clean_state_dict` gives them.
+        card: all else.
+
+    Raises:
+        UserError: it cannot be written, for example because the disk is full; what was there is untouched.
+    """
+    partial, old = directory.with_name(f".{directory.name}.part"), directory.with_name(f".{directory.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with writing(f"The model '{directory}'", "Make room and go on with --resume auto."):
+        partial.mkdir(parents=True)
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        write_text_durably(
+            partial / CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        )
+        if directory.exists():
+            directory.rename(old)
+        partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_card(directory: Path) -> ModelCard:
+    """Read `config.json` of a model folder.
+
+    Raises:
+        UserError: no such folder, not one of ours, or tampered with; the message names what is wrong.
+    """
+    path = directory / CARD
+    if not os.path.isfile(path):  # unlike Path's method, it answers for any name
+        inner = directory / "model"
+        hint = f" Did you mean {inner}?" if os.path.isfile(inner / CARD) else ""
+        raise UserError(f"'{directory}' is no model folder: it has no {CARD}.{hint} A run writes it to RUN_DIR/model.")
+    try:
+        return ModelCard.model_validate_json(read_file(path, max_bytes=_MAX_CARD_BYTES))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part)[:100] for part in first["loc"]) or "the file"
+        cause = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path} is damaged or not of this program: {place}: {cause}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def load_model(directory: Path) -> SavedModel:
+    """Read a model folder.
+
+    Raises:
+        UserError: as `load_card`; weights that cannot be read or do not fit the architecture.
+    """
+    card = load_card(directory)
+    source, state = str(directory / WEIGHTS), read_state(directory / WEIGHTS)
+    with torch.device("meta"):  # nothing is allocated for a card that names a giant: its weights would be as large
+        load_state(_build(directory, card), state, source=source)
+    network = _build(directory, card)
+    load_state(network, state, source=source)
+    transform, _ = build_transform(card.transforms, field=f"{directory / CARD}: transforms")
+    return SavedModel(
+        card=card,
+        network=network.eval(),
+        transform=transform,
+        normalizer=Normalizer(card.mean, card.std, channels_last=wants_channels_last(network)),
+    )
+
+
+def _build(directory: Path, card: ModelCard) -> nn.Module:
+    try:
+        return build_network(card.architecture, len(card.class_names), weights="none", dropout=card.dropout)[0]
+    except UserError as error:
+        raise UserError(f"{directory / CARD}: architecture: {error}") from None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        UserError: the file is missing, no regular file, or damaged.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no regular file")
+        return load_file(path)
+    except Exception as error:  # noqa: BLE001 - a damaged file makes its reader fail in any way it likes
+        raise UserError(f"The weights {path} cannot be read: {error}.") from None

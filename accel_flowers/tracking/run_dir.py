@@ -1,0 +1,289 @@
+"""The run directory: the interface between training and everything that looks at it later.
+
+config.yaml          the resolved configuration, and the versions and hardware that it ran on
+split.json           every picture with its part
+metrics.jsonl        losses, rates and scores, one object a line
+checkpoints/         step-N, each whole by itself, to go on from; last and best point to two of them
+model/               best weights, class names, preprocessing: all that evaluate and predict need
+predictions.parquet  what the best weights say of every picture of validation and test
+report.html          all of it as one page; plots/ holds its figures
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import platform
+import re
+import secrets
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from accel_flowers import __version__
+from accel_flowers.config.loading import ENVIRONMENT_KEY, read_config
+from accel_flowers.config.schema import Config, config_to_dict
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import write_text_durably, writing
+from accel_flowers.core.reading import parse_json, read_text
+from accel_flowers.core.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
+from accel_flowers.distributed.launch import identify_launcher, is_restart_of, num_restarts
+
+CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
+_LOCK_FILE = ".lock"
+_LAUNCHER_KEY = "launcher"
+_MAX_METRICS_BYTES = 2**30
+_MAY_CHANGE = (
+    "run_dir", "resume", "about", "data.num_workers", "data.path", "data.cache_dir", "data.cache_gib", "tracking",
+    "checkpoint", "train.log_every_steps", "train.on_nan", "train.precision", "debug.profile", "debug.detect_anomaly",
+)  # fmt: skip
+"""Fields that do not change what is learned, so that a resumed run may set them anew. (train.precision is among them
+because the launcher may give a resumed run another precision, too: on a GPU a run from a CPU need not stay in float32.)"""
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run was begun here."""
+    return os.path.exists(run_dir / CONFIG_FILE)
+
+
+def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
+    """See that nothing would be overwritten, and that a resumed run is the same run.
+
+    The run that this launcher's earlier processes began goes on unasked.
+
+    Raises:
+        UserError: the directory holds a run and resuming was not asked for, another configuration is given, or the run
+            is still going on.
+    """
+    if os.path.exists(run_dir) and not run_dir.is_dir():
+        raise UserError(f"The run directory '{run_dir}' is a file. Give another one with --run-dir DIR.")
+    if not holds_run(run_dir):
+        _check_writable(run_dir)
+        return
+    goes_on = num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
+    if config.resume == "never" and not goes_on:
+        raise UserError(
+            f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
+            "or give another directory with --run-dir DIR."
+        )
+    before = read_config(run_dir / CONFIG_FILE, what=f"'{run_dir / CONFIG_FILE}'")
+    old, new = fixed_fields(before), fixed_fields(config)
+    changed = [
+        f"  {name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in sorted(old) if old[name] != new[name]
+    ]
+    if changed:
+        raise UserError(
+            f"The run in '{run_dir}' was begun with another configuration:\n"
+            + "\n".join(changed)
+            + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR."
+        )
+    lock.take(run_dir)
+
+
+def _check_writable(run_dir: Path) -> None:
+    """Before anything is computed that could then not be written."""
+    existing = next(folder for folder in (run_dir.absolute(), *run_dir.absolute().parents) if os.path.exists(folder))
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(run_dir)  # a name that no directory can have fails in another way
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"The run directory '{run_dir}' cannot be made: {error.strerror} ('{existing}'). "
+            "Give another one with --run-dir DIR."
+        ) from None
+
+
+def fixed_fields(config: Config) -> dict[str, Any]:
+    """What makes a run this run and no other: dotted name → value."""
+    flat: dict[str, Any] = {}
+
+    def visit(values: dict[str, Any], prefix: str) -> None:
+        for key, value in values.items():
+            name = prefix + key
+            if name in _MAY_CHANGE:
+                continue
+            if isinstance(value, dict):
+                visit(value, f"{name}.")
+            else:
+                flat[name] = value
+
+    visit(config_to_dict(config), "")
+    if flat["data.pixels_from"] == "cache":
+        flat["data.pixels_from"] = "files"  # the same pixels to the bit
+    return flat
+
+
+class RunDirLock:
+    """Keeps a run directory for one run at a time; the operating system frees it when the process ends, however."""
+
+    PATIENCE_SECONDS = 10.0
+    """For a run that was killed just now."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+
+    def take(self, run_dir: Path) -> None:
+        """Take it, or keep it where it was taken before.
+
+        Raises:
+            UserError: another run has it.
+        """
+        if self._file is not None:
+            return
+        file = (run_dir / _LOCK_FILE).open("a+")
+        deadline = time.monotonic() + self.PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    break  # a file system without locks: as good as none
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    holder = file.read().strip()
+                    file.close()
+                    raise UserError(
+                        f"'{run_dir}' is being trained by {holder or 'another process'}: wait for it, end it, or give "
+                        "another directory with --run-dir DIR."
+                    ) from None
+                time.sleep(0.1)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        self._file = file
+
+    def __enter__(self) -> RunDirLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
+    """Make the directory where it is not there, and keep it for this run.
+
+    Returns:
+        What the run's config.yaml says of its environment, or will say: `run_id` (the same after a resume), the
+        launcher that began it, versions and hardware.
+
+    Raises:
+        UserError: the directory cannot be made, or another run began in it just now.
+    """
+    held_run = holds_run(run_dir)
+    with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    lock.take(run_dir)
+    if holds_run(run_dir) != held_run:
+        raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
+    if held_run:
+        return _read_environment(run_dir / CONFIG_FILE)
+    launcher = identify_launcher()
+    return {
+        # The agent of a W&B sweep has named the run already.
+        "run_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
+        **({_LAUNCHER_KEY: launcher} if launcher else {}),
+        **_versions_and_hardware(),
+    }
+
+
+def _read_environment(file: Path) -> dict[str, Any]:
+    try:
+        values = parse_yaml(read_text(file, max_bytes=MAX_BYTES), str(file))
+    except OSError as error:
+        raise UserError(f"'{file}' cannot be read: {error.strerror}.") from None
+    environment = values.get(ENVIRONMENT_KEY) if isinstance(values, dict) else None
+    run_id = environment.get("run_id") if isinstance(environment, dict) else None
+    if not isinstance(environment, dict) or not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(run_id or "")):
+        raise UserError(f"'{file}' does not tell the run_id of the run under '{ENVIRONMENT_KEY}': letters and digits.")
+    return {**environment, "run_id": str(run_id)}
+
+
+def recorded_precision(run_dir: Path, launched: str) -> str | None:
+    """The precision in which a run goes on: that in which it began, as long as the launcher says what it said then.
+
+    Args:
+        run_dir: holds a run.
+        launched: the launcher's precision now.
+
+    Returns:
+        None where the launcher said something else, or nothing is known.
+    """
+    environment = _read_environment(run_dir / CONFIG_FILE)
+    precision = environment.get("precision")
+    same = environment.get("launcher_precision") == launched
+    return precision if same and precision in (launched, "no") else None
+
+
+def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
+    """Write config.yaml: from here on the directory holds a run.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with writing(f"The run directory '{run_dir}'", "Make room, or give another one with --run-dir DIR."):
+        write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**config_to_dict(config), ENVIRONMENT_KEY: environment}))
+
+
+def versions() -> dict[str, str]:
+    """Of this program and of what its numbers may depend on."""
+    packages = ("torch", "torchvision", "accelerate", "datasets", "evaluate", "numpy", "pillow")
+    return {
+        "accel_flowers": __version__,
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in packages},
+    }
+
+
+def _versions_and_hardware() -> dict[str, Any]:
+    return {
+        **versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "threads_per_process": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that was cut off by a crash is left out.
+
+    Raises:
+        UserError: the file cannot be read, or a line is none that a run wrote; the message says which.
+    """
+    try:
+        lines = read_text(path, max_bytes=_MAX_METRICS_BYTES).split("\n") if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
+
+
+def _parse_line(line: str, place: str) -> dict[str, Any]:
+    try:
+        values = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{place} is damaged ({error}). Remove the line, or mend it.") from None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        raise UserError(f"{place} is no line of a run's scores: it needs a 'step'. Remove the line, or mend it.")
+    return values

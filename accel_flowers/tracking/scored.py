@@ -1,0 +1,77 @@
+"""A scored part, and what trackers show of it beside the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.metrics.classification import Predictions
+
+WORST_PICTURES = 16
+THUMBNAIL = 224
+"""Pixels of the longer side."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A look at one part: what dashboards show of it beside the curves."""
+
+    part: str
+    predictions: Predictions
+    scores: dict[str, Any]
+    """Of `summarize`."""
+    class_names: tuple[str, ...]
+    pictures: Pictures
+
+    def worst(self, count: int) -> list[int]:
+        """Sample numbers of the pictures with the highest loss, the worst first."""
+        return [int(sample) for sample in np.argsort(-self.predictions.losses, kind="stable")[:count]]
+
+    def thumbnail(self, sample: int) -> Image.Image:
+        """A small copy of a picture; grey where it cannot be read any more."""
+        try:
+            picture = self.pictures.picture(sample).copy()
+        except BadImageError:
+            return Image.new("RGB", (THUMBNAIL, THUMBNAIL), "grey")
+        picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        return picture
+
+    def rows_of_worst(self, count: int) -> list[tuple[int, str, str, str, float, float]]:
+        """(sample, file, class, predicted class, its probability, loss) of the worst pictures."""
+        rows = []
+        for sample in self.worst(count):
+            predicted = int(self.predictions.predicted[sample])
+            names = (self.class_names[int(self.predictions.labels[sample])], self.class_names[predicted])
+            confidence = float(self.predictions.probabilities[sample, predicted])
+            rows.append(
+                (sample, self.pictures.files[sample], *names, confidence, float(self.predictions.losses[sample]))
+            )
+        return rows
+
+
+def draw_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """A confusion matrix as a picture, uint8 [H, W, 3]: rows are true classes, columns predicted ones."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = 2.5 + 0.6 * len(class_names)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(class_names)), class_names, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    for row, column in np.ndindex(*matrix.shape):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,74 @@
+"""TensorBoard: curves, confusion matrices, worst pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.tracking import GeneralTracker
+from PIL import Image
+
+from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored, draw_matrix
+
+
+class TensorBoardTracker(GeneralTracker):
+    """Event files for TensorBoard.
+
+    Args:
+        directory: where they go.
+    """
+
+    name = "tensorboard"
+    requires_logging_directory = False
+    main_process_only = True
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self._writer: Any = None
+
+    @property
+    def tracker(self) -> Any:
+        """The `SummaryWriter`."""
+        return self._writer
+
+    def open(self, next_step: int) -> None:
+        """Begin, or go on: what was written of `next_step` and later ones is hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._directory), purge_step=next_step)
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        """Show the configuration as text."""
+        self._writer.add_text("configuration", "```json\n" + json.dumps(values, indent=1) + "\n```")
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        """Add a point to each curve."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, global_step=step)
+        self._writer.flush()
+
+    def show(self, scored: Scored, *, step: int, epoch: float) -> None:
+        """The confusion matrix and the worst pictures, as images."""
+        del epoch
+        matrix = draw_matrix(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
+        self._writer.add_image(f"{scored.part}/confusion_matrix", matrix, global_step=step, dataformats="HWC")
+        squares = []
+        for sample in scored.worst(WORST_PICTURES):
+            square = Image.new("RGB", (THUMBNAIL, THUMBNAIL))
+            square.paste(scored.thumbnail(sample))
+            squares.append(np.asarray(square))
+        self._writer.add_images(
+            f"{scored.part}/worst_pictures", np.stack(squares), global_step=step, dataformats="NHWC"
+        )
+        rows = ["| file | class | predicted | confidence | loss |", "|---|---|---|---|---|"]
+        for _, file, true, predicted, confidence, loss in scored.rows_of_worst(WORST_PICTURES):
+            rows.append(f"| {file} | {true} | {predicted} | {confidence:.3f} | {loss:.3f} |")
+        self._writer.add_text(f"{scored.part}/worst_pictures", "\n".join(rows), global_step=step)
+        self._writer.flush()
+
+    def finish(self) -> None:
+        """Close the files."""
+        self._writer.close()

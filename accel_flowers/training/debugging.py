@@ -1,0 +1,55 @@
+"""Ways to find out what is wrong: less data, a profile, stricter arithmetic. Each is a flag of the section `debug`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from accel_flowers.config.schema import Config, DebugConfig
+from accel_flowers.data.split import Split, thin_out
+from accel_flowers.data.table import ImageTable
+
+
+def shorten(config: Config) -> Config:
+    """The configuration as `debug.fast_dev_run` changes it."""
+    if not config.debug.fast_dev_run:
+        return config
+    train = config.train.model_copy(update={"epochs": 1, "log_every_steps": 1})
+    schedule = config.schedule.model_copy(update={"warmup_epochs": 0.0})
+    return config.model_copy(update={"train": train, "schedule": schedule})
+
+
+def thin_for_debugging(split: Split, table: ImageTable, config: Config) -> Split:
+    """The split with as many pictures as `debug` leaves."""
+    debug, batch = config.debug, config.train.global_batch_size
+    present = {part: len(split.files_of(part)) for part in set(split.parts.values())}
+    if debug.subset is not None:
+        sizes = {part: max(1, round(debug.subset * size)) for part, size in present.items()}
+        cause = f"left out by debug.subset {debug.subset:g}"
+    elif debug.overfit_batches is not None:
+        sizes = {part: debug.overfit_batches * batch if part == "train" else 0 for part in present}
+        cause = f"left out by debug.overfit_batches {debug.overfit_batches}"
+    elif debug.fast_dev_run:
+        sizes = {part: 2 * batch if part == "train" else config.train.eval_batch_size for part in present}
+        cause = "left out by debug.fast_dev_run"
+    else:
+        return split
+    labels = dict(zip(table.files, table.labels.tolist(), strict=True))
+    return thin_out(split, labels, sizes, seed=config.train.seed, cause=cause)
+
+
+@contextmanager
+def stricter(debug: DebugConfig) -> Iterator[None]:
+    """Anomaly detection and deterministic algorithms, as asked for, while the block lasts."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if debug.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        torch.use_deterministic_algorithms(True)
+    try:
+        with torch.autograd.set_detect_anomaly(debug.detect_anomaly or torch.is_anomaly_enabled()):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic)

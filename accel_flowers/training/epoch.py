@@ -1,0 +1,172 @@
+"""What happens when an epoch or the run ends: score, remember the best, save, show; every function is collective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from accel_flowers.core.errors import Interrupted
+from accel_flowers.core.progress import Progress
+from accel_flowers.distributed.collectives import decided_by_main
+from accel_flowers.distributed.ddp import average_buffers
+from accel_flowers.distributed.preemption import Watch
+from accel_flowers.inference.loop import predict_loader
+from accel_flowers.metrics.calibration import fit_temperature
+from accel_flowers.metrics.classification import Predictions, headline, summarize
+from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
+from accel_flowers.models.freezing import set_training_mode
+from accel_flowers.models.saved import WEIGHTS, save_model
+from accel_flowers.models.weights import clean_state_dict
+from accel_flowers.tracking.run_dir import MODEL_DIR
+from accel_flowers.tracking.scored import Scored
+from accel_flowers.tracking.trackers import prefixed, show, show_model, write_summary
+from accel_flowers.training.checkpoint import AVERAGED
+from accel_flowers.training.meter import Meter
+from accel_flowers.training.run import Run
+
+
+def save(
+    run: Run,
+    meter: Meter | None = None,
+    watch: Watch | None = None,
+    *,
+    then: Callable[[dict[str, Tensor]], None] | None = None,
+) -> None:
+    """Begin to write a checkpoint of where the run stands.
+
+    Args:
+        run: all of it.
+        meter: holds losses that are in no line of the log yet.
+        watch: to be told.
+        then: see `Checkpoints.save`.
+
+    Raises:
+        UserError: the one before it cannot be written.
+    """
+    run.state.unread_losses = meter.unread() if meter else []
+    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, then=then)
+    if watch:
+        watch.saved()
+
+
+def is_scored(run: Run) -> bool:
+    """Whether every epoch that lies behind was evaluated."""
+    return run.state.epochs_scored == run.plan.epochs_completed_at(run.state.step)
+
+
+def out_of_patience(run: Run) -> bool:
+    """Whether the recipe says to stop early."""
+    patience = run.config.train.early_stopping_epochs
+    return patience is not None and run.state.epochs_without_gain >= patience
+
+
+def end_epoch(run: Run, watch: Watch) -> str:
+    """Score the validation part, save, remember whether this is the best so far.
+
+    Returns:
+        The line for people.
+
+    Raises:
+        Interrupted: a signal; a checkpoint was written, and the evaluation will be done again.
+    """
+    state, metric = run.state, run.config.train.best_metric
+    epoch = run.plan.epochs_completed_at(state.step)
+    try:
+        looks = {"val": _score(run, "val", run.network, watch)}
+        if run.ema:
+            looks["val_ema"] = _score(run, "val", run.ema.network, watch)
+    except Interrupted:
+        save(run, watch=watch)
+        run.checkpoints.wait()
+        raise
+    kept = looks.get("val_ema", looks["val"])
+    is_best = state.take(kept.scores[metric], epoch=epoch, lower_is_better=metric == "loss")
+    values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
+    for name, scored in looks.items():
+        values |= prefixed(name, headline(scored.scores))
+    run.accelerator.log(values, step=state.step)
+    show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
+    save(run, watch=watch, then=_model_writer(run, {"val": kept.scores}) if is_best else None)
+    averaged = f"  averaged {_in_words(kept.scores)}" if run.ema else ""
+    best = "  best so far" if is_best else ""
+    return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(looks['val'].scores)}{averaged}{best}"
+
+
+def finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
+    """Score the best weights: validation again, and the test part for the first and only time.
+
+    Returns:
+        Part → scores.
+
+    Raises:
+        Interrupted: a signal; the last checkpoint is that of the last epoch's end.
+    """
+    state, network = run.state, run.kept_network
+    last = run.checkpoints.weights_of(state.step, AVERAGED if run.ema else WEIGHTS)
+    run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
+    looks: dict[str, Scored] = {
+        part: _score(run, part, network, watch) for part in ("val", "test") if part in run.loaders
+    }
+    results: dict[str, Any] = {part: scored.scores for part, scored in looks.items()}
+    where = {"epoch": state.best_epoch, "step": state.best_step}
+    summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
+    if "test" in looks:
+        epoch = run.plan.epoch_at(state.step)
+        summary |= prefixed("test", headline(results["test"]))
+        run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
+        show(run.accelerator, looks["test"], step=state.step, epoch=epoch)
+    write_summary(run.accelerator, summary)
+    decided_by_main(run.accelerator, lambda: _keep_predictions(run, looks))
+    # Anew: a run killed after its best checkpoint may not have come to it.
+    decided_by_main(run.accelerator, lambda: _model_writer(run, results)(clean_state_dict(network)))
+    show_model(run.accelerator, run.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last)
+
+    count = run.plan.epochs_completed_at(state.step)
+    flatters = f"  (the best of {count} looks, so it flatters)" if count > 1 else ""
+    progress.line(f"best epoch {state.best_epoch}: val {_in_words(results['val'])}{flatters}")
+    if "test" in results:
+        progress.line(f"test, looked at once: {_in_words(results['test'])}  ({len(run.parts['test'])} pictures)")
+    progress.line(f"model: {run.run_dir / MODEL_DIR}")
+    return results
+
+
+def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> Scored:
+    set_training_mode(network)  # it says whose statistics move
+    average_buffers(network, run.accelerator)
+    predictions: Predictions = predict_loader(
+        network,
+        run.loaders[part],
+        run.input_of(part),
+        run.accelerator,
+        num_images=len(run.parts[part]),
+        after_round=watch.while_scoring(run.state.step),
+    )
+    names = run.card.class_names
+    return Scored(part, predictions, summarize(predictions, names), names, run.parts[part])
+
+
+def _keep_predictions(run: Run, looks: Mapping[str, Scored]) -> None:
+    """Write what the report reads, and fit the temperature that makes the model's probabilities truthful."""
+    save_predictions(
+        run.run_dir / PREDICTIONS_FILE,
+        {part: scored.predictions for part, scored in looks.items()},
+        {part: run.parts[part].files for part in looks},
+        run.card.class_names,
+    )
+    predictions = looks["val"].predictions
+    temperature = fit_temperature(predictions.probabilities, predictions.labels)
+    run.card = run.card.model_copy(update={"temperature": temperature})
+
+
+def _in_words(scores: dict[str, Any]) -> str:
+    return f"accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  macro F1 {scores['macro_f1']:.4f}"
+
+
+def _model_writer(run: Run, results: dict[str, Any]) -> Callable[[dict[str, Tensor]], None]:
+    """Weights → `model/`, with these scores."""
+    where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
+    described = {part: {**scores, **where} for part, scores in results.items()}
+    card = run.card.model_copy(update={"scores": described})
+    return lambda weights: save_model(run.run_dir / MODEL_DIR, weights, card)

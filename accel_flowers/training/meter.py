@@ -1,0 +1,102 @@
+"""The losses of a run between two readings: their mean for the curves, and whether they are numbers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from accel_flowers.data.dataset import Batch
+from accel_flowers.data.sampler import StepPlan
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a line of the log says."""
+
+    loss: float
+    """Mean over all processes since the last reading."""
+    images_per_second: float
+    """Of all processes together."""
+    step_seconds: float
+    """Of an optimizer step."""
+    data_wait: float
+    """Share of the time, 0..1, in which this process waited for its pictures."""
+
+
+class Meter:
+    """Takes in every micro-batch's loss without waiting for the device; all readings are collective and wait.
+
+    Args:
+        accelerator: the processes whose losses are read together.
+        plan: the run's arithmetic.
+        unread: what `unread` gave before an interruption.
+    """
+
+    def __init__(self, accelerator: Accelerator, plan: StepPlan, unread: Sequence[Sequence[float]] = ()) -> None:
+        self._accelerator, self._plan = accelerator, plan
+        self._losses: list[Tensor] = []
+        self._micro_batches: list[int] = []
+        self._begun, self._waited = time.perf_counter(), 0.0
+        if unread:
+            own: Sequence[float] = unread[accelerator.process_index % len(unread)]
+            if len(unread) != accelerator.num_processes:  # each takes an equal share
+                all_of_them = [loss for losses in unread for loss in losses]
+                own = [sum(all_of_them) / len(all_of_them)] * (len(all_of_them) // accelerator.num_processes)
+            self._losses = [torch.tensor(loss, device=accelerator.device) for loss in own]
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; the time that they make the training wait is noted."""
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, micro_batch: int, loss: Tensor) -> None:
+        """Take in the loss of one micro-batch of this process."""
+        self._losses.append(loss.detach().float())
+        self._micro_batches.append(micro_batch)
+
+    def restart(self) -> None:
+        """Forget all, so that the time of an evaluation does not count."""
+        self._losses, self._micro_batches = [], []
+        self._begun, self._waited = time.perf_counter(), 0.0
+
+    def first_bad(self) -> tuple[int, float] | None:
+        """The first micro-batch, over all processes, whose loss is no number, and that loss."""
+        values = torch.stack(self._losses).tolist() if self._losses else []
+        fresh = zip(self._micro_batches, values[len(values) - len(self._micro_batches) :], strict=True)
+        own = next(((number, loss) for number, loss in fresh if not math.isfinite(loss)), None)
+        if self._accelerator.num_processes == 1:
+            return own
+        found: list[tuple[int, float] | None] = gather_object([own])
+        return min((bad for bad in found if bad is not None), default=None)
+
+    def unread(self) -> list[list[float]]:
+        """The losses of each process since the last reading, for a checkpoint."""
+        own: list[float] = torch.stack(self._losses).tolist() if self._losses else []
+        everywhere: list[list[float]] = gather_object([own]) if self._accelerator.num_processes > 1 else [own]
+        return everywhere if any(everywhere) else []
+
+    def read(self) -> Reading:
+        """All of it; then it begins anew."""
+        mean = float(self._accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean"))
+        seconds = max(time.perf_counter() - self._begun, math.ulp(1.0))
+        micro_batches = len(self._micro_batches)
+        reading = Reading(
+            loss=mean,
+            images_per_second=micro_batches * self._plan.micro_batch * self._plan.num_processes / seconds,
+            step_seconds=seconds * self._plan.accumulation / max(micro_batches, 1),
+            data_wait=self._waited / seconds,
+        )
+        self.restart()
+        return reading

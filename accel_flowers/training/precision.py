@@ -1,0 +1,213 @@
+"""Which precision trains a network faster on this CPU: tried in a second or two, and remembered for the next runs.
+
+ResNets gain much from bf16 where the CPU has instructions for it; networks of depthwise convolutions, such as
+MobileNetV3, lose. Only a trial tells. The memory layout needs none: channels last (`models.wants_channels_last`) was at least
+as fast as contiguous in both precisions for all networks that were measured.
+
+Not for: GPUs, and deciding for several processes (train.py does that).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from accel_flowers.config.schema import Config
+from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import user_cache, write_text_durably
+from accel_flowers.core.reading import parse_json, read_text
+from accel_flowers.data.sampler import StepPlan
+from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.models.backbone import check_input, wants_channels_last
+from accel_flowers.models.freezing import freeze, set_training_mode
+from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.torchvision import build_network
+from accel_flowers.training.optim import build_optimizer, set_lr
+
+Precision = Literal["no", "bf16"]
+"""In the launcher's words: "no" is float32."""
+PRECISIONS: tuple[Precision, ...] = ("bf16", "no")
+CLEARLY = 1.05
+"""float32 must be so many times as fast: what is about equal stays as the launcher has it."""
+PLAINLY = 1.5
+"""Where one is so many times as fast as the other, two rounds are enough."""
+BUDGET_SECONDS = 3.0
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 10
+# With few pictures the casting of the weights would weigh more than in training, and count against bf16: as many as the
+# time allows. Beyond 16 little changes.
+_FEW_PICTURES, _MAX_PICTURES = 4, 16
+_STEP_SECONDS = 0.75
+_NUM_CLASSES = 10  # of no weight beside the rest
+_MAX_REMEMBERED, _MAX_BYTES = 500, 2**20
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a trial found."""
+
+    ratio: float
+    """Speed of float32 by that of bf16."""
+    remembered: bool = False
+    """Whether an earlier run has tried it."""
+
+    @property
+    def precision(self) -> Precision:
+        """What to train in where the launcher says bf16."""
+        return "no" if self.ratio > CLEARLY else "bf16"
+
+    def words(self, name: str) -> str:
+        """The line for people."""
+        found = f"{name} trains {self.ratio:.2f} times as fast in float32 as in bf16 on this CPU"
+        tried = "tried before" if self.remembered else "tried just now"
+        taken = "float32 is taken, not the launcher's bf16" if self.precision == "no" else "the launcher's bf16 stays"
+        return f"precision: {found} ({tried}): {taken}"
+
+
+def faster_precision(config: Config, *, num_processes: int) -> Choice | None:
+    """Find out which precision trains a recipe's network faster on this CPU.
+
+    Weights, chance and memory of the run are left alone: the trial has a network of its own and gives it back.
+
+    Args:
+        config: says which network, pictures and micro-batch.
+        num_processes: of the run.
+
+    Returns:
+        None where the network cannot be tried. The run will tell why, for it cannot do that step either.
+    """
+    settings = config.train
+    try:
+        _, size = build_transform(config.data.train_transforms, field="data.train_transforms")
+        plan = StepPlan(1, 1, settings.global_batch_size, num_processes, settings.micro_batch_size)
+        key = trial_key(config, size, plan.micro_batch)
+        ratio = recall(key)
+        if ratio is not None:
+            return Choice(ratio, remembered=True)
+        with torch.random.fork_rng(devices=[]):
+            seconds = _try(config, size, plan.micro_batch)
+    except (UserError, RuntimeError, MemoryError):
+        return None
+    choice = Choice(round(seconds["bf16"] / seconds["no"], 3))
+    remember(key, choice.ratio)
+    return choice
+
+
+def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precision, float]:
+    network, _ = build_network(config.model.name, _NUM_CLASSES, dropout=config.model.dropout)
+    freeze(network, config.model.freeze)
+    check_input(network, (3, *size))
+    channels_last = wants_channels_last(network)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    set_training_mode(network)
+    optimizer = build_optimizer(network, config.optim)
+    set_lr(optimizer, 0.0)  # the same work, and numbers that stay numbers
+    normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
+
+    def make_steps(pictures: int) -> dict[Precision, Callable[[], None]]:
+        pixels = torch.randint(0, 256, (pictures, 3, *size), dtype=torch.uint8)
+        return {name: partial(_step, network, optimizer, normalizer, pixels, name) for name in PRECISIONS}
+
+    few = make_steps(_FEW_PICTURES)["bf16"]
+    few()  # the first pass of all sets up the libraries
+    affordable = int(_FEW_PICTURES * _STEP_SECONDS / _seconds_of(few))
+    # Batch norm behind a pooling to one place wants two.
+    return time_in_turn(make_steps(max(2, min(micro_batch, _MAX_PICTURES, affordable))))
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    normalizer: Normalizer,
+    pixels: torch.Tensor,
+    precision: Precision,
+) -> None:
+    """What the training does on a CPU with one micro-batch, uint8 [B, 3, H, W]."""
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits = network(normalizer(pixels))
+    labels = torch.arange(len(pixels)) % logits.shape[1]
+    functional.cross_entropy(logits.float(), labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def time_in_turn(steps: Mapping[Precision, Callable[[], None]]) -> dict[Precision, float]:
+    """Seconds of the fastest of several repeats of each step, which the first, a warm-up, can hardly be; A B A B, so
+    that other work on the machine hits both."""
+    best = dict.fromkeys(steps, float("inf"))
+    begun = time.perf_counter()
+    for number in range(_MAX_ROUNDS):
+        for name, step in steps.items():
+            best[name] = min(best[name], _seconds_of(step))
+        enough = number + 1 >= _MIN_ROUNDS and time.perf_counter() - begun > BUDGET_SECONDS
+        if enough or (number > 0 and max(best.values()) > PLAINLY * min(best.values())):
+            break
+    return best
+
+
+def _seconds_of(step: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    step()
+    return time.perf_counter() - begun
+
+
+# What is remembered between runs: a convenience, so nothing that goes wrong here may end a run.
+
+
+def trial_key(config: Config, size: tuple[int, int], micro_batch: int) -> str:
+    """All that the answer depends on."""
+    return (
+        f"{config.model.name}, {config.optim.name}, freeze {config.model.freeze}, {size[0]} x {size[1]} pixels, {micro_batch} pictures, "
+        f"{torch.get_num_threads()} threads, {_describe_cpu()}, torch {torch.__version__}"
+    )
+
+
+def trials_file() -> Path:
+    """trials.json in the user's cache directory."""
+    return user_cache() / "trials.json"
+
+
+def recall(key: str) -> float | None:
+    """The ratio that an earlier trial found; None where there was none, or where the file is damaged."""
+    ratio = _read_trials().get(key)
+    return float(ratio) if isinstance(ratio, (int, float)) and 0 < ratio < 1e6 else None
+
+
+def remember(key: str, ratio: float) -> None:
+    """Keep it for the next runs, where the cache directory lets itself be written."""
+    trials = {**_read_trials(), key: ratio}
+    kept = dict(list(trials.items())[-_MAX_REMEMBERED:])
+    with suppress(OSError, RuntimeError):
+        file = trials_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_durably(file, json.dumps(kept, indent=1) + "\n")
+
+
+def _read_trials() -> dict[str, Any]:
+    try:
+        trials = parse_json(read_text(trials_file(), max_bytes=_MAX_BYTES))
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home directory
+        return {}
+    return trials if isinstance(trials, dict) else {}
+
+
+def _describe_cpu() -> str:
+    """Model and the instructions that matter; virtual machines give many models one name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = dict(reversed([(k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in lines)]))
+    flags = [flag for flag in facts.get("flags", "").split() if flag.endswith("_bf16")]
+    named = [facts.get(name, "") for name in ("model name", "cpu family", "model")]
+    return " ".join([*filter(None, named), *flags, torch.backends.cpu.get_cpu_capability()])
