@@ -2,7 +2,7 @@
 """What exactness costs: this project's training beside the same training without its guarantees.
 
   exact  accel_flowers.train: chance that belongs to the sample, one order for any number of processes, an agreement
-         after every step, checkpoints that are flushed and have a manifest, every picture scored once
+         after every step, checkpoints that are flushed and have a manifest, every image scored once
   plain  an Accelerate loop as tutorials have it (`plain_training` below), over the same files with the same transforms,
          network, optimizer and precision: a shuffled DataLoader whose workers seed themselves, `prepare`, `accumulate`,
          `torch.save` of the last state after each epoch, evaluation by `gather_for_metrics`
@@ -252,7 +252,7 @@ def measure(asked: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         copy_photos(
-            Path(asked.data_path), scratch / "photos", num_train=asked.steps * asked.batch, num_val=asked.val_pictures
+            Path(asked.data_path), scratch / "photos", num_train=asked.steps * asked.batch, num_val=asked.val_images
         )
         for repeat in range(asked.repeats):
             for kind in KINDS:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""What a GPU makes of pictures that lie on it, and of the training step: images a second, pixels, where the time goes.
+"""What a GPU makes of images that lie on it, and of the training step: images a second, pixels, where the time goes.
 
-  pixels    `DeviceTransform.apply` beside torchvision's transforms on Pillow pictures; whether it ever waits for the device
+  pixels    `DeviceTransform.apply` beside torchvision's transforms on Pillow images; whether it ever waits for the device
   draw      chance of one sample, on the host
-  apply     pictures of a batch alone: eager, fused by torch.compile, replayed as a CUDA graph
+  apply     images of a batch alone: eager, fused by torch.compile, replayed as a CUDA graph
   train     ResNet-18, bf16 autocast, channels_last, fused SGD, on a batch that stays on the device: eager, compiled, replayed
   both      apply, normalisation and step together
   profile   torch's profiler of eager steps of both
@@ -39,7 +39,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from accel_flowers.data.transforms.gpu.store import DevicePictures, bytes_needed
+from accel_flowers.data.transforms.gpu.store import DeviceImages, bytes_needed
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform, make_device_transform
 
 SIZES = [(500, 375), (375, 500), (499, 665), (333, 500), (500, 333), (240, 320)]
@@ -47,7 +47,7 @@ SIZES = [(500, 375), (375, 500), (499, 665), (333, 500), (500, 333), (240, 320)]
 
 
 def lists(side: int) -> dict[str, list[Any]]:
-    """What is done to the pictures, to `side` x `side` pixels."""
+    """What is done to the images, to `side` x `side` pixels."""
     crop = [v2.RandomResizedCrop(side), v2.RandomHorizontalFlip()]
     jitter = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
     return {
@@ -129,35 +129,35 @@ def built(steps: list[Any]) -> DeviceTransform:
 class Batches:
     """A few batches whose draws lie on the device."""
 
-    def __init__(self, store: DevicePictures, transform: DeviceTransform, batch: int, count: int) -> None:
+    def __init__(self, store: DeviceImages, transform: DeviceTransform, batch: int, count: int) -> None:
         self.store, self.transform = store, transform
         self._batches, self._next = [], 0
         torch.manual_seed(batch)
         for _ in range(count):
             samples = torch.randint(len(store), (batch,))
-            draws = torch.tensor(
+            random_params = torch.tensor(
                 [transform.draw(*store.sizes[sample]) for sample in samples.tolist()], dtype=torch.float64
             )
-            extent = transform.extent(draws)
-            self._batches.append((samples.to(store.device), draws.to(store.device), extent))
+            output_extent = transform.output_extent(random_params)
+            self._batches.append((samples.to(store.device), random_params.to(store.device), output_extent))
 
     def pixels(self) -> Tensor:
-        samples, draws, extent = self._batches[self._next % len(self._batches)]
+        samples, random_params, output_extent = self._batches[self._next % len(self._batches)]
         self._next += 1
-        return self.transform.apply(self.store, samples, draws, extent=extent)
+        return self.transform.apply(self.store, samples, random_params, output_extent=output_extent)
 
     def replayed(self) -> Callable[[], Tensor]:
         """The same as a CUDA graph, in the shapes that serve every batch; the batch is copied into its place."""
-        samples, draws = (tensor.clone() for tensor in self._batches[0][:2])
+        samples, random_params = (tensor.clone() for tensor in self._batches[0][:2])
 
         def work() -> Tensor:
-            return self.transform.apply(self.store, samples, draws)
+            return self.transform.apply(self.store, samples, random_params)
 
         replay, made = captured(work)
 
         def step() -> Tensor:
             samples.copy_(self._batches[self._next % len(self._batches)][0])
-            draws.copy_(self._batches[self._next % len(self._batches)][1])
+            random_params.copy_(self._batches[self._next % len(self._batches)][1])
             self._next += 1
             replay()
             return made
@@ -178,26 +178,26 @@ def captured(work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     return graph.replay, made
 
 
-def pixels_of(bench: Bench, store: DevicePictures, pictures: list[Image.Image], steps: list[Any], dtype: Any) -> Any:
+def pixels_of(bench: Bench, store: DeviceImages, images: list[Image.Image], steps: list[Any], dtype: Any) -> Any:
     """How far the device's pixels are from the plain way's."""
     transform = built(steps)
     transform.dtype = dtype
     plain_way = v2.Compose([*steps, v2.PILToTensor()])
-    plain, draws = [], []
-    for number, picture in enumerate(pictures):
+    plain, random_params = [], []
+    for number, image in enumerate(images):
         torch.manual_seed(number)
-        plain.append(plain_way(picture))
+        plain.append(plain_way(image))
         torch.manual_seed(number)
-        draws.append(transform.draw(picture.height, picture.width))
-    table = torch.tensor(draws, dtype=torch.float64)
-    extent, samples = transform.extent(table), torch.arange(len(pictures), device=bench.device)
+        random_params.append(transform.draw(image.height, image.width))
+    table = torch.tensor(random_params, dtype=torch.float64)
+    output_extent, samples = transform.output_extent(table), torch.arange(len(images), device=bench.device)
     on_device = table.to(bench.device)
-    transform.apply(store, samples, on_device, extent=extent)  # what waits only once has waited
+    transform.apply(store, samples, on_device, output_extent=output_extent)  # what waits only once has waited
     bench.wait()
     if bench.device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        made = transform.apply(store, samples, on_device, extent=extent)
+        made = transform.apply(store, samples, on_device, output_extent=output_extent)
     finally:
         if bench.device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
@@ -232,7 +232,7 @@ class Training:
 
 
 def train_rate(bench: Bench, batch: int, way: str, batches: Batches | None = None) -> dict[str, float]:
-    """The training step, on pixels that stay or on pictures of `batches`. Ways: eager, compiled, replayed."""
+    """The training step, on pixels that stay or on images of `batches`. Ways: eager, compiled, replayed."""
     training = Training(bench.device)
     if way == "compiled":
         torch._dynamo.reset()
@@ -243,7 +243,7 @@ def train_rate(bench: Bench, batch: int, way: str, batches: Batches | None = Non
     still = torch.randint(256, shape, device=bench.device, dtype=torch.uint8, generator=generator)
     if way != "replayed":
         return bench.rate(lambda: training.step(batches.pixels() if batches else still, labels), batch)
-    # Two graphs: the pictures', and one of the step that reads where they end up.
+    # Two graphs: the images', and one of the step that reads where they end up.
     pixels = batches.replayed() if batches else None
     replay, _ = captured(lambda: training.step(still, labels))
 
@@ -272,7 +272,7 @@ def profile_of(bench: Bench, batch: int, batches: Batches) -> str:
     return str(profiler.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60))
 
 
-def draw_cost(store: DevicePictures, transform: DeviceTransform) -> float:
+def draw_cost(store: DeviceImages, transform: DeviceTransform) -> float:
     """Microseconds a sample, the seeding with it."""
     begin, count = time.perf_counter(), 2000
     for seed in range(count):
@@ -299,13 +299,13 @@ def main() -> None:
 
     rng = np.random.default_rng(0)
     sizes = [SIZES[number % len(SIZES)] for number in range(6 if options.quick else 96)]
-    pictures = [smooth(height, width, rng) for height, width in sizes]
+    images = [smooth(height, width, rng) for height, width in sizes]
     begin = time.perf_counter()
-    store = DevicePictures(sizes, device)
-    store.fill(torch.from_numpy(np.array(picture)) for picture in pictures)
+    store = DeviceImages(sizes, device)
+    store.fill(torch.from_numpy(np.array(image)) for image in images)
     seconds = time.perf_counter() - begin
     need = bytes_needed(sizes)
-    equal = all(torch.equal(store.picture(n).cpu(), torch.from_numpy(np.array(pictures[n]))) for n in range(len(store)))
+    equal = all(torch.equal(store.image(n).cpu(), torch.from_numpy(np.array(images[n]))) for n in range(len(store)))
     bench.found["store"] = {
         "pictures": len(store), "bytes": need, "fill_seconds": round(seconds, 3), "equal": equal,
     }  # fmt: skip
@@ -316,7 +316,7 @@ def main() -> None:
         transform = built(steps)
         for dtype in (None, torch.float32):
             label = "float32" if dtype else "default"
-            bench.attempt(f"pixels/{name}/{label}", lambda s=steps, d=dtype: pixels_of(bench, store, pictures, s, d))
+            bench.attempt(f"pixels/{name}/{label}", lambda s=steps, d=dtype: pixels_of(bench, store, images, s, d))
         bench.attempt(f"draw/{name}/microseconds", lambda t=transform: draw_cost(store, t))
     for batch in batch_sizes:
         for name in ("crop", "colour"):

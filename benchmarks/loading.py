@@ -1,13 +1,13 @@
 #!/usr/bin/env python
 """From JPEG files to normalised batches on one core: this project's loader beside a plain `datasets` pipeline.
 
-  files     `Pictures` (rows through `datasets`, fast way for JPEGs, uint8 batch) and one normalisation of the batch
-  cache     the same from pictures that were decoded before, in a memory-mapped file
-  datasets  `load_dataset("imagefolder")` with `with_transform`, torchvision's transforms on Pillow pictures, float32 tensors
+  files     `Images` (rows through `datasets`, fast way for JPEGs, uint8 batch) and one normalisation of the batch
+  cache     the same from images that were decoded before, in a memory-mapped file
+  datasets  `load_dataset("imagefolder")` with `with_transform`, torchvision's transforms on Pillow images, float32 tensors
             stacked: what transformers' image classification example without Trainer does
 
 Both in one process without workers, one thread, in turn (A B A B ...), after a warm-up that also fills the file cache.
-Prints pictures a second of every round, the medians and the ratio. Other work on the machine spoils single rounds.
+Prints images a second of every round, the medians and the ratio. Other work on the machine spoils single rounds.
 
   python benchmarks/loading.py --data.path photos
   python benchmarks/loading.py --data.path photos --recipe eval
@@ -36,9 +36,9 @@ from datasets import load_dataset
 from torch import Tensor
 from torchvision import transforms as v1
 
-from accel_flowers.data.cache import DecodedPictures, open_cache
-from accel_flowers.data.dataset import Pictures
-from accel_flowers.data.sampler import EveryOnce, StepPlan, TrainStream
+from accel_flowers.data.cache import DecodedImages, open_cache
+from accel_flowers.data.dataset import ImageDataset
+from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable, content_digest, read_bytes
@@ -84,15 +84,15 @@ def from_files(folder: str, recipe: str) -> Iterator[Tensor]:
     return ours(load_images(folder), recipe, None)
 
 
-def ours(table: ImageTable, recipe: str, decoded: DecodedPictures | None) -> Iterator[Tensor]:
+def ours(table: ImageTable, recipe: str, decoded: DecodedImages | None) -> Iterator[Tensor]:
     transform, _ = build_transform(RECIPES[recipe][0], field="benchmark")
     split = Split(table.class_names, dict.fromkeys(table.files, "train"))
-    pictures = Pictures(table, "train", split, transform, seed=0, decoded=decoded)
+    images = ImageDataset(table, "train", split, transform, seed=0, decoded=decoded)
     normalizer = Normalizer(MEAN, STD, channels_last=True)
-    stream = TrainStream(StepPlan(len(pictures), 10**6, BATCH), 0)
-    keys = cycle(EveryOnce(len(pictures) // BATCH * BATCH, BATCH)) if recipe == "eval" else iter(stream)
+    stream = StreamBatchSampler(BatchPlan(len(images), 10**6, BATCH), 0)
+    keys = cycle(SequentialBatchSampler(len(images) // BATCH * BATCH, BATCH)) if recipe == "eval" else iter(stream)
     for batch in keys:
-        yield normalizer(pictures.__getitems__(batch)["pixels"])  # type: ignore[index]
+        yield normalizer(images.__getitems__(batch)["pixels"])  # type: ignore[index]
 
 
 def plain(folder: str, recipe: str) -> Iterator[Tensor]:
@@ -109,7 +109,7 @@ def plain(folder: str, recipe: str) -> Iterator[Tensor]:
             yield torch.stack(dataset[rows.tolist()]["pixel_values"])
 
 
-def pictures_a_second(batches: Iterator[Tensor], seconds: float) -> float:
+def images_a_second(batches: Iterator[Tensor], seconds: float) -> float:
     begun, count = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
         count += len(next(batches))
@@ -133,10 +133,10 @@ def main() -> None:
     batches = {name: make(asked.folder, asked.recipe) for name, make in makers.items()}
     rounds: dict[str, list[float]] = {name: [] for name in batches}
     for each in batches.values():
-        pictures_a_second(each, asked.seconds)
+        images_a_second(each, asked.seconds)
     for number in range(1, asked.rounds + 1):
         for name, each in batches.items():
-            rounds[name].append(pictures_a_second(each, asked.seconds))
+            rounds[name].append(images_a_second(each, asked.seconds))
         print(f"{number:2}  " + "  ".join(f"{name} {rates[-1]:6.0f}" for name, rates in rounds.items()), flush=True)
     for name, rates in rounds.items():
         print(f"{asked.recipe} {name}: pictures/s {spread(rates, 0)}")

@@ -3,7 +3,7 @@
 
   ours          `accelerate launch` with `accelerate_configs/cpu.yaml` or `single_gpu.yaml`, through `accel_flowers.training`
   transformers  as transformers' image classification example without Trainer: datasets' imagefolder, `with_transform`,
-                torchvision's transforms on Pillow pictures, DataLoader, Accelerate, AdamW, linear decay; torchvision's network
+                torchvision's transforms on Pillow images, DataLoader, Accelerate, AdamW, linear decay; torchvision's network
   timm          as timm's train.py: `create_model`, `create_dataset`, `create_loader`, `create_optimizer_v2`, autocast where
                 bf16 is asked for; left out where timm is not installed
 

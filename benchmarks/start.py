@@ -2,7 +2,7 @@
 """From the start of the process to the first training step: seconds, processor seconds, and the most memory.
 
 Starts `python -m accel_flowers train` on a folder, waits for the first step in `metrics.jsonl`, and ends that process.
-Each start is a first one: the caches of `datasets` are empty; the pictures lie in the system's file cache (one start
+Each start is a first one: the caches of `datasets` are empty; the images lie in the system's file cache (one start
 goes before those that count). Prints every start, medians and ranges:
 
   loop   until all is built and the training loop begins
@@ -11,12 +11,12 @@ goes before those that count). Prints every start, medians and ranges:
   built  the most memory that the process had until the loop began, and
   peak   until it was ended: the training itself needs more
 
-With `--pictures N ...` it draws folders of N small JPEGs in 10 classes, each picture another one, and tells by how many
-bytes "built" grew from the smallest to the largest for each picture. `--timeline` shows when each line was told.
+With `--images N ...` it draws folders of N small JPEGs in 10 classes, each image another one, and tells by how many
+bytes "built" grew from the smallest to the largest for each image. `--timeline` shows when each line was told.
 Whatever follows `--` goes to `train`.
 
   python benchmarks/start.py --data.path photos
-  python benchmarks/start.py --pictures 1000 10000 100000 --repeats 3
+  python benchmarks/start.py --images 1000 10000 100000 --repeats 3
   python benchmarks/start.py --data.path photos --timeline -- --data.on-bad-image skip
 """
 
@@ -67,8 +67,8 @@ def draw(folder: Path, count: int, side: int) -> None:
     for number in range(count):
         label = number % NUM_CLASSES
         spots = (patterns[label] + chance.integers(-60, 61, (8, 8, 3))).clip(0, 255).astype(np.uint8)
-        picture = Image.fromarray(spots).resize((side, side), Image.Resampling.BICUBIC)
-        picture.save(folder / f"class{label}" / f"{number:07d}.jpg", quality=90)
+        image = Image.fromarray(spots).resize((side, side), Image.Resampling.BICUBIC)
+        image.save(folder / f"class{label}" / f"{number:07d}.jpg", quality=90)
 
 
 def most_memory_mib(pid: int) -> float:
@@ -171,7 +171,7 @@ def main() -> None:
         measure(asked.folder, asked.folder, words, repeats=asked.repeats, timeline=asked.timeline)
         return
     built = {}
-    for count in sorted(set(asked.pictures)):
+    for count in sorted(set(asked.images)):
         with tempfile.TemporaryDirectory() as folder:
             draw(Path(folder), count, asked.side)
             name = f"{count:,} pictures of {asked.side} x {asked.side}"

@@ -6,7 +6,7 @@
          `single_gpu.yaml`, bf16, unless the trial before a run (`accel_flowers.training.precision`) finds float32 faster on this CPU
   plain  a loop as tutorials have it: float32, contiguous, torchvision's network, torch.optim.SGD as it comes
 
-Both get the same random uint8 pictures, which are on the device already, and take a step of SGD with momentum from random
+Both get the same random uint8 images, which are on the device already, and take a step of SGD with momentum from random
 weights. They run in turn (A B A B ...), after a warm-up. Prints images a second of every round, medians, spread and the
 median of the ratios of neighbouring rounds. Other work on the machine spoils single rounds.
 
@@ -41,7 +41,7 @@ from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.training.optim import build_optimizer
-from accel_flowers.training.precision import faster_precision
+from accel_flowers.training.precision import try_precisions
 from accel_flowers.training.tasks import build_objective
 
 MODELS = "resnet18,resnet50,mobilenet_v2,mobilenet_v3_small,efficientnet_b0,convnext_tiny"
@@ -53,7 +53,7 @@ def build_ours(config: Config, pixels: Tensor, labels: Tensor) -> tuple[Step, st
     """The step of a run, and a word on its precision."""
     precision, found = "bf16", ""
     if start_processes().device.type == "cpu":
-        choice = faster_precision(config, num_processes=1)
+        choice = try_precisions(config, num_processes=1)
         if choice is not None:
             precision, found = choice.precision, f" (trial: float32 is {choice.ratio:.2f} times as fast as bf16)"
     accelerator = build_accelerator(mixed_precision=precision)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Write a folder of bad pictures, and of sound ones that look bad, with what must become of each in verdicts.json.
+"""Write a folder of bad images, and of sound ones that look bad, with what must become of each in verdicts.json.
 
-  python scripts/bad_pictures.py DIR
+  python scripts/bad_images.py DIR
   accel-flowers predict MODEL_DIR DIR                   # a row for each, exit code 1
 
 Nothing in it is dangerous to look at, but for programs that trust what a file says of itself: some files claim
@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.bad_pictures import write_corpus
+from tests.bad_images import write_corpus
 
 
 def main() -> int:

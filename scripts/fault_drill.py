@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Disturb training runs at random moments, resume them, and compare how they end with a run that nobody disturbed.
 
-Draws a few pictures, trains a tiny network with batch norm, dropout and a moving average on the CPU once without
+Draws a few images, trains a tiny network with batch norm, dropout and a moving average on the CPU once without
 disturbance, then again and again with them: while it starts, between steps, while a checkpoint is written. Each run is
 resumed with --resume auto until it is done; then weights, averages, optimizer, state, model and the lines of
 metrics.jsonl (without speed/*) must be bit-identical. Resumed on another number of processes (--resume-on; then with a

@@ -2,7 +2,7 @@
 """Train over a network of two machines, which this makes of two network namespaces and a virtual cable between them.
 
 Each machine has a launcher of its own with accelerate_configs/multi_node.yaml, one process on the CPU, gloo through
-the cable; both read one folder of pictures and share the run directory. Linux only; needs `ip`, `unshare` and
+the cable; both read one folder of images and share the run directory. Linux only; needs `ip`, `unshare` and
 `nsenter`, and root or the right to make user namespaces. All traffic stays inside the namespaces, which go with this
 program, however it ends. The parts:
 
@@ -172,7 +172,7 @@ class Trial:
 
     Args:
         machines: joined by the cable, which is whole again after each part.
-        root: folder for pictures, runs and logs, which both see.
+        root: folder for images, runs and logs, which both see.
     """
 
     def __init__(self, machines: tuple[Machine, Machine], root: Path) -> None:

@@ -1,7 +1,7 @@
-"""A folder of bad pictures, and of sound ones that look bad, each with what must become of it.
+"""A folder of bad images, and of sound ones that look bad, each with what must become of it.
 
 `write_corpus` makes it, always the same: class folders under `photos`, named after the kind of file, and beside them
-`unloadable`, whose names the loader of image folders cannot take. `scripts/bad_pictures.py` is its command line.
+`unloadable`, whose names the loader of image folders cannot take. `scripts/bad_images.py` is its command line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests import pictures
-from tests.conftest import draw_picture
-from tests.pictures import KINDS, ORIENTATION, png_chunk, save, scene
+from tests import images
+from tests.conftest import draw_image
+from tests.images import KINDS, ORIENTATION, png_chunk, save, scene
 
 REFUSED, ACCEPTED, IGNORED = "refused", "accepted", "ignored"
 Make = Callable[[Path], object]
@@ -33,7 +33,7 @@ class Verdict:
     """What must become of a file."""
 
     verdict: str
-    """refused: told by its name and the cause; accepted: a picture like any other; ignored: no picture by its name."""
+    """refused: told by its name and the cause; accepted: an image like any other; ignored: no image by its name."""
     because: str
     """What is special about the file."""
     words: str = ""
@@ -64,7 +64,7 @@ def write_corpus(root: Path) -> dict[str, Verdict]:
 
 def _all_files() -> Iterator[tuple[str, Make, Verdict]]:
     for kind, files in {
-        "jpeg": (*_jpegs(), *_jpegs_by_header(), *_not_pictures()),
+        "jpeg": (*_jpegs(), *_jpegs_by_header(), *_not_images()),
         "png": _pngs(),
         "webp": _webps(),
         "gif": _gifs(),
@@ -95,8 +95,8 @@ def _kind(name: str) -> bytes:
 
 
 def _drawn(number: int) -> bytes:
-    """A picture like no other."""
-    return save(draw_picture("rose", number), "PNG")
+    """An image like no other."""
+    return save(draw_image("rose", number), "PNG")
 
 
 def _cut(name: str, data: bytes, ending: str) -> Iterator[File]:
@@ -111,8 +111,8 @@ def _flipped(data: bytes, place: int, mask: int = 0xFF) -> bytes:
 
 
 def _textured(size: int = 64) -> Image.Image:
-    """A picture with something everywhere, so that its file has a middle."""
-    return draw_picture("tulip", 5, (size, size))
+    """An image with something everywhere, so that its file has a middle."""
+    return draw_image("tulip", 5, (size, size))
 
 
 def _jpegs() -> Iterator[File]:
@@ -130,13 +130,13 @@ def _jpegs() -> Iterator[File]:
     yield _accepted("CMYK.jpg", _kind("jpeg cmyk"), "print colours")
     yield _accepted("grey.JPEG", _kind("jpeg grey"), "one channel, and an ending in capitals")
     yield _accepted("progressive.jpe", progressive, "progressive")
-    yield _accepted("phone.JPG", save(scene(), "JPEG", exif=pictures.exif(6)), "held sideways")
+    yield _accepted("phone.JPG", save(scene(), "JPEG", exif=images.exif(6)), "held sideways")
     yield _accepted("no exif.jpg", save(scene(), "JPEG", exif=b"Exif\0\0garbage"), "broken EXIF")
     yield _accepted(
         "exif loop.jpg", save(scene(), "JPEG", exif=_exif(0x8769, 4, 1, 8)), "an EXIF block that leads to itself"
     )
     for value in (0, 9, 65535):
-        exif = pictures.exif(value)
+        exif = images.exif(value)
         yield _accepted(f"orientation {value}.jpg", save(scene(), "JPEG", exif=exif), "an orientation that is none")
     words = _exif(ORIENTATION, 2, 12, 26) + b"upside down\0"
     yield _accepted("orientation in words.jpg", save(scene(), "JPEG", exif=words), "a text for a number")
@@ -149,14 +149,12 @@ def _jpegs_by_header() -> Iterator[File]:
     whole = _kind("jpeg")
     quantization, huffman = whole.index(b"\xff\xdb"), whole.index(b"\xff\xc4")
     for width, height in ((65_500, 65_500), (13_400, 13_400)):
-        data = pictures.of_size(whole, width, height)
+        data = images.of_size(whole, width, height)
         yield _refused(f"{width} wide.jpg", data, "pixels allowed", "a few bytes that claim a giant")
-    yield _refused("0 high.jpg", pictures.of_size(whole, 48, 0), "JPEG file", "no height")
-    yield _accepted(
-        "larger than it is.jpg", pictures.of_size(whole, 640, 480), "ten times its pixels: the rest is grey"
-    )
-    yield _refused("a line.jpg", pictures.of_size(whole, 1, 20_000), "is a line", "resizing makes a giant of it")
-    data = pictures.without_segment(whole, b"\xff\xc0")
+    yield _refused("0 high.jpg", images.of_size(whole, 48, 0), "JPEG file", "no height")
+    yield _accepted("larger than it is.jpg", images.of_size(whole, 640, 480), "ten times its pixels: the rest is grey")
+    yield _refused("a line.jpg", images.of_size(whole, 1, 20_000), "is a line", "resizing makes a giant of it")
+    data = images.without_segment(whole, b"\xff\xc0")
     yield _refused("no frame.jpg", data, "JPEG file", "without the segment that tells its size")
     data = whole[: huffman + 5] + b"\xff" * 16 + whole[huffman + 21 :]
     yield _refused("huffman table.jpg", data, "JPEG file", "a table with impossible codes")
@@ -177,8 +175,8 @@ def _exif(tag: int, kind: int, count: int, value: int) -> bytes:
     return b"Exif\0\0II*\0" + struct.pack("<LHHHLLL", 8, 1, tag, kind, count, value, 8)
 
 
-def _not_pictures() -> Iterator[File]:
-    """What downloads and disguises leave under the name of a picture."""
+def _not_images() -> Iterator[File]:
+    """What downloads and disguises leave under the name of an image."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr(zipfile.ZipInfo("1.jpg"), b"x")
@@ -210,15 +208,15 @@ def _pngs() -> Iterator[File]:
     yield _refused("signature.png", whole[:8], "PNG file", "the first bytes alone")
     yield _refused("checksum of the header.png", _flipped(whole, 20, 1), "PNG file", "a size that its checksum denies")
     yield _refused("pixels.png", _flipped(whole, middle), "PNG file", "a byte of the pixels flipped")
-    broken = pictures.repaired_png(_flipped(whole, data_start + 4))
+    broken = images.repaired_png(_flipped(whole, data_start + 4))
     yield _refused("no zlib.png", broken, "PNG file", "pixels that are not compressed data, with a right checksum")
-    short = pictures.png_of_size(64, 64) + png_chunk(b"IEND", b"")
+    short = images.png_of_size(64, 64) + png_chunk(b"IEND", b"")
     yield _refused("too few pixels.png", short, "PNG file", "less data than its size needs")
     for width, height in ((30_000, 30_000), (2**31 - 1, 2**31 - 1)):
-        data = pictures.png_of_size(width, height)
+        data = images.png_of_size(width, height)
         yield _refused(f"{width} wide.png", data, "pixels allowed", "a few bytes that claim a giant")
     yield _refused("bomb.png", _png_bomb(20_000), "pixels allowed", "50 KB that unpack to 400 megapixels")
-    yield _refused("0 wide.png", pictures.png_of_size(0, 5), "width or height of zero", "no width")
+    yield _refused("0 wide.png", images.png_of_size(0, 5), "width or height of zero", "no width")
     yield _refused("a line.png", save(Image.new("L", (1, 20_000)), "PNG"), "is a line", "resizing makes a giant of it")
     bomb = zlib.compress(bytes(50_000_000), 9)
     for kind, content in {
@@ -226,7 +224,7 @@ def _pngs() -> Iterator[File]:
         "iTXt": b"Comment\0\1\0\0\0" + bomb,
         "iCCP": b"profile\0\0" + bomb,
     }.items():
-        data = pictures.png(pictures.corners(pictures.COLOURS), 2, png_chunk(kind.encode(), content))
+        data = images.png(images.corners(images.COLOURS), 2, png_chunk(kind.encode(), content))
         yield _refused(f"{kind}.png", data, "PNG file", "a text or profile that unpacks to 50 MB")
     palette = _kind("png palette")
     at = palette.index(b"PLTE") - 4
@@ -238,7 +236,7 @@ def _pngs() -> Iterator[File]:
         yield _accepted(f"{kind}.png", _kind(f"png {kind}"), f"a PNG of the kind {kind}")
     yield _accepted("no end.png", whole[:-12], "the mark of the end alone is missing")
     yield _accepted("1 pixel.PNG", save(Image.new("RGB", (1, 1), "blue"), "PNG"), "the smallest picture there is")
-    animation = pictures.png(pictures.corners(pictures.COLOURS), 2, png_chunk(b"acTL", bytes(8)))
+    animation = images.png(images.corners(images.COLOURS), 2, png_chunk(b"acTL", bytes(8)))
     yield _accepted("no frames.apng", animation, "an animation without frames: its picture is there")
 
 
@@ -273,7 +271,7 @@ def _gifs() -> Iterator[File]:
     yield from _cut("GIF", whole, ".gif")
     yield _refused("signature.gif", b"GIF89a", "GIF file", "the first bytes alone")
     yield _refused("no frames.gif", whole[:start] + b";", "GIF file", "an end without a picture")
-    huge = pictures.of_size(_kind("gif grey"), 65_535, 65_535)
+    huge = images.of_size(_kind("gif grey"), 65_535, 65_535)
     yield _refused("giant.gif", huge, "pixels allowed", "a few bytes that claim a giant")
     beyond = bytearray(_kind("gif grey"))
     frame = beyond.rindex(b",\0\0\0\0")
@@ -286,14 +284,14 @@ def _gifs() -> Iterator[File]:
 def _tiffs() -> Iterator[File]:
     whole = save(_textured(), "TIFF")
     packed = save(_textured(), "TIFF", compression="tiff_lzw")
-    plain = pictures.tiff(pictures.corners(pictures.GREYS), 1)
+    plain = images.tiff(images.corners(images.GREYS), 1)
     yield _refused("cut.tif", whole[: len(whole) // 2], "TIFF file", "cut short")
     yield _refused("cut lzw.tif", packed[: len(packed) // 2], "TIFF file", "compressed and cut short")
     yield _refused("header alone.tif", whole[:8], "TIFF file", "nothing behind the header")
     yield _refused("far.tif", b"II*\0\xff\xff\xff\xff", "TIFF file", "a directory four gigabytes away")
     many = b"II*\0" + struct.pack("<LH", 8, 65_535) + struct.pack("<HHLL", 256, 3, 1, 48) * 9
     yield _refused("many tags.tif", many, "TIFF file", "a directory of 65,535 tags, nine of them there")
-    yield _refused("giant.tif", pictures.of_size(plain, 60_000, 60_000), "pixels allowed", "claims a giant")
+    yield _refused("giant.tif", images.of_size(plain, 60_000, 60_000), "pixels allowed", "claims a giant")
     counts = plain.replace(struct.pack("<HHLL", 279, 4, 1, 48 * 32), struct.pack("<HHLL", 279, 4, 2**30, 8))
     yield _accepted("strips.tif", counts, "a billion strips, of which one holds all")
     sizes = packed.index(struct.pack("<HH", 279, 4)) + 8
@@ -301,12 +299,12 @@ def _tiffs() -> Iterator[File]:
     yield _refused("strip of gigabytes.tif", absurd, "TIFF file", "a compressed strip of four gigabytes")
     far = plain.replace(struct.pack("<HHL", 273, 4, 1), struct.pack("<HHL", 273, 2, 1))
     yield _refused("offset in words.tif", far, "TIFF file", "a text for a number")
-    depth = pictures.tiff(pictures.corners((0, 1, 2, 70_000), "int32"), 1)
+    depth = images.tiff(images.corners((0, 1, 2, 70_000), "int32"), 1)
     yield _refused("depth.tif", depth, "its grey values go from 0 to 70000", "values whose white nobody knows")
     end = struct.unpack_from("<H", plain, 8)[0] * 12 + 10
     loop = plain[:end] + struct.pack("<L", 8) + plain[end + 4 :]
     yield _accepted("loop.tif", loop, "a second page that is the first: only the first is read")
-    yield _accepted("odd tag.tif", pictures.tiff_with_odd_tag(), "a note that is longer than the file")
+    yield _accepted("odd tag.tif", images.tiff_with_odd_tag(), "a note that is longer than the file")
     for kind in ("tiff rgb16", "tiff cmyk", "tiff float to 1", "tiff pages", "tiff palette"):
         yield _accepted(f"{kind}.tiff", _kind(kind), f"a TIFF of the kind {kind}")
 
@@ -315,21 +313,21 @@ def _others() -> Iterator[File]:
     bmp = _kind("bmp")
     yield _refused("cut.bmp", bmp[: len(bmp) // 2], "BMP file", "cut short")
     yield _refused("header alone.bmp", bmp[:54], "BMP file", "no pixels behind the header")
-    yield _refused("giant.bmp", pictures.of_size(bmp, 2**31 - 1, 2**31 - 1), "pixels allowed", "claims a giant")
-    yield _refused("-48 wide.bmp", pictures.of_size(bmp, -48, 32), "pixels allowed", "a negative width")
-    rle = pictures.of_size(_kind("bmp rle"), 9000, 9000)
+    yield _refused("giant.bmp", images.of_size(bmp, 2**31 - 1, 2**31 - 1), "pixels allowed", "claims a giant")
+    yield _refused("-48 wide.bmp", images.of_size(bmp, -48, 32), "pixels allowed", "a negative width")
+    rle = images.of_size(_kind("bmp rle"), 9000, 9000)
     yield _refused("run-length.bmp", rle, "BMP file", "a thousand times less than its size needs")
     yield _refused("cut.ppm", _kind("ppm")[:200], "cut short", "cut short")
     yield _refused("giant.ppm", b"P6\n2147483647 2147483647\n255\n", "pixels allowed", "claims a giant")
     yield _refused("in words.ppm", b"P3\nmany lines\n255\n", "PPM file", "words for numbers")
     yield _refused("one of many.pbm", b"P1\n9000 9000\n1", "PPM file", "one of 81 million pixels")
-    yield _accepted("top down.bmp", pictures.of_size(bmp, 48, -32), "rows from the top, told by a negative height")
+    yield _accepted("top down.bmp", images.of_size(bmp, 48, -32), "rows from the top, told by a negative height")
     for kind in ("bmp palette", "bmp rle", "pgm16", "ppm plain"):
         yield _accepted(f"{kind}.{kind[:3]}", _kind(kind), f"a picture of the kind {kind}")
 
 
 def _not_files() -> Iterator[File]:
-    """What has the name of a picture and is no file."""
+    """What has the name of an image and is no file."""
     gone = Verdict(REFUSED, "a link to nothing", "not there|No such file")
     yield "folder.jpg", Path.mkdir, Verdict(REFUSED, "a folder", "a folder, not a picture|Is a directory")
     yield "broken link.jpg", lambda path: path.symlink_to("nowhere.jpg"), gone
@@ -343,8 +341,8 @@ def _not_files() -> Iterator[File]:
     )
     text = Verdict(REFUSED, "a link to a text outside of the folder", "not a JPEG")
     yield "text outside.jpg", lambda path: path.symlink_to("../../outside.txt"), text
-    picture = Verdict(ACCEPTED, "a link to a picture outside of the folder")
-    yield "picture outside.jpg", lambda path: path.symlink_to("../../outside.dat"), picture
+    image = Verdict(ACCEPTED, "a link to a picture outside of the folder")
+    yield "picture outside.jpg", lambda path: path.symlink_to("../../outside.dat"), image
     yield "giant.jpg", _write_giant, Verdict(REFUSED, "two gigabytes, most of them a hole", "larger than")
     if os.geteuid() != 0:  # who may read everything
         forbidden = Verdict(REFUSED, "a file that may not be read", "Permission denied")
@@ -369,7 +367,7 @@ ODD_NAMES = (
 
 
 def _names() -> Iterator[File]:
-    """Sound pictures with odd names; a bad one whose name would forge a line; and what is no picture by its name."""
+    """Sound images with odd names; a bad one whose name would forge a line; and what is no image by its name."""
     for number, name in enumerate(ODD_NAMES):
         yield _accepted(name, _drawn(100 + number), "an odd name")
     forged = "x.jpg: fine\nall pictures are fine.jpg"

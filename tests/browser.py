@@ -103,10 +103,10 @@ class Browser:
             self._rest += chunk
         line, self._rest = self._rest.split(b"\0", 1)
         message = json.loads(line)
-        self._note(message)
+        self._on_signal(message)
         return message
 
-    def _note(self, message: Any) -> None:
+    def _on_signal(self, message: Any) -> None:
         method, parameters = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":
             self.requests.append(parameters["request"]["url"])

@@ -1,4 +1,4 @@
-"""What several tests share: a small folder of pictures with three classes, and the environment of the libraries."""
+"""What several tests share: a small folder of images with three classes, and the environment of the libraries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = ("daisy", "rose", "tulip")
 COLOURS = {"daisy": (230, 230, 210), "rose": (200, 30, 60), "tulip": (240, 160, 30)}
 
 
-def draw_picture(name: str, number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
+def draw_image(name: str, number: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
     """A noisy patch in the colour of its class: learnable, and never twice the same."""
     noise = np.random.Generator(np.random.Philox(key=hash_of(name, number))).integers(-25, 26, (size[1], size[0], 3))
     return Image.fromarray(np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8))
@@ -40,7 +40,7 @@ def make_folder(root: Path, *, per_class: int = 10, classes: tuple[str, ...] = C
     for name in classes:
         (root / name).mkdir(parents=True)
         for number in range(per_class):
-            draw_picture(name, number).save(root / name / f"{number:02d}.png")
+            draw_image(name, number).save(root / name / f"{number:02d}.png")
     return root
 
 
@@ -71,7 +71,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three classes with ten pictures each."""
+    """Three classes with ten images each."""
     return make_folder(tmp_path / "photos")
 
 

@@ -15,7 +15,7 @@ from accel_flowers.config.schema import Config
 from accel_flowers.data.split import PARTS, Split, save_split
 from accel_flowers.metrics.classification import Predictions, summarize
 from accel_flowers.metrics.predictions import save_predictions
-from accel_flowers.models.saved import ModelCard, save_model
+from accel_flowers.models.saved import ModelSpec, save_model
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.tracking.run_dir import write_config
@@ -51,7 +51,7 @@ def make_run(
     """Write a run directory, and the photos that it names.
 
     Args:
-        per_part: pictures of each class in each part.
+        per_part: images of each class in each part.
         names: file names to use first, for hostile ones.
         draw: whether the photos are written.
         finished: whether the run has come to its end.
@@ -68,10 +68,8 @@ def make_run(
             if draw:
                 path = photos / folder / own
                 path.parent.mkdir(parents=True, exist_ok=True)
-                picture = np.random.default_rng(label * 1000 + place).integers(
-                    0, 256, (8 + place, 10, 3), dtype=np.uint8
-                )
-                Image.fromarray(picture).resize((60, 48 + place)).save(path)
+                image = np.random.default_rng(label * 1000 + place).integers(0, 256, (8 + place, 10, 3), dtype=np.uint8)
+                Image.fromarray(image).resize((60, 48 + place)).save(path)
     split = Split(class_names, split_parts, {"odd/é<b>.png": "cut short"}, (tuple(list(split_parts)[:2]),))
     save_split(split, run_dir / "split.json")
     recipe = tiny_recipe(**sections)
@@ -101,7 +99,7 @@ def make_run(
     }
     save_predictions(run_dir / "predictions.parquet", said, files, class_names)
     torch.manual_seed(seed)
-    card = ModelCard(
+    spec = ModelSpec(
         architecture="squeezenet1_1",
         class_names=class_names,
         transforms=({"Resize": {"size": [64, 64]}},),
@@ -111,5 +109,5 @@ def make_run(
         scores={part: {**summarize(said[part], class_names), "epoch": 2, "step": 4} for part in held_out},
     )
     network, _ = build_network("squeezenet1_1", len(class_names))
-    save_model(run_dir / "model", clean_state_dict(network), card)
+    save_model(run_dir / "model", clean_state_dict(network), spec)
     return run_dir

@@ -1,4 +1,4 @@
-"""Pictures made in memory: one small scene with four differently coloured corners, saved as every kind of file."""
+"""Images made in memory: one small scene with four differently coloured corners, saved as every kind of file."""
 
 import struct
 import zlib
@@ -44,26 +44,26 @@ def grey_scene() -> Image.Image:
 
 def cut_out() -> Image.Image:
     """The coloured scene, its upper left quarter transparent: what shows there is white, not the colour under it."""
-    picture = scene().convert("RGBA")
-    picture.putalpha(Image.fromarray(corners((0, 255, 255, 255))))
-    return picture
+    image = scene().convert("RGBA")
+    image.putalpha(Image.fromarray(corners((0, 255, 255, 255))))
+    return image
 
 
 def grey_cut_out() -> Image.Image:
     """The grey scene, its upper left quarter transparent."""
-    picture = grey_scene().convert("LA")
-    picture.putalpha(Image.fromarray(corners((0, 255, 255, 255))))
-    return picture
+    image = grey_scene().convert("LA")
+    image.putalpha(Image.fromarray(corners((0, 255, 255, 255))))
+    return image
 
 
 def check_no_lean(plain: Tensor, other: Tensor) -> None:
-    """See that two ways differ to both sides alike: no channel is brighter, none has more contrast, over all pictures.
+    """See that two ways differ to both sides alike: no channel is brighter, none has more contrast, over all images.
 
     A level up or down at random is nothing that a network could learn from; a lean would be.
 
     Args:
         plain: integers of 0..255, [B, 3, H, W].
-        other: the same pictures.
+        other: the same images.
     """
     lean = (other - plain).double().mean(dim=(0, 2, 3))
     contrast = other.double().std(dim=(0, 2, 3)) / plain.double().std(dim=(0, 2, 3))
@@ -71,10 +71,10 @@ def check_no_lean(plain: Tensor, other: Tensor) -> None:
     assert (contrast - 1).abs().max() < 1e-4, contrast
 
 
-def save(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """The bytes of a picture file of the kind that Pillow knows under this name."""
+def save(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The bytes of an image file of the kind that Pillow knows under this name."""
     buffer = BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -190,7 +190,7 @@ def of_size(data: bytes, width: int, height: int) -> bytes:
 
 
 def tiff_with_odd_tag() -> bytes:
-    """A sound picture with a tag of which Pillow warns: the name of the camera's maker, longer than the file."""
+    """A sound image with a tag of which Pillow warns: the name of the camera's maker, longer than the file."""
     sound = save(scene(), "TIFF", tiffinfo={MAKE: "A maker of cameras"})
     count = sound.index(struct.pack("<HHL", MAKE, 2, len("A maker of cameras") + 1)) + 4
     return sound[:count] + struct.pack("<L", 10**6) + sound[count + 4 :]
@@ -220,9 +220,9 @@ def _index_of_corner() -> int:
 
 
 def _palette_with_alpha() -> Image.Image:
-    picture = _palette()
-    picture.info["transparency"] = bytes(0 if entry == _index_of_corner() else 255 - (entry > 6) for entry in range(8))
-    return picture
+    image = _palette()
+    image.info["transparency"] = bytes(0 if entry == _index_of_corner() else 255 - (entry > 6) for entry in range(8))
+    return image
 
 
 DEEP = tuple(257 * grey for grey in GREYS)

@@ -19,7 +19,7 @@ PROGRAM = ["-m", "accel_flowers"]
 
 
 def tiny_recipe(**sections: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that trains in seconds on small pictures; sections given go over it.
+    """A recipe that trains in seconds on small images; sections given go over it.
 
     SqueezeNet has no batch norm, so one and two processes do the same arithmetic.
     """

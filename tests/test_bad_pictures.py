@@ -1,4 +1,4 @@
-"""A folder of bad pictures meets the decoder, a training and a prediction: each file gets the verdict it must get."""
+"""A folder of bad images meets the decoder, a training and a prediction: each file gets the verdict it must get."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.inference.outputs import RowOutput
-from accel_flowers.inference.predict import find_pictures, predict_files
+from accel_flowers.inference.predict import find_images, predict_files
 from accel_flowers.inspection.command import inspect_source
 from accel_flowers.inspection.text import in_words
-from tests.bad_pictures import ACCEPTED, REFUSED, Verdict, write_corpus
+from tests.bad_images import ACCEPTED, REFUSED, Verdict, write_corpus
 from tests.runs import PROJECT, write_recipe
 
 PROGRAM = """
@@ -82,7 +82,7 @@ def test_there_are_enough_of_each(corpus: dict[str, Verdict]) -> None:
 
 
 def test_decoder(root: Path, corpus: dict[str, Verdict], capfd: pytest.CaptureFixture[str]) -> None:
-    """Both ways of looking at a picture agree with the verdict, and none takes long."""
+    """Both ways of looking at an image agree with the verdict, and none takes long."""
     wrong = []
     for name, verdict in corpus.items():
         begun = time.monotonic()
@@ -210,7 +210,7 @@ def test_table_of_predictions_has_a_line_for_each(
     done: Run, root: Path, corpus: dict[str, Verdict], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No name adds a line, colours the terminal or turns what follows around."""
-    files = find_pictures([root / "photos/names"])
+    files = find_images([root / "photos/names"])
     with RowOutput(None, "table", calibrated=False, width=9) as output:
         for row in predict_files(done.directory / "model", files, top_k=1):
             output.write(row)

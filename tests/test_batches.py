@@ -1,4 +1,4 @@
-"""Batches: the right pictures under the right labels, and chance that belongs to the sample and the epoch alone."""
+"""Batches: the right images under the right labels, and chance that belongs to the sample and the epoch alone."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from accel_flowers.data.dataset import Batch, Pictures
+from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.loader import build_loader, each_batch
-from accel_flowers.data.sampler import EveryOnce, SampleKey, StepPlan, TrainStream
+from accel_flowers.data.sampler import BatchPlan, SampleKey, SequentialBatchSampler, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
-from accel_flowers.data.transforms.build import PictureTransform, build_transform
+from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.data.workers import local_cores, plan_workers
 from tests.conftest import make_folder
 
@@ -37,24 +37,24 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> ImageTable:
 
 
 def split_of(table: ImageTable) -> Split:
-    """Every third picture validates, one is in no part, the rest is trained on."""
+    """Every third image validates, one is in no part, the rest is trained on."""
     parts = {name: "val" if row % 3 == 0 else "train" for row, name in enumerate(table.files)}
     del parts["rose/02.png"]
     return Split(table.class_names, parts, {"rose/02.png": "blurred"})
 
 
-def pictures_of(table: ImageTable, specs: Sequence[Any] = AUGMENT, *, part: str = "train", seed: int = 0) -> Pictures:
+def images_of(table: ImageTable, specs: Sequence[Any] = AUGMENT, *, part: str = "train", seed: int = 0) -> ImageDataset:
     transform, _ = build_transform(specs, field="data.train_transforms")
-    return Pictures(table, part, split_of(table), transform, seed=seed)
+    return ImageDataset(table, part, split_of(table), transform, seed=seed)
 
 
 def keys(*samples: int, epoch: int = 0, micro_batch: int = 0) -> list[SampleKey]:
     return [SampleKey(sample, epoch, micro_batch) for sample in samples]
 
 
-def pixels_of(pictures: Pictures, sample: int, epoch: int = 0) -> Tensor:
-    """One picture, asked for alone."""
-    return pictures.__getitems__(keys(sample, epoch=epoch))["pixels"][0]
+def pixels_of(images: ImageDataset, sample: int, epoch: int = 0) -> Tensor:
+    """One image, asked for alone."""
+    return images.__getitems__(keys(sample, epoch=epoch))["pixels"][0]
 
 
 def all_equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
@@ -65,16 +65,16 @@ def all_equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
     )
 
 
-# --- which picture, which label
+# --- which image, which label
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_samples_of_a_part_are_its_files_in_order(part: str, table: ImageTable) -> None:
-    pictures = pictures_of(table, PLAIN, part=part)
+    images = images_of(table, PLAIN, part=part)
     files = split_of(table).files_of(part)
-    assert pictures.files == tuple(files)
-    assert len(pictures) == len(files) == len(pictures.labels)
-    batch = pictures.__getitems__(keys(*reversed(range(len(files))), micro_batch=7))
+    assert images.files == tuple(files)
+    assert len(images) == len(files) == len(images.labels)
+    batch = images.__getitems__(keys(*reversed(range(len(files))), micro_batch=7))
     assert batch["samples"].tolist() == list(reversed(range(len(files))))
     assert batch["micro_batch"] == 7
     assert (batch["pixels"].dtype, batch["labels"].dtype, batch["samples"].dtype) == (
@@ -90,10 +90,10 @@ def test_samples_of_a_part_are_its_files_in_order(part: str, table: ImageTable) 
 def test_labels_are_those_of_the_table(table: ImageTable) -> None:
     """As evaluation maps them to the classes of a model."""
     other = replace(table, labels=table.labels + 5)
-    assert torch.equal(pictures_of(other).labels, pictures_of(table).labels + 5)
+    assert torch.equal(images_of(other).labels, images_of(table).labels + 5)
 
 
-def test_pictures_come_upright_and_in_colour(tmp_path: Path) -> None:
+def test_images_come_upright_and_in_colour(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
         image = Image.new("L", (40, 20), 200)
@@ -101,27 +101,27 @@ def test_pictures_come_upright_and_in_colour(tmp_path: Path) -> None:
         exif[0x0112] = 6  # turned by a quarter
         image.save(tmp_path / name / "1.jpg", exif=exif)
     table = load_images(str(tmp_path))
-    pictures = Pictures(table, "val", Split(("a", "b"), dict.fromkeys(table.files, "val")), Shape(), seed=0)
-    assert pictures.__getitems__(keys(0, 1))["pixels"].flatten(1).tolist() == [[40, 20, 3]] * 2
+    images = ImageDataset(table, "val", Split(("a", "b"), dict.fromkeys(table.files, "val")), Shape(), seed=0)
+    assert images.__getitems__(keys(0, 1))["pixels"].flatten(1).tolist() == [[40, 20, 3]] * 2
 
 
-class Shape(PictureTransform):
-    """A transform that makes the picture's height, width and channels."""
+class Shape(ImageTransform):
+    """A transform that makes the image's height, width and channels."""
 
     def __init__(self) -> None:
         super().__init__([])
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        return torch.tensor(np.asarray(picture).shape, dtype=torch.uint8).view(3, 1, 1)
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.tensor(np.asarray(image).shape, dtype=torch.uint8).view(3, 1, 1)
 
 
-def test_picture_that_broke_during_the_run_is_named(tmp_path: Path) -> None:
+def test_image_that_broke_during_the_run_is_named(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "photos", per_class=6)
-    pictures = pictures_of(load_images(str(folder)))
-    place = pictures.files.index("rose/04.png")
+    images = images_of(load_images(str(folder)))
+    place = images.files.index("rose/04.png")
     (folder / "rose/04.png").write_bytes(b"")
-    assert pixels_of(pictures, place - 1).shape == (3, 16, 16)
-    error = pictures.__getitems__(keys(place))
+    assert pixels_of(images, place - 1).shape == (3, 16, 16)
+    error = images.__getitems__(keys(place))
     assert isinstance(error, BadImageError)
     assert str(error).endswith("rose/04.png: the file is empty")
 
@@ -130,41 +130,41 @@ def test_picture_that_broke_during_the_run_is_named(tmp_path: Path) -> None:
 
 
 def test_same_key_same_pixels_whatever_was_drawn_before(table: ImageTable) -> None:
-    pictures = pictures_of(table)
-    first = [pixels_of(pictures, sample) for sample in range(len(pictures))]
+    images = images_of(table)
+    first = [pixels_of(images, sample) for sample in range(len(images))]
     for number in (1, 2):
         torch.manual_seed(number)
         np.random.seed(number)
         random.seed(number)
-        assert all(torch.equal(pixels_of(pictures, sample), pixels) for sample, pixels in enumerate(first))
+        assert all(torch.equal(pixels_of(images, sample), pixels) for sample, pixels in enumerate(first))
 
 
 def test_same_key_same_pixels_whatever_else_is_in_the_batch(table: ImageTable) -> None:
-    pictures = pictures_of(table)
-    alone = [pixels_of(pictures, sample) for sample in range(len(pictures))]
-    for samples in ([0, 1, 2, 3], [3, 2, 1, 0], [5, 3, 5], list(range(len(pictures)))):
-        batch = pictures.__getitems__(keys(*samples, micro_batch=9))
+    images = images_of(table)
+    alone = [pixels_of(images, sample) for sample in range(len(images))]
+    for samples in ([0, 1, 2, 3], [3, 2, 1, 0], [5, 3, 5], list(range(len(images)))):
+        batch = images.__getitems__(keys(*samples, micro_batch=9))
         for sample, pixels in zip(samples, batch["pixels"], strict=True):
             assert torch.equal(pixels, alone[sample])
 
 
 def test_one_batch_may_hold_two_epochs(table: ImageTable) -> None:
     """At the seam of two epochs a sample can even come twice."""
-    pictures = pictures_of(table)
-    batch = pictures.__getitems__(keys(4, epoch=0) + keys(4, epoch=1))
-    assert torch.equal(batch["pixels"][0], pixels_of(pictures, 4, epoch=0))
-    assert torch.equal(batch["pixels"][1], pixels_of(pictures, 4, epoch=1))
+    images = images_of(table)
+    batch = images.__getitems__(keys(4, epoch=0) + keys(4, epoch=1))
+    assert torch.equal(batch["pixels"][0], pixels_of(images, 4, epoch=0))
+    assert torch.equal(batch["pixels"][1], pixels_of(images, 4, epoch=1))
     assert not torch.equal(batch["pixels"][0], batch["pixels"][1])
 
 
 def test_chance_differs_between_epochs_samples_and_seeds(tmp_path: Path) -> None:
-    """Of one and the same picture under several names, no two results are equal."""
+    """Of one and the same image under several names, no two results are equal."""
     folder = make_folder(tmp_path / "photos", per_class=6)
-    for picture in folder.glob("*/*"):
-        picture.write_bytes((folder / "rose/00.png").read_bytes())
+    for image in folder.glob("*/*"):
+        image.write_bytes((folder / "rose/00.png").read_bytes())
     table = load_images(str(folder))
     results = [
-        pixels_of(pictures_of(table, seed=seed), sample, epoch).numpy().tobytes()
+        pixels_of(images_of(table, seed=seed), sample, epoch).numpy().tobytes()
         for seed in (0, 1)
         for sample in range(5)
         for epoch in range(5)
@@ -173,35 +173,37 @@ def test_chance_differs_between_epochs_samples_and_seeds(tmp_path: Path) -> None
 
 
 def test_without_chance_epochs_do_not_differ(table: ImageTable) -> None:
-    pictures = pictures_of(table, PLAIN)
-    assert torch.equal(pixels_of(pictures, 3, epoch=0), pixels_of(pictures, 3, epoch=9))
+    images = images_of(table, PLAIN)
+    assert torch.equal(pixels_of(images, 3, epoch=0), pixels_of(images, 3, epoch=9))
 
 
 # --- loaders
 
 
 def test_loader_yields_the_batches_of_the_stream(table: ImageTable) -> None:
-    pictures = pictures_of(table)
-    stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=4, micro_batch_size=2), seed=3)
-    batches = list(each_batch(build_loader(pictures, stream, num_workers=0, pin_memory=False)))
-    assert all_equal(batches, [pictures.__getitems__(batch) for batch in stream])
+    images = images_of(table)
+    stream = StreamBatchSampler(BatchPlan(len(images), epochs=2, global_batch_size=4, micro_batch_size=2), seed=3)
+    batches = list(each_batch(build_loader(images, stream, num_workers=0, pin_memory=False)))
+    assert all_equal(batches, [images.__getitems__(batch) for batch in stream])
     assert [batch["micro_batch"] for batch in batches] == list(range(len(stream)))
 
 
-def test_evaluation_loader_shows_every_picture_once(table: ImageTable) -> None:
-    pictures = pictures_of(table, PLAIN, part="val")
-    batches = list(each_batch(build_loader(pictures, EveryOnce(len(pictures), 4), num_workers=0, pin_memory=False)))
+def test_evaluation_loader_shows_every_image_once(table: ImageTable) -> None:
+    images = images_of(table, PLAIN, part="val")
+    batches = list(
+        each_batch(build_loader(images, SequentialBatchSampler(len(images), 4), num_workers=0, pin_memory=False))
+    )
     assert [len(batch["samples"]) for batch in batches] == [4, 2]
     assert torch.cat([batch["samples"] for batch in batches]).tolist() == list(range(6))
-    assert torch.equal(torch.cat([batch["labels"] for batch in batches]), pictures.labels)
+    assert torch.equal(torch.cat([batch["labels"] for batch in batches]), images.labels)
 
 
 @pytest.mark.multiprocess
 def test_workers_change_nothing(table: ImageTable) -> None:
-    pictures = pictures_of(table)
-    stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=4), seed=3)
+    images = images_of(table)
+    stream = StreamBatchSampler(BatchPlan(len(images), epochs=2, global_batch_size=4), seed=3)
     batches = {
-        workers: list(each_batch(build_loader(pictures, stream, num_workers=workers, pin_memory=False)))
+        workers: list(each_batch(build_loader(images, stream, num_workers=workers, pin_memory=False)))
         for workers in (0, 2)
     }
     assert len(batches[0]) == len(stream)
@@ -234,7 +236,7 @@ def test_processes_of_a_machine_share_its_cores(processes: int, expected: int, m
 
 
 def test_the_rate_of_loading_is_what_a_clock_says(table: ImageTable) -> None:
-    pictures = pictures_of(table)
+    images = images_of(table)
     begun = time.perf_counter()
-    rate = pictures.rate(8)
+    rate = images.rate(8)
     assert rate >= 8 / (time.perf_counter() - begun)

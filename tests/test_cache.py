@@ -1,4 +1,4 @@
-"""Decoded pictures: the same pixels as their files, written once, never out of date, bounded, mended where damaged."""
+"""Decoded images: the same pixels as their files, written once, never out of date, bounded, mended where damaged."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data import cache as cache_module
-from accel_flowers.data.cache import DecodedPictures, NoCache, cache_key, open_cache
-from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.cache import DecodedImages, NoCache, cache_key, open_cache
+from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image
 from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.sources.load import load_images
@@ -25,7 +25,7 @@ from accel_flowers.data.split import Split
 from accel_flowers.data.table import content_digest
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.training.train import train
-from tests.conftest import CLASSES, draw_picture, make_folder
+from tests.conftest import CLASSES, draw_image, make_folder
 from tests.ranks import finish
 from tests.runs import metrics, tiny_config, write_recipe
 
@@ -33,7 +33,7 @@ GIB = 2**30
 
 
 def write_mixed_folder(root: Path) -> Path:
-    """Three classes of pictures of several kinds and sizes."""
+    """Three classes of images of several kinds and sizes."""
     turned = Image.Exif()
     turned[0x0112] = 6
     kinds: list[tuple[str, str, dict[str, object]]] = [
@@ -44,13 +44,13 @@ def write_mixed_folder(root: Path) -> Path:
         (root / name).mkdir(parents=True)
         for number in range(2 * len(kinds)):
             ending, mode, options = kinds[number % len(kinds)]
-            picture = draw_picture(name, number, (40 + 3 * number, 60 - 2 * number)).convert(mode)
-            picture.save(root / name / f"{number:02d}.{ending}", **options)
+            image = draw_image(name, number, (40 + 3 * number, 60 - 2 * number)).convert(mode)
+            image.save(root / name / f"{number:02d}.{ending}", **options)
     return root
 
 
 class Encoded:
-    """Encoded pictures of a folder, which counts how often they are read."""
+    """Encoded images of a folder, which counts how often they are read."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -65,7 +65,7 @@ class Encoded:
         self.reads += 1
         return self.files[number].read_bytes()
 
-    def open(self, root: Path, *, max_bytes: int = GIB) -> tuple[DecodedPictures, bool]:
+    def open(self, root: Path, *, max_bytes: int = GIB) -> tuple[DecodedImages, bool]:
         return open_cache(root, self.names, self.contents, self.read, max_bytes=max_bytes)
 
 
@@ -126,7 +126,7 @@ def test_what_changes_the_pixels_changes_the_cache(
     assert cache_key(encoded.contents) != before
 
 
-def test_a_picture_that_changes_meanwhile_is_told(encoded: Encoded, tmp_path: Path) -> None:
+def test_a_image_that_changes_meanwhile_is_told(encoded: Encoded, tmp_path: Path) -> None:
     contents = encoded.contents
     shutil.copy(encoded.files[1], encoded.files[0])
     with pytest.raises(UserError, match=rf"{encoded.names[0]} is not what it was"):
@@ -134,13 +134,13 @@ def test_a_picture_that_changes_meanwhile_is_told(encoded: Encoded, tmp_path: Pa
     assert not list((tmp_path / "cache").glob("*.part")), "nothing half made is left"
 
 
-def test_a_picture_that_cannot_be_decoded_is_named(encoded: Encoded, tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_decoded_is_named(encoded: Encoded, tmp_path: Path) -> None:
     encoded.files[2].write_bytes(b"no picture")
     with pytest.raises(BadImageError, match=encoded.names[2]):
         encoded.open(tmp_path / "cache")
 
 
-def test_pictures_that_are_left_out_are_not_decoded(encoded: Encoded, tmp_path: Path) -> None:
+def test_images_that_are_left_out_are_not_decoded(encoded: Encoded, tmp_path: Path) -> None:
     contents = ["" if number == 3 else content for number, content in enumerate(encoded.contents)]
     encoded.files[3].unlink()
     decoded, _ = open_cache(tmp_path / "cache", encoded.names, contents, encoded.read, max_bytes=GIB)
@@ -149,7 +149,7 @@ def test_pictures_that_are_left_out_are_not_decoded(encoded: Encoded, tmp_path: 
     assert decoded.pixels(4) is not None
 
 
-def flip_bytes_of_first_picture(folder: Path) -> None:
+def flip_bytes_of_first_image(folder: Path) -> None:
     with (folder / "pixels").open("r+b") as file:
         file.write(bytes(255 - byte for byte in file.read(1)))
 
@@ -169,9 +169,9 @@ def test_a_damaged_cache_is_made_anew(damage: Callable[[Path], None], encoded: E
     assert all(again.pixels(number) is not None for number in range(len(encoded.files)))
 
 
-def test_a_damaged_picture_is_noticed_and_the_cache_made_anew(encoded: Encoded, tmp_path: Path) -> None:
+def test_a_damaged_image_is_noticed_and_the_cache_made_anew(encoded: Encoded, tmp_path: Path) -> None:
     decoded, _ = encoded.open(tmp_path / "cache")
-    flip_bytes_of_first_picture(decoded.folder)
+    flip_bytes_of_first_image(decoded.folder)
     damaged, made = encoded.open(tmp_path / "cache")
     assert not made
     assert damaged.pixels(0) is None
@@ -190,7 +190,7 @@ def test_it_takes_no_more_than_it_may(encoded: Encoded, tmp_path: Path) -> None:
 def test_the_longest_unused_gives_way_and_what_is_used_stays(encoded: Encoded, tmp_path: Path) -> None:
     root = tmp_path / "cache"
     caches = []
-    for number in range(3):  # three sets of pictures, of which the last is used longest ago
+    for number in range(3):  # three sets of images, of which the last is used longest ago
         encoded.files[0].write_bytes(encoded.files[0].read_bytes() + b"\0")
         decoded, _ = encoded.open(root)
         os.utime(decoded.folder, (100 - number, 100 - number))
@@ -273,13 +273,13 @@ def test_batches_are_the_same_from_files_and_cache(tmp_path: Path) -> None:
     table = load_images(str(folder))
     encoded = Encoded(folder)
     decoded, _ = encoded.open(tmp_path / "cache")
-    flip_bytes_of_first_picture(decoded.folder)
+    flip_bytes_of_first_image(decoded.folder)
     split = Split(table.class_names, dict.fromkeys(table.files, "train"))
     colour = {"ColorJitter": {"hue": 0.1}}
     for specs in ([{"RandomResizedCrop": {"size": 24}}, colour], [colour, {"Resize": {"size": [24, 24]}}]):
         transform, _ = build_transform(specs, field="test")
-        from_files = Pictures(table, "train", split, transform, seed=1)
-        from_cache = Pictures(table, "train", split, transform, seed=1, decoded=decoded)
+        from_files = ImageDataset(table, "train", split, transform, seed=1)
+        from_cache = ImageDataset(table, "train", split, transform, seed=1, decoded=decoded)
         for epoch in range(3):
             keys = [SampleKey(sample, epoch, 0) for sample in range(len(table.files))]
             one, other = from_files.__getitems__(keys), from_cache.__getitems__(keys)

@@ -70,7 +70,7 @@ def test_temperature_mends_what_it_can() -> None:
     assert after < 0.04 < 0.1 < before
 
 
-def test_a_temperature_that_pictures_do_not_tell_is_none() -> None:
+def test_a_temperature_that_images_do_not_tell_is_none() -> None:
     probabilities = np.array([[0.6, 0.4], [0.3, 0.7]])
     assert fit_temperature(probabilities, np.array([0, 1])) is None  # all right: ever surer is ever better
     assert fit_temperature(probabilities, np.array([1, 0])) is None  # all wrong: ever more modest is ever better
@@ -95,5 +95,5 @@ def test_chance_explains_the_error_of_a_true_model_and_not_that_of_a_boaster() -
     assert expected_calibration_error(true, labels) < np.percentile(chance_errors(true), 95)
     assert expected_calibration_error(boasting, labels) > np.percentile(chance_errors(boasting), 95)
     one = chance_errors(np.array([[0.75, 0.25]]), num_draws=2000)
-    assert sorted(set(one.round(6))) == [0.25, 0.75]  # one picture: right or wrong
+    assert sorted(set(one.round(6))) == [0.25, 0.75]  # one image: right or wrong
     assert (one == 0.25).mean() == pytest.approx(0.75, abs=0.03)

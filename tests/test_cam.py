@@ -1,4 +1,4 @@
-"""Where a network looked: the right layer of every family, the right place in a picture, a fallback where there is none."""
+"""Where a network looked: the right layer of every family, the right place in an image, a fallback where there is none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.saved import ModelCard, SavedModel
+from accel_flowers.models.saved import ModelSpec, SavedModel
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.report.cam import explain, last_feature_map, overlay
 
@@ -33,12 +33,12 @@ def saved(name: str, size: int = 64) -> SavedModel:
     torch.manual_seed(0)
     network = build_network(name, 3)[0].eval()
     specs = ({"Resize": {"size": [size, size]}},)
-    card = ModelCard(architecture=name, class_names=("a", "b", "c"), transforms=specs, mean=(0.5,) * 3, std=(0.25,) * 3)
-    normalizer = Normalizer(card.mean, card.std, channels_last=wants_channels_last(network))
-    return SavedModel(card, network, build_transform(specs, field="here")[0], normalizer)
+    spec = ModelSpec(architecture=name, class_names=("a", "b", "c"), transforms=specs, mean=(0.5,) * 3, std=(0.25,) * 3)
+    normalizer = Normalizer(spec.mean, spec.std, channels_last=wants_channels_last(network))
+    return SavedModel(spec, network, build_transform(specs, field="here")[0], normalizer)
 
 
-def pictures(count: int) -> list[Image.Image]:
+def images(count: int) -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 256, (50, 70, 3), dtype=np.uint8)) for _ in range(count)]
 
@@ -48,8 +48,8 @@ def check_layer(name: str, expected: str | None, size: int) -> None:
     example = model.normalizer(torch.zeros((1, 3, size, size), dtype=torch.uint8))
     found = last_feature_map(model.network, example)
     assert found == expected
-    result = explain(model, pictures(2), [0, 2])
-    assert [picture.size for picture in result.pictures] == [(size, size)] * 2
+    result = explain(model, images(2), [0, 2])
+    assert [image.size for image in result.images] == [(size, size)] * 2
     assert (f"({found})" in result.method) if found else "no convolutional feature map" in result.method
 
 
@@ -64,13 +64,13 @@ def test_last_feature_map_of_more_families(name: str, expected: str | None) -> N
     check_layer(name, expected, 224)
 
 
-def test_every_picture_of_several_batches_is_explained() -> None:
-    assert len(explain(saved("squeezenet1_1"), pictures(19), [1] * 19).pictures) == 19
-    assert explain(saved("squeezenet1_1"), [], []).pictures == ()
+def test_every_image_of_several_batches_is_explained() -> None:
+    assert len(explain(saved("squeezenet1_1"), images(19), [1] * 19).images) == 19
+    assert explain(saved("squeezenet1_1"), [], []).images == ()
 
 
 class Corner(nn.Module):
-    """Says "0" for what is bright in a picture's upper left; two convolutions, as a real network has more than one."""
+    """Says "0" for what is bright in an image's upper left; two convolutions, as a real network has more than one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,13 +94,13 @@ def test_the_layer_lies_where_the_evidence_is() -> None:
     model = saved("squeezenet1_1")
     black = np.zeros((64, 64, 3), dtype=np.uint8)
     black[8:24, 8:24] = 255
-    model = SavedModel(model.card, Corner(), model.transform, model.normalizer)
-    found = np.asarray(explain(model, [Image.fromarray(black)], [0]).pictures[0]).astype(int)
+    model = SavedModel(model.spec, Corner(), model.transform, model.normalizer)
+    found = np.asarray(explain(model, [Image.fromarray(black)], [0]).images[0]).astype(int)
     colour = np.ptp(found, axis=2)  # grey where nothing spoke for the answer
     assert colour[10:22, 10:22].mean() > 60
     assert colour[40:, 40:].mean() < 5
 
 
-def test_a_layer_of_no_heat_leaves_a_grey_picture() -> None:
+def test_a_layer_of_no_heat_leaves_a_grey_image() -> None:
     found = np.asarray(overlay(torch.full((3, 8, 8), 128, dtype=torch.uint8), torch.zeros(8, 8)))
     assert (np.ptp(found, axis=2) == 0).all()

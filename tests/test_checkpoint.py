@@ -119,18 +119,18 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
     for place, (value, is_best) in enumerate(zip(values, bests, strict=True), start=1):
         state.step = 10 * place
         best = place if is_best else best
-        assert state.take(value, epoch=place, lower_is_better=lower_is_better) is is_best
+        assert state.update_best(value, epoch=place, lower_is_better=lower_is_better) is is_best
         assert asdict(state) == {
             "step": 10 * place,
             "best_value": values[best - 1],
             "best_epoch": best,
             "best_step": 10 * best,
-            "epochs_without_gain": place - best,
+            "epochs_since_improvement": place - best,
             "epochs_scored": place,
             "skipped_steps": 0,
             "rollbacks": 0,
             "micro_batch_size": None,
-            "unread_losses": [],
+            "pending_losses": [],
         }
 
 
@@ -181,11 +181,11 @@ def test_a_run_directory_can_be_moved(training: Training, tmp_path: Path) -> Non
 
 def test_state_weights_and_optimizer_come_back(training: Training, accelerator: Accelerator) -> None:
     training.step(3)
-    training.state.take(0.5, epoch=1, lower_is_better=True)
+    training.state.update_best(0.5, epoch=1, lower_is_better=True)
     training.save()
     best = weights(training.network)
     training.step(2)
-    training.state.unread_losses = [[0.1 + 0.2, 0.7]]
+    training.state.pending_losses = [[0.1 + 0.2, 0.7]]
     training.save()
 
     again = begin(training.root.parent, accelerator, seed=1)
@@ -278,12 +278,12 @@ def test_what_is_written_is_the_step_at_which_it_was_begun(
         save_file(*of, **how)
 
     training.step(2)
-    training.state.take(0.5, epoch=1, lower_is_better=True)
+    training.state.update_best(0.5, epoch=1, lower_is_better=True)
     before = copy.deepcopy((weights(training.network), training.optimizer.state_dict(), training.state))
     monkeypatch.setattr(checkpoint, "save_file", save_later)
     training.checkpoints.save(training.network, training.optimizer, training.state)
     training.step(3)
-    training.state.take(0.4, epoch=2, lower_is_better=True)
+    training.state.update_best(0.4, epoch=2, lower_is_better=True)
     assert not training.links(), "it is still being written"
     may_write.set()
 

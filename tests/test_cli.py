@@ -18,7 +18,7 @@ from accel_flowers import __version__
 from accel_flowers.cli.main import main
 from accel_flowers.config.loading import load_recipe, recipe_names
 from accel_flowers.config.schema import Config
-from tests.conftest import draw_picture
+from tests.conftest import draw_image
 from tests.runs import run_program
 
 COMMANDS = ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download")
@@ -184,7 +184,7 @@ def test_a_mistake_that_a_command_finds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
-    draw_picture("rose", 0).save("photos/1.png")
+    draw_image("rose", 0).save("photos/1.png")
     code, out, err = run(capsys, *words)
     assert (code, out) == (2, "")
     assert err.startswith(f"accel-flowers: {told}")

@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from accel_flowers.cli import main as cli
 from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.core.yaml_text import parse_yaml
-from accel_flowers.models.saved import load_card
+from accel_flowers.models.saved import load_spec
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.tracking.scored import draw_matrix
 from tests.conftest import make_folder
@@ -102,7 +102,7 @@ def test_axes_and_bests(wandb_records: list[dict[str, Any]], killed: Path) -> No
     assert {"best/epoch", "best/step", "test/accuracy"} <= set(summary)
 
 
-def test_tables_and_pictures(wandb_records: list[dict[str, Any]], killed: Path) -> None:
+def test_tables_and_images(wandb_records: list[dict[str, Any]], killed: Path) -> None:
     rows = [row for row in history(wandb_records) if "val/worst_pictures.path" in row]
     steps = [row["step"] for row in rows]
     ends = [line["step"] for line in read_metrics(killed / "metrics.jsonl") if "val/loss" in line]
@@ -114,10 +114,8 @@ def test_tables_and_pictures(wandb_records: list[dict[str, Any]], killed: Path) 
     losses = [row[5] for row in table["data"]]
     assert losses == sorted(losses, reverse=True)
     table_artifacts = [each for each in artifacts(wandb_records) if "worst_pictures" in each["name"]]
-    pictures = [
-        entry["path"] for entry in table_artifacts[-1]["manifest"]["contents"] if entry["path"].endswith(".jpg")
-    ]
-    assert len(set(pictures)) == len(table["data"])
+    images = [entry["path"] for entry in table_artifacts[-1]["manifest"]["contents"] if entry["path"].endswith(".jpg")]
+    assert len(set(images)) == len(table["data"])
     per_class = json.loads(media[Path(rows[-1]["val/per_class.path"]).name].read_text())
     assert [row[0] for row in per_class["data"]] == ["daisy", "rose", "tulip"]
     assert any("confusion_matrix" in name for row in rows for name in row)
@@ -134,7 +132,7 @@ def test_artifact_holds_the_model(wandb_records: list[dict[str, Any]], killed: P
     best = next(artifact for artifact in models if "best" in artifact["aliases"])
     names = {entry["path"] for entry in best["manifest"]["contents"]}
     assert names == {"config.json", "model.safetensors"}
-    assert load_card(killed / "model").scores
+    assert load_spec(killed / "model").scores
 
 
 def test_tensorboard_shows_each_step_once(killed: Path) -> None:

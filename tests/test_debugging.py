@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.split import PARTS, Split, load_split, thin_out
+from accel_flowers.data.split import PARTS, Split, load_split, subsample_split
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import finish
@@ -29,7 +29,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_thinning_keeps_classes_in_proportion(counts: list[int], size: int, seed: int) -> None:
     labels = {f"{label}/{number}": label for label, count in enumerate(counts) for number in range(count)}
     whole = Split(tuple("abcd"[: len(counts)]), dict.fromkeys(labels, "train") | {"0/0": "val"})
-    thin = thin_out(whole, labels, {"train": size}, seed=seed, cause="because")
+    thin = subsample_split(whole, labels, {"train": size}, seed=seed, cause="because")
     assert thin.files_of("val") == ["0/0"]
     assert thin.parts.keys() | thin.left_out.keys() == whole.parts.keys()
     assert not thin.parts.keys() & thin.left_out.keys()
@@ -43,7 +43,7 @@ def test_thinning_keeps_classes_in_proportion(counts: list[int], size: int, seed
         else:
             assert 1 <= kept <= of_class
             assert abs(kept - min(1, size / len(files)) * of_class) <= 1
-    assert thin == thin_out(whole, labels, {"train": size}, seed=seed, cause="because")
+    assert thin == subsample_split(whole, labels, {"train": size}, seed=seed, cause="because")
 
 
 def test_fast_dev_run_sees_every_stage(photos: Path, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_subset_is_listed_and_resumed(photos: Path, tmp_path: Path) -> None:
     assert load_split(tmp_path / "run/split.json") == split
 
 
-def test_overfitting_learns_its_few_pictures(photos: Path, tmp_path: Path) -> None:
+def test_overfitting_learns_its_few_images(photos: Path, tmp_path: Path) -> None:
     sections = {
         "debug": {"overfit_batches": 1},
         "train": {"epochs": 40, "best_metric": "loss"},

@@ -1,4 +1,4 @@
-"""Every kind of picture comes out upright, RGB and with the right colours; everything else is refused by name."""
+"""Every kind of image comes out upright, RGB and with the right colours; everything else is refused by name."""
 
 import contextlib
 import os
@@ -29,8 +29,8 @@ from accel_flowers.data.decoding.pillow import (
     decode_image,
     verify_image,
 )
-from tests import pictures
-from tests.pictures import COLOURS, HEIGHT, KINDS, WIDTH
+from tests import images
+from tests.images import COLOURS, HEIGHT, KINDS, WIDTH
 
 # Where the four corners of the upright scene lie in the file, by EXIF orientation: what a camera stores.
 STORED = {
@@ -59,11 +59,11 @@ def _no_traces() -> Iterator[None]:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def assert_shows(picture: Image.Image, colours: object, tolerance: int) -> None:
+def assert_shows(image: Image.Image, colours: object, tolerance: int) -> None:
     """Upright RGB, each quarter (but for its rim, where lossy formats ring) within the tolerance of its colour."""
-    assert picture.mode == "RGB"
-    assert picture.size == (WIDTH, HEIGHT)
-    difference = np.abs(np.asarray(picture).astype(int) - pictures.corners(colours))
+    assert image.mode == "RGB"
+    assert image.size == (WIDTH, HEIGHT)
+    difference = np.abs(np.asarray(image).astype(int) - images.corners(colours))
     inside = np.zeros((HEIGHT, WIDTH), bool)
     inside[4:12, 4:20] = inside[4:12, 28:44] = inside[20:28, 4:20] = inside[20:28, 28:44] = True
     assert difference[inside].max() <= tolerance
@@ -72,7 +72,7 @@ def assert_shows(picture: Image.Image, colours: object, tolerance: int) -> None:
 def stored(orientation: int) -> Image.Image:
     """The scene as a camera held sideways stores it along with this orientation."""
     turn = STORED[orientation]
-    return pictures.scene() if turn is None else pictures.scene().transpose(turn)
+    return images.scene() if turn is None else images.scene().transpose(turn)
 
 
 def cause_of(data: bytes, name: str = "folder/rose.jpg") -> str:
@@ -89,18 +89,18 @@ def cause_of(data: bytes, name: str = "folder/rose.jpg") -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_shows_the_scene(kind: str, corpus: dict[str, bytes]) -> None:
     _, colours, tolerance = KINDS[kind]
-    picture = decode_image(corpus[kind], kind)
-    assert_shows(picture, colours, tolerance)
-    assert type(picture) is Image.Image
-    assert not picture.info
+    image = decode_image(corpus[kind], kind)
+    assert_shows(image, colours, tolerance)
+    assert type(image) is Image.Image
+    assert not image.info
     info = verify_image(corpus[kind], kind)
     assert (info.width, info.height) == (WIDTH, HEIGHT)
 
 
 def test_info() -> None:
-    data = pictures.save(stored(6).convert("CMYK"), "JPEG", exif=pictures.exif(6))
+    data = images.save(stored(6).convert("CMYK"), "JPEG", exif=images.exif(6))
     assert verify_image(data, "rose.jpg") == ImageInfo(WIDTH, HEIGHT, "CMYK", "JPEG")
-    png = pictures.save(pictures.cut_out(), "PNG")
+    png = images.save(images.cut_out(), "PNG")
     assert verify_image(png, "rose.png") == ImageInfo(WIDTH, HEIGHT, "RGBA", "PNG")
 
 
@@ -116,10 +116,10 @@ def test_info() -> None:
     ],
 )
 def test_orientation(kind: str, options: dict[str, object], orientation: int) -> None:
-    data = pictures.save(stored(orientation), kind, exif=pictures.exif(orientation), **options)
-    picture = decode_image(data, "rose")
-    assert_shows(picture, COLOURS, 6)
-    assert picture.getexif().get(pictures.ORIENTATION, 1) == 1  # or the next reader turns it again
+    data = images.save(stored(orientation), kind, exif=images.exif(orientation), **options)
+    image = decode_image(data, "rose")
+    assert_shows(image, COLOURS, 6)
+    assert image.getexif().get(images.ORIENTATION, 1) == 1  # or the next reader turns it again
     info = verify_image(data, "rose")
     assert (info.width, info.height) == (WIDTH, HEIGHT)
 
@@ -130,7 +130,7 @@ def test_orientation_in_both_byte_orders_and_integer_types(order: str, kind: int
     head = b"II*\0" if order == "<" else b"MM\0*"
     value = struct.pack(order + code, 6).ljust(4, b"\0")
     block = head + struct.pack(order + "LH", 8, 1) + struct.pack(order + "HHL", 0x0112, kind, 1) + value
-    data = pictures.save(stored(6), "JPEG", quality=95, exif=b"Exif\0\0" + block)
+    data = images.save(stored(6), "JPEG", quality=95, exif=b"Exif\0\0" + block)
     assert_shows(decode_image(data, "rose.jpg"), COLOURS, 6)  # though the block lacks its last 4 bytes
 
 
@@ -148,9 +148,9 @@ def test_orientation_in_both_byte_orders_and_integer_types(order: str, kind: int
     ],
 )
 def test_broken_exif_is_ignored(block: bytes, jfif: bool) -> None:
-    data = pictures.save(pictures.scene(), "JPEG", quality=95, exif=b"Exif\0\0" + block)
+    data = images.save(images.scene(), "JPEG", quality=95, exif=b"Exif\0\0" + block)
     if not jfif:  # as cameras write it; Pillow then looks for the resolution in the EXIF block
-        data = pictures.without_segment(data, b"\xff\xe0")
+        data = images.without_segment(data, b"\xff\xe0")
     assert_shows(decode_image(data, "rose.jpg"), COLOURS, 6)
     verify_image(data, "rose.jpg")
 
@@ -159,19 +159,19 @@ def test_odd_metadata_is_ignored_without_warnings(corpus: dict[str, bytes]) -> N
     mpo = corpus["jpeg mpo"]
     at = mpo.index(b"MPF\0") + 12  # the number of entries in the list of further frames
     assert_shows(decode_image(mpo[:at] + b"\xff\xff" + mpo[at + 2 :], "rose.jpg"), COLOURS, 6)
-    broken_animation = pictures.png_chunk(b"acTL", bytes(8))
+    broken_animation = images.png_chunk(b"acTL", bytes(8))
     for png in (
-        pictures.png(pictures.corners(COLOURS), 2, broken_animation),
+        images.png(images.corners(COLOURS), 2, broken_animation),
         corpus["png"][:-12] + broken_animation + corpus["png"][-12:],
     ):
         assert_shows(decode_image(png, "rose.png"), COLOURS, 0)
-    assert_shows(decode_image(pictures.tiff_with_odd_tag(), "rose.tif"), COLOURS, 0)
+    assert_shows(decode_image(images.tiff_with_odd_tag(), "rose.tif"), COLOURS, 0)
 
 
 def test_grey_of_many_levels_is_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65535, WIDTH).astype(np.uint16)
     want = np.rint(ramp / 257).astype(np.uint8)
-    data = pictures.png(np.tile(ramp, (HEIGHT, 1)), 0)
+    data = images.png(np.tile(ramp, (HEIGHT, 1)), 0)
     got = np.asarray(decode_image(data, "x-ray.png"))
     assert np.array_equal(got[0], np.repeat(want[:, None], 3, axis=1))
     assert len(np.unique(got)) == WIDTH
@@ -189,15 +189,15 @@ def test_grey_of_many_levels_is_scaled_not_clipped() -> None:
     ],
 )
 def test_grey_without_a_known_white_is_refused(values: NDArray[Any], words: str) -> None:
-    assert words in cause_of(pictures.tiff(pictures.corners(values, values.dtype), 1), "depth.tif")
+    assert words in cause_of(images.tiff(images.corners(values, values.dtype), 1), "depth.tif")
 
 
 def test_half_transparent_pixels_are_mixed_with_white() -> None:
-    picture = pictures.scene().convert("RGBA")
-    picture.putalpha(128)
+    image = images.scene().convert("RGBA")
+    image.putalpha(128)
     want = [tuple(round(255 + (channel - 255) * 128 / 255) for channel in colour) for colour in COLOURS]
     for kind, options in (("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})):
-        assert_shows(decode_image(pictures.save(picture, kind, **options), "rose"), want, 1)
+        assert_shows(decode_image(images.save(image, kind, **options), "rose"), want, 1)
 
 
 def test_errors_are_for_the_user_and_survive_pickling() -> None:
@@ -214,7 +214,7 @@ def test_empty_file() -> None:
 @pytest.mark.parametrize(
     "content", [b"To whom it may concern\n", b"<html>404</html>", b"\0", bytes(1000), b"%!PS-Adobe"]
 )
-def test_no_picture(content: bytes) -> None:
+def test_no_image(content: bytes) -> None:
     assert cause_of(content).startswith("not a JPEG, PNG,")
 
 
@@ -242,7 +242,7 @@ def test_damage_that_pillow_answers_with_odd_errors(corpus: dict[str, bytes]) ->
     palette = whole.index(b"PLTE") - 4
     (length,) = struct.unpack_from(">L", whole, palette)
     no_palette = whole[:palette] + whole[palette + 12 + length :]  # AssertionError
-    empty_profile = corpus["png"][:-12] + pictures.png_chunk(b"iCCP", b"") + corpus["png"][-12:]  # IndexError
+    empty_profile = corpus["png"][:-12] + images.png_chunk(b"iCCP", b"") + corpus["png"][-12:]  # IndexError
     tiff = corpus["tiff palette"]
     wide_palette = tiff.replace(struct.pack("<HHL", 320, 3, 768), struct.pack("<HHL", 320, 4, 768))  # OverflowError
     wordy_offset = tiff.replace(struct.pack("<HH", 273, 4), struct.pack("<HH", 273, 2))  # TypeError
@@ -252,16 +252,16 @@ def test_damage_that_pillow_answers_with_odd_errors(corpus: dict[str, bytes]) ->
 
 @pytest.mark.parametrize("size", [(30_000, 30_000), (2**31 - 1, 2**31 - 1), (MAX_PIXELS + 1, 1)])
 def test_too_many_pixels(size: tuple[int, int]) -> None:
-    cause = cause_of(pictures.png_of_size(*size))
+    cause = cause_of(images.png_of_size(*size))
     assert f"{size[0]} x {size[1]}" in cause
     assert f"{MAX_PIXELS:,} pixels" in cause
 
 
 def test_too_many_pixels_in_other_formats(corpus: dict[str, bytes]) -> None:
     claims = ("bmp", "jpeg", "gif grey")
-    huge = [pictures.of_size(corpus[kind], 30_000, 30_000) for kind in claims]
-    tiff = pictures.tiff(np.zeros((1, 1), np.uint8), 1)
-    for data in (*huge, pictures.of_size(tiff, 60_000, 60_000), b"P6\n30000 30000\n255\n"):
+    huge = [images.of_size(corpus[kind], 30_000, 30_000) for kind in claims]
+    tiff = images.tiff(np.zeros((1, 1), np.uint8), 1)
+    for data in (*huge, images.of_size(tiff, 60_000, 60_000), b"P6\n30000 30000\n255\n"):
         assert f"more than the {MAX_PIXELS:,} pixels allowed" in cause_of(data)
 
 
@@ -275,8 +275,8 @@ def test_pillows_own_limit_gives_no_warning(corpus: dict[str, bytes], monkeypatc
 
 def test_lines_are_refused_by_their_header() -> None:
     for size in ((1, 101), (101, 1), (3000, 20)):
-        assert f"{size[0]} x {size[1]} is a line" in cause_of(pictures.png_of_size(*size))
-    assert decode_image(pictures.save(Image.new("RGB", (1, 100)), "PNG"), "rose").size == (1, 100)
+        assert f"{size[0]} x {size[1]} is a line" in cause_of(images.png_of_size(*size))
+    assert decode_image(images.save(Image.new("RGB", (1, 100)), "PNG"), "rose").size == (1, 100)
 
 
 def test_jpeg_of_thousands_of_scans_is_refused(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,8 +288,8 @@ def test_jpeg_of_thousands_of_scans_is_refused(corpus: dict[str, bytes], monkeyp
     assert f"in {scans} scans takes too long" in cause_of(data)
 
 
-def test_one_large_picture_at_a_time(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hundreds of pictures just within the limit, on as many cores as there are, must not fill the memory."""
+def test_one_large_image_at_a_time(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of images just within the limit, on as many cores as there are, must not fill the memory."""
     for large, held in ((0, True), (WIDTH * HEIGHT, False)):
         monkeypatch.setattr(decode, "_LARGE", large)
         for kind in ("jpeg", "png animated", "gif"):
@@ -302,14 +302,14 @@ def test_one_large_picture_at_a_time(corpus: dict[str, bytes], monkeypatch: pyte
 
 
 def test_zero_size() -> None:
-    assert "width or height of zero" in cause_of(pictures.png_of_size(0, 5))
+    assert "width or height of zero" in cause_of(images.png_of_size(0, 5))
     assert "width or height of zero" in cause_of(b"P5\n0 7\n255\n")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (8, 8), (9, 17)])
-def test_tiny_pictures(size: tuple[int, int]) -> None:
+def test_tiny_images(size: tuple[int, int]) -> None:
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
-        data = pictures.save(Image.new("RGB", size, "red"), kind)
+        data = images.save(Image.new("RGB", size, "red"), kind)
         assert decode_image(data, kind).size == size
         info = verify_image(data, kind)
         assert (info.width, info.height) == size
@@ -323,7 +323,7 @@ def test_extensions_are_known_to_the_libraries() -> None:
 
 
 def test_threads_do_not_disturb_each_other(corpus: dict[str, bytes]) -> None:
-    odd = pictures.tiff_with_odd_tag()
+    odd = images.tiff_with_odd_tag()
     with pytest.warns(UserWarning, match="larger than file"):
         Image.open(BytesIO(odd))
     files = [(odd, 0), (corpus["gif"], 4), (odd, 0), (corpus["jpeg"], 6), (odd, 0), (corpus["png animated"], 0)] * 50
@@ -334,8 +334,8 @@ def test_threads_do_not_disturb_each_other(corpus: dict[str, bytes]) -> None:
             decoded = list(threads.map(lambda file: decode_image(file[0], "rose"), files))
     finally:
         sys.setswitchinterval(interval)
-    for picture, (_, tolerance) in zip(decoded, files, strict=True):
-        assert_shows(picture, COLOURS, tolerance)
+    for image, (_, tolerance) in zip(decoded, files, strict=True):
+        assert_shows(image, COLOURS, tolerance)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
@@ -430,21 +430,19 @@ def damaged(data: bytes, dice: random.Random) -> bytes:
     return bytes(content)
 
 
-def test_damage_ends_in_a_picture_or_the_right_error(
+def test_damage_ends_in_a_image_or_the_right_error(
     corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)  # sizes that became huge would only take long
     dice = random.Random(20)
     kinds = [*corpus.items()]
-    kinds += [
-        ("exif", pictures.save(stored(6), kind, exif=pictures.exif(6))) for kind in ("JPEG", "PNG", "WEBP", "TIFF")
-    ]
+    kinds += [("exif", images.save(stored(6), kind, exif=images.exif(6))) for kind in ("JPEG", "PNG", "WEBP", "TIFF")]
     good = 0
     for round_ in range(3000):
         kind, data = kinds[round_ % len(kinds)]
         broken = damaged(data, dice)
         if broken.startswith(b"\x89PNG") and dice.random() < 0.5:
-            broken = pictures.repaired_png(broken)
+            broken = images.repaired_png(broken)
         decoded, verified = outcome(broken)
         assert decoded == verified, (kind, round_)
         good += isinstance(decoded, tuple)

@@ -1,4 +1,4 @@
-"""The guard of evaluation: it lets a part through whose pictures were all seen once, and names what is wrong else."""
+"""The guard of evaluation: it lets a part through whose images were all seen once, and names what is wrong else."""
 
 from __future__ import annotations
 

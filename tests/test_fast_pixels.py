@@ -16,11 +16,11 @@ from torchvision.transforms.v2 import functional
 from accel_flowers.config.schema import TransformSpec
 from accel_flowers.data.decoding.jpeg import decode_rows, read_header
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image
-from accel_flowers.data.transforms.build import PictureTransform, build_transform
+from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.data.transforms.cpu.hue import adjust_hue, hsv_to_rgb
 from accel_flowers.data.transforms.cpu.transform import FastTransform
-from tests.bad_pictures import write_corpus
-from tests.pictures import check_no_lean
+from tests.bad_images import write_corpus
+from tests.images import check_no_lean
 
 COLOUR: list[TransformSpec] = [
     {"ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}},
@@ -37,24 +37,24 @@ LISTS: dict[str, list[TransformSpec]] = {
 }
 
 
-def build(name: str) -> PictureTransform:
+def build(name: str) -> ImageTransform:
     return build_transform(LISTS[name], field="test")[0]
 
 
-def smooth_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def smooth_image(width: int, height: int, seed: int = 0) -> Image.Image:
     """Blobs of colour, as photos have them."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (max(2, height // 16), max(2, width // 16), 3), dtype=np.uint8)
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def jpeg(picture: Image.Image, **options: Any) -> bytes:
+def jpeg(image: Image.Image, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "JPEG", **{"quality": 90, **options})
+    image.save(file, "JPEG", **{"quality": 90, **options})
     return file.getvalue()
 
 
-def both_ways(transform: PictureTransform, data: bytes, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def both_ways(transform: ImageTransform, data: bytes, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     plain = transform.plainly().of_file(data, "x", seed)
     after = torch.rand(1)
     fast = transform.of_file(data, "x", seed)
@@ -63,25 +63,25 @@ def both_ways(transform: PictureTransform, data: bytes, seed: int) -> tuple[torc
 
 
 PICTURES = {
-    "photo": jpeg(smooth_picture(499, 665)),
-    "wide": jpeg(smooth_picture(700, 300, 1)),
-    "4:4:4": jpeg(smooth_picture(320, 240, 2), subsampling=0),
-    "4:2:2": jpeg(smooth_picture(321, 243, 3), subsampling=1),
-    "progressive": jpeg(smooth_picture(400, 400, 4), progressive=True),
-    "tiny": jpeg(smooth_picture(9, 7, 5)),
-    "12 megapixels": jpeg(smooth_picture(4000, 3000, 6)),
+    "photo": jpeg(smooth_image(499, 665)),
+    "wide": jpeg(smooth_image(700, 300, 1)),
+    "4:4:4": jpeg(smooth_image(320, 240, 2), subsampling=0),
+    "4:2:2": jpeg(smooth_image(321, 243, 3), subsampling=1),
+    "progressive": jpeg(smooth_image(400, 400, 4), progressive=True),
+    "tiny": jpeg(smooth_image(9, 7, 5)),
+    "12 megapixels": jpeg(smooth_image(4000, 3000, 6)),
 }
 
 
 @pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.parametrize("name", LISTS)
-def test_pixels_are_within_one_level(name: str, picture: str) -> None:
+def test_pixels_are_within_one_level(name: str, image: str) -> None:
     transform = build(name)
     fast_way = transform._fast
     assert isinstance(fast_way, FastTransform)
-    assert fast_way.of_jpeg(PICTURES[picture]) is not None, "it is taken"
+    assert fast_way.of_jpeg(PICTURES[image]) is not None, "it is taken"
     for seed in range(3):
-        plain, fast = both_ways(transform, PICTURES[picture], seed)
+        plain, fast = both_ways(transform, PICTURES[image], seed)
         difference = (plain - fast).abs()
         if name == "colour":  # a level before a change of hue or contrast can become several after it
             assert difference.float().mean() < 0.5
@@ -91,7 +91,7 @@ def test_pixels_are_within_one_level(name: str, picture: str) -> None:
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_decoded_pictures_give_what_their_files_give(name: str) -> None:
+def test_decoded_images_give_what_their_files_give(name: str) -> None:
     """Only the wrong half of a level's rounding may lie between them, in the rows at the edge of a crop."""
     transform = build(name)
     for data in (PICTURES["photo"], PICTURES["wide"], PICTURES["tiny"], PICTURES["progressive"]):
@@ -103,21 +103,21 @@ def test_decoded_pictures_give_what_their_files_give(name: str) -> None:
             assert torch.equal(transform.of_pixels(whole, "x", seed), transform.of_file(data, "x", seed))
 
 
-def test_lists_without_a_fast_way_take_decoded_pictures() -> None:
+def test_lists_without_a_fast_way_take_decoded_images() -> None:
     specs: list[TransformSpec] = [{"ColorJitter": {"hue": 0.1}}, {"Resize": {"size": [64, 64]}}]
     transform = build_transform(specs, field="test")[0]
-    pixels = torch.from_numpy(np.array(smooth_picture(120, 80)))
+    pixels = torch.from_numpy(np.array(smooth_image(120, 80)))
     made = transform.of_pixels(pixels, "x", 3)
     torch.manual_seed(3)
-    assert torch.equal(made, transform(smooth_picture(120, 80)))
+    assert torch.equal(made, transform(smooth_image(120, 80)))
 
 
 @pytest.mark.parametrize("picture", ["photo", "wide", "4:4:4", "4:2:2", "progressive", "tiny"])
-def test_the_rows_that_were_asked_for_are_right(picture: str) -> None:
-    data = PICTURES[picture]
+def test_the_rows_that_were_asked_for_are_right(image: str) -> None:
+    data = PICTURES[image]
     header = read_header(data)
     assert header is not None
-    assert (header.frame > 0) == (picture != "progressive")
+    assert (header.frame > 0) == (image != "progressive")
     whole = decode_rows(data, header, header.height)
     assert whole is not None
     rng = np.random.default_rng(0)
@@ -128,12 +128,12 @@ def test_the_rows_that_were_asked_for_are_right(picture: str) -> None:
 
 
 @pytest.mark.parametrize("specs", [[{"CenterCrop": {"size": 64}}], [{"Resize": {"size": [665, 499]}}]], ids=str)
-def test_a_picture_outlives_the_next_one(specs: list[TransformSpec]) -> None:
+def test_a_image_outlives_the_next_one(specs: list[TransformSpec]) -> None:
     """Also where nothing was resized, so that it could still lie where it was decoded."""
     transform = build_transform(specs, field="test")[0]
     first = transform.of_file(PICTURES["photo"], "x")
     before = first.clone()
-    transform.of_file(jpeg(smooth_picture(499, 665, 9)), "x")
+    transform.of_file(jpeg(smooth_image(499, 665, 9)), "x")
     assert torch.equal(first, before)
 
 
@@ -174,7 +174,7 @@ def test_a_jpeg_in_very_many_scans_is_left_to_pillow() -> None:
 
 def test_a_resize_to_a_giant_is_refused_on_all_ways() -> None:
     transform = build_transform([{"Resize": {"size": 1400}}, {"CenterCrop": {"size": 64}}], field="test")[0]
-    data = jpeg(smooth_picture(780, 8))
+    data = jpeg(smooth_image(780, 8))
     for way in (transform, transform.plainly()):
         with pytest.raises(BadImageError, match="Resize makes a picture of"):
             way.of_file(data, "x")
@@ -200,8 +200,8 @@ def test_every_hue_saturation_and_value_becomes_what_pillow_makes_of_it() -> Non
 
 @pytest.mark.parametrize("turn", [-0.5, -0.1, -0.003, 0.0, 0.05, 0.3, 0.5])
 def test_hue_is_turned_as_torchvision_turns_it(turn: float) -> None:
-    picture = smooth_picture(120, 80, 7)
-    assert np.array_equal(np.asarray(adjust_hue(picture, turn)), np.asarray(functional.adjust_hue(picture, turn)))
+    image = smooth_image(120, 80, 7)
+    assert np.array_equal(np.asarray(adjust_hue(image, turn)), np.asarray(functional.adjust_hue(image, turn)))
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,10 @@ def test_hue_is_turned_as_torchvision_turns_it(turn: float) -> None:
     ids=str,
 )
 def test_colour_is_exactly_torchvisions(arguments: dict[str, Any]) -> None:
-    """Of the same pixels the fast way makes the same picture to the last bit."""
+    """Of the same pixels the fast way makes the same image to the last bit."""
     specs: list[TransformSpec] = [{"Resize": {"size": [80, 120]}}, {"ColorJitter": arguments}, "RandomInvert"]
     transform = build_transform(specs, field="test")[0]
-    pixels = torch.from_numpy(np.array(smooth_picture(120, 80, 8)))
+    pixels = torch.from_numpy(np.array(smooth_image(120, 80, 8)))
     for seed in range(20):
         plain = transform.plainly().of_pixels(pixels, "x", seed)
         assert torch.equal(transform.of_pixels(pixels, "x", seed), plain)
@@ -222,15 +222,15 @@ def test_colour_is_exactly_torchvisions(arguments: dict[str, Any]) -> None:
 def exif_turned(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return jpeg(smooth_picture(120, 80), exif=exif.tobytes())
+    return jpeg(smooth_image(120, 80), exif=exif.tobytes())
 
 
 OTHERS = {
     "turned": exif_turned(6),
-    "grey": jpeg(smooth_picture(120, 80).convert("L")),
-    "CMYK": jpeg(smooth_picture(120, 80).convert("CMYK")),
+    "grey": jpeg(smooth_image(120, 80).convert("L")),
+    "CMYK": jpeg(smooth_image(120, 80).convert("CMYK")),
     "cut short": PICTURES["photo"][: len(PICTURES["photo"]) // 2],
-    "PNG": (lambda file: (smooth_picture(120, 80).save(file, "PNG"), file.getvalue())[1])(io.BytesIO()),
+    "PNG": (lambda file: (smooth_image(120, 80).save(file, "PNG"), file.getvalue())[1])(io.BytesIO()),
     "no picture": b"\xff\xd8\xff" + bytes(100),
     "empty": b"",
 }
@@ -266,7 +266,7 @@ def test_lists_without_a_fast_way(specs: list[TransformSpec]) -> None:
 
 
 def test_the_corpus_gets_the_same_verdicts_and_pixels(tmp_path: Path) -> None:
-    """Of every odd picture: both ways refuse it, or both take it and differ by one level at most."""
+    """Of every odd image: both ways refuse it, or both take it and differ by one level at most."""
     write_corpus(tmp_path)
     transform, taken = build("eval"), 0
     for file in sorted(path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size < 2**24):

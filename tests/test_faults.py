@@ -17,7 +17,7 @@ from tests.faults import Forked, Launched, differences, fault_recipe
 from tests.runs import TWO_PROCESSES
 
 pytestmark = pytest.mark.multiprocess
-NUM_STEPS = 19  # 5 epochs of 30 pictures, 8 a step
+NUM_STEPS = 19  # 5 epochs of 30 images, 8 a step
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,14 @@ from hypothesis import strategies as st
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.table import ImageTable, read_bytes
-from tests.conftest import CLASSES, draw_picture, make_folder
+from tests.conftest import CLASSES, draw_image, make_folder
 
 
 def put(root: Path, *names: str) -> Path:
-    """A picture under each name."""
+    """An image under each name."""
     for number, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        draw_picture("rose", number).save(root / name, format="PNG")
+        draw_image("rose", number).save(root / name, format="PNG")
     return root
 
 
@@ -51,7 +51,7 @@ def classes_of(table: ImageTable) -> dict[str, str]:
 
 
 def check_rows(table: ImageTable, root: Path) -> None:
-    """Each row holds the picture that its name says."""
+    """Each row holds the image that its name says."""
     assert len(table.dataset) == len(table.files) == len(table.labels)
     assert table.dataset["label"][:] == table.labels.tolist()
     assert table.dataset.features["label"].names == list(table.class_names)
@@ -81,7 +81,7 @@ def test_class_folders(folder: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jpg", "JPG", "jpeg", "jpe", "jfif", "png", "PnG", "apng", "webp", "gif", "tif",
                                     "tiff", "bmp", "ppm", "pgm", "pbm", "pnm"])  # fmt: skip
-def test_endings_of_pictures(ending: str, tmp_path: Path) -> None:
+def test_endings_of_images(ending: str, tmp_path: Path) -> None:
     table = load_images(str(put(tmp_path, f"a/1.{ending}", f"b/2.{ending}")))
     assert table.files == (f"a/1.{ending}", f"b/2.{ending}")
 
@@ -156,7 +156,7 @@ def test_home_of_nobody_is_a_missing_folder() -> None:
     assert refusal("~no-such-user/photos").startswith("There is no folder '~no-such-user/photos'.")
 
 
-def test_pictures_added_and_removed_between_two_readings(folder: Path) -> None:
+def test_images_added_and_removed_between_two_readings(folder: Path) -> None:
     assert len(load_images(str(folder)).files) == 30
     put(folder, "rose/new.jpg")
     (folder / "daisy/03.png").unlink()
@@ -168,9 +168,9 @@ def test_pictures_added_and_removed_between_two_readings(folder: Path) -> None:
     assert load_images(str(folder)).class_names == ("aster", *CLASSES)
 
 
-def test_changed_picture_is_read_anew(folder: Path) -> None:
+def test_changed_image_is_read_anew(folder: Path) -> None:
     before = load_images(str(folder))
-    draw_picture("tulip", 77, (8, 8)).save(folder / "rose/00.png")
+    draw_image("tulip", 77, (8, 8)).save(folder / "rose/00.png")
     check_rows(before, folder)
     check_rows(load_images(str(folder)), folder)
 
@@ -193,7 +193,7 @@ def test_hidden_files_are_passed_over(folder: Path) -> None:
     assert (table.unreadable, table.ignored) == ({}, ())
 
 
-def test_links_to_pictures_and_folders_are_followed(folder: Path) -> None:
+def test_links_to_images_and_folders_are_followed(folder: Path) -> None:
     store = folder.parent / "store"
     shutil.move(folder / "rose", store / "rose")
     (folder / "rose").symlink_to(store / "rose")
@@ -212,7 +212,7 @@ def test_link_back_up_is_no_endless_walk(folder: Path) -> None:
     assert table.ignored == ("again", "rose/up")
 
 
-def test_what_looks_like_a_picture_and_is_none(folder: Path) -> None:
+def test_what_looks_like_a_image_and_is_none(folder: Path) -> None:
     (folder / "rose/broken.jpg").symlink_to("nowhere.jpg")
     (folder / "rose/self.jpg").symlink_to("self.jpg")
     (folder / "rose/folder.jpg").mkdir()
@@ -271,7 +271,7 @@ def test_split_folders_may_lack_classes_outside_train(tmp_path: Path) -> None:
 
 
 def tree(*names: str) -> Callable[[Path], Path]:
-    """Pictures under these names; a name with "/" at the end is an empty folder."""
+    """Images under these names; a name with "/" at the end is an empty folder."""
 
     def make(root: Path) -> Path:
         for name in names:
@@ -411,7 +411,7 @@ def test_many_names_in_a_message_are_cut(tmp_path: Path) -> None:
     assert "'empty09' and 4 more." in told
 
 
-def test_only_unreadable_pictures(tmp_path: Path) -> None:
+def test_only_unreadable_images(tmp_path: Path) -> None:
     for label in ("a", "b"):
         (tmp_path / label).mkdir()
         (tmp_path / label / "1.jpg").symlink_to("nowhere")
@@ -488,7 +488,7 @@ def test_zip_from_a_mac(folder: Path) -> None:
     assert (table.unreadable, table.ignored) == ({}, ())
 
 
-def test_zip_with_one_class_and_with_stray_pictures(tmp_path: Path) -> None:
+def test_zip_with_one_class_and_with_stray_images(tmp_path: Path) -> None:
     one = zip_of(put(tmp_path / "1", "rose/1.jpg", "rose/2.jpg"), tmp_path / "1.zip", inside="flowers/")
     assert "has one class only ('rose')" in refusal(one)
     stray = zip_of(put(tmp_path / "2", "rose/1.jpg", "2.jpg"), tmp_path / "2.zip", inside="flowers/")
@@ -563,7 +563,7 @@ def test_zip_that_is_none(how: str, cause: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_zip_with_flipped_bytes_is_read_or_refused(method: int, tmp_path: Path) -> None:
-    """Wherever a byte flips: never anything but the pictures or a message, and nothing half unpacked stays."""
+    """Wherever a byte flips: never anything but the images or a message, and nothing half unpacked stays."""
     packed = tmp_path / "p.zip"
     with zipfile.ZipFile(packed, "w", method) as archive:
         for name in ("a/1.jpg", "b/1.jpg"):
@@ -595,8 +595,8 @@ def test_zip_that_leads_out_of_its_folder(name: str, folder: Path) -> None:
 
 
 def save_hub(root: Path, columns: dict[str, Any], *, splits: Sequence[str] = ("train", "test"), rows: int = 4) -> Path:
-    """A dataset as the hub has them: parquet files with columns of pictures (bytes) and of labels."""
-    picture = {"bytes": (put(root / "..", "x.png") / "x.png").read_bytes(), "path": None}
+    """A dataset as the hub has them: parquet files with columns of images (bytes) and of labels."""
+    image = {"bytes": (put(root / "..", "x.png") / "x.png").read_bytes(), "path": None}
     kinds = {
         "image": datasets.Image(),
         "label": datasets.ClassLabel(names=["tulip", "rose"]),
@@ -605,7 +605,7 @@ def save_hub(root: Path, columns: dict[str, Any], *, splits: Sequence[str] = ("t
     (root / "data").mkdir(parents=True)
     for split in splits:
         values: dict[str, list[Any]] = {
-            name: [picture] * rows if kind == "image" else given if isinstance(given, list) else [given] * rows
+            name: [image] * rows if kind == "image" else given if isinstance(given, list) else [given] * rows
             for name, (kind, given) in columns.items()
         }
         features = datasets.Features({name: kinds[kind] for name, (kind, _) in columns.items()})

@@ -29,8 +29,8 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import load_split
 from accel_flowers.data.transforms import build as transforms
-from accel_flowers.inference.predict import find_pictures
-from accel_flowers.models.saved import CARD, WEIGHTS, read_state
+from accel_flowers.inference.predict import find_images
+from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, read_state
 from accel_flowers.models.weights import read_weights
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.training import checkpoint
@@ -187,7 +187,7 @@ def test_weights_that_are_a_pipe(tmp_path: Path) -> None:
 
 
 def change_card(model: Path, **values: Any) -> None:
-    path = model / CARD
+    path = model / SPEC_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
@@ -267,15 +267,15 @@ def test_card_that_was_tampered_with(
 def test_card_that_is_no_json_of_ours(
     model: Path, photos: Path, content: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (model / CARD).write_bytes(content)
-    assert str(model / CARD) in ends_with_2(capfd, "predict", model, photos)
+    (model / SPEC_FILE).write_bytes(content)
+    assert str(model / SPEC_FILE) in ends_with_2(capfd, "predict", model, photos)
 
 
 def test_card_that_is_a_giant_or_a_pipe(model: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    os.truncate(model / CARD, 2**33)
+    os.truncate(model / SPEC_FILE, 2**33)
     assert "larger than the 1,024 MiB allowed" in ends_with_2(capfd, "predict", model, photos)
-    (model / CARD).unlink()
-    os.mkfifo(model / CARD)
+    (model / SPEC_FILE).unlink()
+    os.mkfifo(model / SPEC_FILE)
     assert "has no config.json" in ends_with_2(capfd, "predict", model, photos)
 
 
@@ -475,7 +475,7 @@ def test_optimizer_of_another_form(
     "change",
     [
         {"step": "2"}, {"step": -2}, {"step": 10**9}, {"step": 2.5}, {"step": None}, {"best_step": "../../x"},
-        {"best_step": 10**9}, {"best_step": -1}, {"best_value": "high"}, {"epochs_without_gain": [1]}, {"mood": 1},
+        {"best_step": 10**9}, {"best_step": -1}, {"best_value": "high"}, {"epochs_since_improvement": [1]}, {"epochs_without_gain": [1]}, {"mood": 1},
     ],
     ids=str,
 )  # fmt: skip
@@ -651,7 +651,7 @@ def test_words_that_no_file_can_be_called(
     ends_with_2(capfd, *(word.replace("MODEL", str(model)).replace("PHOTOS", str(photos)) for word in words))
 
 
-def test_picture_that_no_file_can_be_called(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_image_that_no_file_can_be_called(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["predict", str(model), LONG, "\udce9.jpg", "/dev/zero", "/dev/full"])
     out, _ = capfd.readouterr()
@@ -723,7 +723,7 @@ def test_zip_with_a_folder_and_a_file_of_one_name(tmp_path: Path) -> None:
 
 
 def test_zip_with_a_link(tmp_path: Path) -> None:
-    """It becomes a file with the link's text in it, which is no picture."""
+    """It becomes a file with the link's text in it, which is no image."""
     link = zipfile.ZipInfo("a/link.jpg")
     link.external_attr = 0o120777 << 16
     path = zip_with(tmp_path / "p.zip", *PICTURES, (link, b"/etc/passwd"))
@@ -734,7 +734,7 @@ def test_zip_with_a_link(tmp_path: Path) -> None:
     assert stored.read_bytes() == b"/etc/passwd"
 
 
-def test_zip_in_a_zip_is_no_picture(tmp_path: Path) -> None:
+def test_zip_in_a_zip_is_no_image(tmp_path: Path) -> None:
     inner = zip_with(tmp_path / "inner.zip", *PICTURES)
     path = zip_with(tmp_path / "p.zip", *PICTURES, ("a/inner.zip", inner.read_bytes()))
     assert load_images(str(path)).ignored == ("a/inner.zip",)
@@ -785,7 +785,7 @@ def test_folders_nested_hundreds_of_levels_deep(tmp_path: Path) -> None:
     try:
         assert "nested hundreds of levels deep" in refusal(lambda: load_images(str(root)))
         with contextlib.suppress(UserError):
-            assert len(find_pictures([root])) == 3  # Python 3.13 walks without recursion
+            assert len(find_images([root])) == 3  # Python 3.13 walks without recursion
     finally:
         subprocess.run(["rm", "-r", root], check=True)  # pytest would not come to the end of it
 
@@ -804,12 +804,12 @@ def test_dataset_of_the_hub_that_is_a_pickle(tmp_path: Path, evil: Evil, monkeyp
         load_images(f"hub:{tmp_path}")
 
 
-# --- pictures that only the training finds out
+# --- images that only the training finds out
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_picture_that_no_transform_takes(num_workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A picture of one pixel is none to cut 32 from: its name is told, also where a worker of the loader meets it."""
+def test_image_that_no_transform_takes(num_workers: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An image of one pixel is none to cut 32 from: its name is told, also where a worker of the loader meets it."""
     folder = make_folder(tmp_path / "photos", per_class=5)
     for place, name in enumerate(CLASSES):
         for number in range(5):

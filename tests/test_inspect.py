@@ -1,4 +1,4 @@
-"""The look at every picture before training: bad files, equal files, and who goes into which part."""
+"""The look at every image before training: bad files, equal files, and who goes into which part."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.data import examine
+from accel_flowers.data import validate
 from accel_flowers.data.decide_split import decide_split, describe_split
-from accel_flowers.data.examine import check_readable
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, make_split, parse_fractions, save_split
 from accel_flowers.data.table import ImageTable
-from tests.conftest import draw_picture, make_folder
+from accel_flowers.data.validate import check_readable
+from tests.conftest import draw_image, make_folder
 
 
 def decide(folder: Path, split: str = "80/10/10", *, seed: int = 0, skip: bool = False) -> Split:
@@ -32,7 +32,7 @@ def refusal(folder: Path, split: str = "80/10/10", *, skip: bool = False) -> str
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Four pictures that cannot be read in as many ways, with a word of each cause."""
+    """Four images that cannot be read in as many ways, with a word of each cause."""
     whole = (folder / "rose/05.png").read_bytes()
     (folder / "rose/05.png").write_bytes(whole[: len(whole) // 2])
     (folder / "daisy/01.png").write_bytes(b"")
@@ -52,12 +52,12 @@ def copy(folder: Path, of: str, *to: str) -> None:
 
 
 def make_parts(root: Path, **per_class: int) -> Path:
-    """Split folders with so many pictures of the classes daisy and rose, all different."""
+    """Split folders with so many images of the classes daisy and rose, all different."""
     for place, (part, number) in enumerate(per_class.items()):
         for name in ("daisy", "rose"):
             (root / part / name).mkdir(parents=True)
-            for picture in range(number):
-                draw_picture(name, 100 * place + picture).save(root / part / name / f"{picture}.png")
+            for image in range(number):
+                draw_image(name, 100 * place + image).save(root / part / name / f"{image}.png")
     return root
 
 
@@ -82,10 +82,8 @@ def test_split_depends_on_seed_and_names_alone(folder: Path, tmp_path: Path) -> 
     assert decide(folder, seed=1) == decide(folder, seed=1)
     assert decide(folder, seed=1) != decide(folder, seed=2)
     other = make_folder(tmp_path / "elsewhere", per_class=10)
-    for picture in other.rglob("*.png"):
-        draw_picture("rose", int(picture.stem) + 1000 * len(picture.parent.name) + ord(picture.parent.name[0])).save(
-            picture
-        )
+    for image in other.rglob("*.png"):
+        draw_image("rose", int(image.stem) + 1000 * len(image.parent.name) + ord(image.parent.name[0])).save(image)
     assert decide(other, seed=1).parts == decide(folder, seed=1).parts
 
 
@@ -131,16 +129,16 @@ def test_class_that_is_too_small(folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_class_that_holds_only_pictures_of_another(folder: Path) -> None:
+def test_class_that_holds_only_images_of_another(folder: Path) -> None:
     shutil.rmtree(folder / "tulip")
     shutil.copytree(folder / "rose", folder / "tulip")
     assert refusal(folder, "80/20").startswith("The class 'tulip' has 0 different pictures of its own")
 
 
-# --- pictures that cannot be read
+# --- images that cannot be read
 
 
-def test_bad_pictures_stop_with_their_names_and_causes(folder: Path) -> None:
+def test_bad_images_stop_with_their_names_and_causes(folder: Path) -> None:
     causes = spoil(folder)
     head, *lines, advice = refusal(folder).splitlines()
     assert head == "4 pictures of 'DIR' cannot be read:"
@@ -150,17 +148,17 @@ def test_bad_pictures_stop_with_their_names_and_causes(folder: Path) -> None:
     assert "--data.on-bad-image skip" in advice
 
 
-def test_many_bad_pictures_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine, "_SHOWN", 20)
-    for picture in folder.glob("*/0[0-8].png"):
-        picture.write_bytes(b"")
+def test_many_bad_images_are_counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "_SHOWN", 20)
+    for image in folder.glob("*/0[0-8].png"):
+        image.write_bytes(b"")
     told = refusal(folder).splitlines()
     assert told[0] == "27 pictures of 'DIR' cannot be read:"
     assert told[21] == "  and 7 more"
     assert len(told) == 23
 
 
-def test_bad_pictures_are_skipped_and_listed(folder: Path) -> None:
+def test_bad_images_are_skipped_and_listed(folder: Path) -> None:
     causes = spoil(folder)
     split = decide(folder, skip=True)
     assert list(split.left_out) == list(causes)
@@ -172,11 +170,11 @@ def test_bad_pictures_are_skipped_and_listed(folder: Path) -> None:
 
 @pytest.mark.parametrize("seconds_each", [1e-9, 1e9], ids=["many threads", "one thread"])
 @pytest.mark.parametrize("chunk", [1, 4, 30, 31])
-def test_each_picture_gets_its_own_verdict(
+def test_each_image_gets_its_own_verdict(
     chunk: int, seconds_each: float, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examine, "_CHUNK", chunk)
-    monkeypatch.setattr(examine, "_SECONDS_EACH", seconds_each)
+    monkeypatch.setattr(validate, "_CHUNK", chunk)
+    monkeypatch.setattr(validate, "_SECONDS_EACH", seconds_each)
     copy(folder, "rose/03.png", "rose/04.png", "tulip/09.png")
     causes = spoil(folder)
     split = decide(folder, skip=True)
@@ -192,9 +190,9 @@ def test_two_empty_files_are_no_duplicates(folder: Path) -> None:
 
 @pytest.mark.parametrize("link", [False, True], ids=["empty files", "broken links"])
 def test_class_of_which_nothing_can_be_read(link: bool, folder: Path) -> None:
-    for picture in folder.glob("rose/*"):
-        picture.unlink()
-        picture.symlink_to("nowhere") if link else picture.write_bytes(b"")
+    for image in folder.glob("rose/*"):
+        image.unlink()
+        image.symlink_to("nowhere") if link else image.write_bytes(b"")
     assert refusal(folder, skip=True) == (
         "'DIR' holds no picture of 'rose' that can be read. Mend or remove the class."
     )
@@ -208,7 +206,7 @@ def test_check_readable_looks_at_the_files_asked_for(folder: Path) -> None:
         check_readable(table, ["rose/04.png", "rose/05.png"])
 
 
-def test_picture_that_vanishes_meanwhile(folder: Path) -> None:
+def test_image_that_vanishes_meanwhile(folder: Path) -> None:
     table = load_images(str(folder))
     (folder / "rose/05.png").unlink()
     with pytest.raises(UserError, match=r"  rose/05\.png: No such file or directory"):
@@ -236,7 +234,7 @@ def test_given_split_is_obeyed(folder: Path) -> None:
 
 
 def test_given_split_after_skipping_needs_no_second_permission(folder: Path) -> None:
-    """A run that left pictures out goes on from its own split.json."""
+    """A run that left images out goes on from its own split.json."""
     spoil(folder)
     first = decide(folder, skip=True)
     save_split(first, folder.parent / "split.json")
@@ -255,8 +253,8 @@ def test_given_split_keeps_out_what_it_left_out(folder: Path) -> None:
     assert split.left_out == {"rose/05.png": "blurred", "rose/gone.png": "taken away"}
 
 
-def test_given_split_may_list_a_picture_as_left_out_and_still_name_its_part(folder: Path) -> None:
-    """A person who takes a picture out adds a line; nothing else need be edited."""
+def test_given_split_may_list_a_image_as_left_out_and_still_name_its_part(folder: Path) -> None:
+    """A person who takes an image out adds a line; nothing else need be edited."""
     split = decide(folder, str(write_split(folder, left_out={"rose/05.png": "blurred"})))
     assert "rose/05.png" not in split.parts
     assert split.left_out == {"rose/05.png": "blurred"}
@@ -269,9 +267,9 @@ def test_given_split_that_does_not_exist(folder: Path) -> None:
     assert refusal(folder, "no/split").startswith("data.split 'no/split' is neither percentages nor a file")
 
 
-def test_given_split_that_lacks_pictures(folder: Path) -> None:
+def test_given_split_that_lacks_images(folder: Path) -> None:
     path = write_split(folder)
-    draw_picture("rose", 77).save(folder / "rose/new.png")
+    draw_image("rose", 77).save(folder / "rose/new.png")
     assert refusal(folder, str(path)) == (
         f"{path} does not fit 'DIR': it does not name 1 of the pictures, for example 'rose/new.png'. "
         "Give the folder it was made from, edit it, or draw a new split with --data.split 80/10/10."
@@ -285,7 +283,7 @@ def test_given_split_that_names_more_than_there_is(folder: Path) -> None:
     assert "2 of its files are not there, for example 'rose/05.png'. Give" in refusal(folder, str(path))
 
 
-def test_given_split_with_a_picture_that_broke_since(folder: Path) -> None:
+def test_given_split_with_a_image_that_broke_since(folder: Path) -> None:
     """To leave it out would renumber the samples: with a given split, skipping is no way out."""
     path = write_split(folder)
     (folder / "rose/05.png").write_bytes(b"")
@@ -371,7 +369,7 @@ def test_doubles_across_given_parts_are_left_out_with_the_cause(tmp_path: Path) 
 
 
 def test_val_is_drawn_after_doubles_have_gone(tmp_path: Path) -> None:
-    """Otherwise a picture of test could be all that a class has in val."""
+    """Otherwise an image of test could be all that a class has in val."""
     make_parts(tmp_path, train=5, test=5)
     for number in range(3):
         copy(tmp_path, f"test/rose/{number}.png", f"train/rose/{number}.png")

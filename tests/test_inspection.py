@@ -1,4 +1,4 @@
-"""`accel-flowers inspect`: planted faults are found by their names, clean pictures give no finding, and CI gets its code."""
+"""`accel-flowers inspect`: planted faults are found by their names, clean images give no finding, and CI gets its code."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from accel_flowers.cli.main import main
 from accel_flowers.config.schema import DataConfig
-from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decide_split import decide_split
-from accel_flowers.data.decoding.pillow import BadImageError, decode_image, glance_at, verify_image
-from accel_flowers.data.examine import examine
+from accel_flowers.data.decoding.pillow import BadImageError, decode_image, decode_thumbnail, verify_image
 from accel_flowers.data.loader import build_loader, each_batch
-from accel_flowers.data.sampler import StepPlan, TrainStream
+from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, save_split
 from accel_flowers.data.transforms.build import build_transform
-from accel_flowers.inspection.analysis import NUM_FEATURES, Seen, look_at
-from accel_flowers.inspection.findings import Picture, find
+from accel_flowers.data.validate import validate_image
+from accel_flowers.inspection.analysis import NUM_FEATURES, Seen, analyze_image
+from accel_flowers.inspection.findings import ImageFacts, find
 from accel_flowers.inspection.near_duplicates import agree, group_alike, near_pairs
 from accel_flowers.inspection.outliers import MAX_FAR, far_from_all
 from accel_flowers.inspection.scan import look_at_table
@@ -37,7 +37,7 @@ from accel_flowers.inspection.sheet import augmented, choose_samples
 from accel_flowers.inspection.text import headline, in_words
 from accel_flowers.samples.draw import draw_sample
 from tests.conftest import make_folder
-from tests.pictures import KINDS, exif, save, tiff
+from tests.images import KINDS, exif, save, tiff
 from tests.runs import tiny_config
 
 PER_CLASS = 12
@@ -45,20 +45,20 @@ PER_CLASS = 12
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clean pictures of five classes."""
+    """Clean images of five classes."""
     return draw_sample(tmp_path_factory.mktemp("drawn") / "photos", images_per_class=PER_CLASS)
 
 
 @pytest.fixture(scope="session")
 def spare(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
-    """More pictures of the same kind, to spoil."""
+    """More images of the same kind, to spoil."""
     folder = draw_sample(tmp_path_factory.mktemp("spare") / "photos", images_per_class=4, seed=1)
     return [Image.open(file).convert("RGB") for file in sorted(folder.rglob("*.jpg"))]
 
 
 @pytest.fixture
 def photos(drawn: Path, tmp_path: Path) -> Path:
-    """A copy of the clean pictures that a test may spoil."""
+    """A copy of the clean images that a test may spoil."""
     return shutil.copytree(drawn, tmp_path / "photos")
 
 
@@ -87,10 +87,10 @@ def found_kinds(findings: dict[str, Any]) -> set[str]:
     return {kind for kind in LISTS if findings[kind]} | ({"unbalanced"} if findings["unbalanced"] else set())
 
 
-# Clean pictures
+# Clean images
 
 
-def test_clean_pictures_give_no_finding(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean_images_give_no_finding(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, findings = inspect(capsys, drawn)
     assert code == 0
     assert found_kinds(findings) == set()
@@ -103,7 +103,7 @@ def test_clean_pictures_give_no_finding(drawn: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
-def test_a_thousand_clean_pictures_give_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_thousand_clean_images_give_no_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, findings = inspect(capsys, draw_sample(tmp_path / "photos"))
     assert (code, found_kinds(findings)) == (0, set())
 
@@ -270,7 +270,7 @@ def test_all_faults_at_once(photos: Path, spare: Spare, capsys: pytest.CaptureFi
     )
 
 
-def test_a_deep_grey_picture_is_converted_and_stands_apart_from_coloured_ones(
+def test_a_deep_grey_image_is_converted_and_stands_apart_from_coloured_ones(
     photos: Path, spare: Spare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "tulip/deep.tif").write_bytes(tiff(np.asarray(spare[12].convert("L"), np.uint16) * 257, 1))
@@ -327,7 +327,7 @@ def test_a_leak_across_a_runs_split_harms(photos: Path, tmp_path: Path, capsys: 
 
 
 def test_near_duplicates_can_be_left_alone(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For a folder where pictures that look alike are different ones."""
+    """For a folder where images that look alike are different ones."""
     ImageEnhance.Contrast(Image.open(photos / "daisy/daisy_0001.jpg")).enhance(1.4).rotate(2).save(
         photos / "rose/1.png"
     )
@@ -373,13 +373,13 @@ def test_help_says_what_the_exit_code_tells(capsys: pytest.CaptureFixture[str]) 
     assert "Exit code 1 tells of what harms training: files that cannot be read, and copies" in text
 
 
-# One look at a picture
+# One look at an image
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_glance_agrees_with_decoding(kind: str) -> None:
     data = KINDS[kind][0]()
-    glance = glance_at(data, kind, side=64)
+    glance = decode_thumbnail(data, kind, side=64)
     assert glance.info == verify_image(data, kind)
     assert np.array_equal(np.asarray(glance.small), np.asarray(decode_image(data, kind))), "it is smaller already"
     assert glance.orientation == 1
@@ -388,10 +388,10 @@ def test_a_glance_agrees_with_decoding(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_a_glance_is_upright_and_tells_the_turn(kind: str, turn: int, spare: Spare) -> None:
-    picture = spare[0].resize((150, 300))
+    image = spare[0].resize((150, 300))
     options = {"tiffinfo": {0x0112: turn}} if kind == "TIFF" else {"exif": exif(turn)}
-    data = save(picture, kind, **options)
-    glance = glance_at(data, "1", side=64)
+    data = save(image, kind, **options)
+    glance = decode_thumbnail(data, "1", side=64)
     whole = decode_image(data, "1")
     assert (glance.orientation, glance.info.width, glance.info.height) == (turn, *whole.size)
     assert min(glance.small.size) in (64, 75)
@@ -405,7 +405,7 @@ def test_a_glance_refuses_what_decoding_refuses() -> None:
     data = KINDS["jpeg"][0]()
     for cut in range(0, len(data), 37):
         refused = []
-        for function in (lambda d: decode_image(d, "1"), lambda d: glance_at(d, "1", side=16)):
+        for function in (lambda d: decode_image(d, "1"), lambda d: decode_thumbnail(d, "1", side=16)):
             try:
                 function(data[:cut])
                 refused.append("")
@@ -417,9 +417,9 @@ def test_a_glance_refuses_what_decoding_refuses() -> None:
 def test_a_look_has_the_digest_of_the_split(drawn: Path) -> None:
     """The one pass serves the split, too."""
     file = next(drawn.rglob("*.jpg"))
-    seen = look_at(str(file), "1")
-    assert examine({"bytes": None, "path": str(file)}, "1") == (seen.digest, None)
-    assert look_at(file.read_bytes(), "1").digest == seen.digest
+    seen = analyze_image(str(file), "1")
+    assert validate_image({"bytes": None, "path": str(file)}, "1") == (seen.digest, None)
+    assert analyze_image(file.read_bytes(), "1").digest == seen.digest
     assert seen.num_bytes == file.stat().st_size
 
 
@@ -486,7 +486,7 @@ def test_sketches_agree_whatever_their_brightness_and_contrast() -> None:
     assert agree(*map(np.stack, zip(*pairs, strict=True))).tolist() == [True, True, True, False, False]
 
 
-def test_many_equal_pictures_are_one_group() -> None:
+def test_many_equal_images_are_one_group() -> None:
     """And no square of pairs."""
     hashes, sketches = np.full(20_000, 2**63 + 5, np.uint64), np.full((20_000, 256), 9, np.uint8)
     assert group_alike(hashes, sketches) == [list(range(20_000))]
@@ -506,7 +506,7 @@ def test_little_memory_is_enough_for_many_candidates(monkeypatch: pytest.MonkeyP
     assert set(again) == set(expected)
 
 
-# Pictures far from every other
+# Images far from every other
 
 
 def cloud(number: int) -> np.ndarray:
@@ -530,7 +530,7 @@ def test_number_of_far_ones_is_bounded() -> None:
     assert [distance for _, distance in found] == sorted((distance for _, distance in found), reverse=True)
 
 
-def test_few_or_equal_pictures_have_no_far_one() -> None:
+def test_few_or_equal_images_have_no_far_one() -> None:
     assert far_from_all(cloud(29)) == []
     assert far_from_all(np.ones((50, NUM_FEATURES), np.float16)) == []
 
@@ -539,8 +539,8 @@ def test_few_or_equal_pictures_have_no_far_one() -> None:
 
 
 def test_nothing_readable_is_told() -> None:
-    pictures = [Picture(f"{name}/1.png", name, None, Seen(cause="broken\x1b[2J")) for name in ("a", "b")]
-    findings = find("DIR", ("a", "b"), pictures)
+    images = [ImageFacts(f"{name}/1.png", name, None, Seen(cause="broken\x1b[2J")) for name in ("a", "b")]
+    findings = find("DIR", ("a", "b"), images)
     assert findings.harmful
     assert headline(findings) == "2 pictures, 2 classes; to mend: 2 files that cannot be read"
     assert "\x1b" not in in_words(findings), "a file cannot write over the terminal"
@@ -559,10 +559,10 @@ def test_the_sheet_shows_what_the_training_gets(folder: Path) -> None:
     originals, versions = augmented(table, split, config.data, seed=5, samples=samples, num_epochs=2)
 
     transform, _ = build_transform(config.data.train_transforms, field="train")
-    pictures = Pictures(table, "train", split, transform, seed=5)
-    stream = TrainStream(StepPlan(len(pictures), 2, global_batch_size=8, micro_batch_size=4), seed=5)
+    images = ImageDataset(table, "train", split, transform, seed=5)
+    stream = StreamBatchSampler(BatchPlan(len(images), 2, global_batch_size=8, micro_batch_size=4), seed=5)
     trained: dict[int, list[torch.Tensor]] = {}
-    for batch in each_batch(build_loader(pictures, stream, num_workers=0, pin_memory=False)):
+    for batch in each_batch(build_loader(images, stream, num_workers=0, pin_memory=False)):
         for sample, pixels in zip(batch["samples"].tolist(), batch["pixels"], strict=True):
             trained.setdefault(sample, []).append(pixels)
     for sample, original, changed in zip(samples, originals, versions, strict=True):
@@ -571,7 +571,7 @@ def test_the_sheet_shows_what_the_training_gets(folder: Path) -> None:
         assert not torch.equal(changed[0], changed[1])
 
 
-def test_the_sheet_is_written_and_a_broken_picture_is_no_matter(
+def test_the_sheet_is_written_and_a_broken_image_is_no_matter(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "daisy/00.png").write_text("no picture")

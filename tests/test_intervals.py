@@ -23,18 +23,18 @@ def test_class_intervals_are_those_of_plain_resampling() -> None:
     matrix = confusion_matrix(LABELS, PREDICTED)
     found = class_intervals(matrix)
     generator = np.random.default_rng(1)
-    draws = []
+    random_params = []
     for _ in range(3000):
         chosen = generator.integers(0, len(LABELS), len(LABELS))
         counts = np.bincount(LABELS[chosen] * 3 + PREDICTED[chosen], minlength=9).reshape(3, 3)
         hits, true, said = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
-        draws.append([hits / said, hits / true, 2 * hits / (true + said)])
-    ends = np.percentile(draws, [2.5, 97.5], axis=0)  # [2, score, class]
+        random_params.append([hits / said, hits / true, 2 * hits / (true + said)])
+    ends = np.percentile(random_params, [2.5, 97.5], axis=0)  # [2, score, class]
     for place, score in enumerate((found.precision, found.recall, found.f1)):
         for label in range(3):
             assert score[label].low == pytest.approx(ends[0, place, label], abs=0.02)
             assert score[label].high == pytest.approx(ends[1, place, label], abs=0.02)
-    lowest = np.asarray(draws)[:, 2].argmin(axis=1)
+    lowest = np.asarray(random_params)[:, 2].argmin(axis=1)
     np.testing.assert_allclose(found.lowest_f1, np.bincount(lowest, minlength=3) / 3000, atol=0.03)
     assert found.lowest_f1.sum() == pytest.approx(1)
 
@@ -61,7 +61,7 @@ def test_all_right_is_not_certain() -> None:
     assert found.f1[0].low < found.f1[1].low < 1
 
 
-def test_a_class_without_pictures_tells_nothing() -> None:
+def test_a_class_without_images_tells_nothing() -> None:
     found = class_intervals(np.array([[5, 1, 0], [2, 7, 0], [0, 0, 0]]))
     assert (found.recall[2].low, found.recall[2].high) == (0, 1)
     assert (found.precision[2].low, found.precision[2].high) == (0, 1)

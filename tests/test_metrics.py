@@ -21,7 +21,7 @@ NAMES = ("aster", "daisy", "rose", "tulip")
 
 
 def draw(num_images: int, *, labels: tuple[int, ...] = (0, 1, 2, 3), seed: int = 0) -> Predictions:
-    """Random pictures of some of the classes, about half of them predicted rightly."""
+    """Random images of some of the classes, about half of them predicted rightly."""
     generator = np.random.default_rng(seed)
     true = generator.choice(labels, num_images)
     logits = generator.normal(size=(num_images, 4)) + 1.5 * np.eye(4)[true]
@@ -94,7 +94,7 @@ def test_scores_are_ready_for_json() -> None:
 
 @settings(max_examples=20)
 @given(data=st.data())
-def test_the_order_of_the_pictures_does_not_matter(data: st.DataObject) -> None:
+def test_the_order_of_the_images_does_not_matter(data: st.DataObject) -> None:
     case = CASES["few"]
     order = np.array(data.draw(st.permutations(range(len(case.labels)))))
     shuffled = Predictions(case.labels[order], case.probabilities[order], case.losses[order])
@@ -104,7 +104,7 @@ def test_the_order_of_the_pictures_does_not_matter(data: st.DataObject) -> None:
 
 @settings(max_examples=60)
 @given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
-def test_a_confusion_matrix_counts_every_picture_once(pairs: list[tuple[int, int]]) -> None:
+def test_a_confusion_matrix_counts_every_image_once(pairs: list[tuple[int, int]]) -> None:
     labels, predicted = np.array(pairs).T
     matrix = confusion_matrix(labels, predicted, 4)
     assert {(row, column): matrix[row, column] for row, column in zip(*matrix.nonzero(), strict=True)} == {

@@ -1,4 +1,4 @@
-"""Networks: heads of every family, first weights from every kind of file, freezing, and the size of pictures.
+"""Networks: heads of every family, first weights from every kind of file, freezing, and the size of images.
 
 Large networks are built on the meta device, which has shapes and no values, so all 80 take seconds.
 """
@@ -364,7 +364,7 @@ def test_auxiliary_heads_of_a_file_are_ignored(meta: None, tmp_path: Path) -> No
     assert report.unexpected == ("x",)
 
 
-def test_vision_transformer_takes_on_the_picture_size_of_its_weights(meta: None, tmp_path: Path) -> None:
+def test_vision_transformer_takes_on_the_image_size_of_its_weights(meta: None, tmp_path: Path) -> None:
     with torch.device("cpu"):
         content = {"encoder.pos_embedding": torch.zeros(1, 65, 768)}
     network, report = build_network("vit_b_16", 5, weights=saved(tmp_path / "w.pth", content))
@@ -617,7 +617,7 @@ def test_stochastic_depth_of_frozen_stages_is_off(meta: None) -> None:
     assert {training for name, training in depths.items() if name.split(".")[1] not in "012"} == {True}
 
 
-# Pictures
+# Images
 
 
 @pytest.mark.parametrize(

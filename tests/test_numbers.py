@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from accel_flowers.config.schema import OptimConfig
 from accel_flowers.core.errors import OutOfMemory, UserError
-from accel_flowers.data.sampler import StepPlan
+from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.split import load_split
 from accel_flowers.distributed import launch as processes
 from accel_flowers.models.normalizer import Normalizer
@@ -29,7 +29,7 @@ from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.training import build
 from accel_flowers.training import train as training
 from accel_flowers.training.checkpoint import Checkpoints, TrainState
-from accel_flowers.training.memory import fit_micro_batch, smaller_micro_batches, told_when_short
+from accel_flowers.training.memory import fit_micro_batch, oom_as_user_error, smaller_micro_batches
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
@@ -114,7 +114,7 @@ def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
     save = Checkpoints.save
 
     def noted(self: Checkpoints, network: Any, optimizer: Any, state: TrainState, *more: Any, **then: Any) -> None:
-        saved.append((state.step, copy.deepcopy(state.unread_losses)))
+        saved.append((state.step, copy.deepcopy(state.pending_losses)))
         save(self, network, optimizer, state, *more, **then)
 
     monkeypatch.setattr(Checkpoints, "save", noted)
@@ -122,7 +122,7 @@ def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
         photos, tmp_path / "run", train={"on_nan": "rollback", "log_every_steps": 100}, checkpoint={"every_steps": 5}
     )
     train(config)
-    inside_an_epoch = [unread for step, unread in saved if step == 5]
+    inside_an_epoch = [pending for step, pending in saved if step == 5]
     assert len(inside_an_epoch) == 2, "once on the way, once when the run went back to it"
     assert inside_an_epoch[0] == inside_an_epoch[1]
     assert len(inside_an_epoch[0][0]) == 2, "two micro-batches after the first epoch's end"
@@ -185,7 +185,7 @@ def test_a_skipped_step_moves_no_schedule(photos: Path, tmp_path: Path, monkeypa
 
 @given(micro_batch=st.integers(1, 64), accumulation=st.integers(1, 8), processes=st.sampled_from([1, 2, 3, 4, 8]))
 def test_smaller_micro_batches_keep_the_global_batch(micro_batch: int, accumulation: int, processes: int) -> None:
-    plan = StepPlan(1, 1, micro_batch * accumulation * processes, processes, micro_batch)
+    plan = BatchPlan(1, 1, micro_batch * accumulation * processes, processes, micro_batch)
     sizes = smaller_micro_batches(plan)
     assert sizes[0] == micro_batch
     assert sizes[-1] == 1
@@ -257,7 +257,7 @@ def test_short_memory_on_one_process_halves_the_micro_batch_of_all(photos: Path,
     ids=lambda value: str(value)[:24],
 )
 def test_libraries_have_many_words_for_a_lack_of_memory(error: Exception, is_that: bool) -> None:
-    with pytest.raises(OutOfMemory if is_that else RuntimeError) as found, told_when_short():
+    with pytest.raises(OutOfMemory if is_that else RuntimeError) as found, oom_as_user_error():
         raise error
     assert ("Leave more memory free" in str(found.value)) == is_that
 
@@ -280,7 +280,7 @@ def test_a_trial_takes_the_largest_micro_batch_that_fits(last_works: int) -> Non
 
     network = Small()
     before = copy.deepcopy(network.state_dict())
-    plan = StepPlan(100, 1, 8, 1, 8)
+    plan = BatchPlan(100, 1, 8, 1, 8)
     micro_batch, seconds = fit_micro_batch(
         network,
         OptimConfig(),
@@ -308,14 +308,14 @@ def test_a_trial_in_which_nothing_fits_tells_the_words_of_the_device() -> None:
     with pytest.raises(
         UserError, match=r"1 picture\(s\) of 4 x 4 pixels at once \(FIND was unable .* computation\): take"
     ):
-        fit_micro_batch(Large(), OptimConfig(), normalizer, StepPlan(100, 1, 8, 1, 8), (4, 4), Accelerator(cpu=True))
+        fit_micro_batch(Large(), OptimConfig(), normalizer, BatchPlan(100, 1, 8, 1, 8), (4, 4), Accelerator(cpu=True))
 
 
 # The meter
 
 
 def test_meter_finds_the_first_that_is_no_number() -> None:
-    meter = Meter(Accelerator(cpu=True), StepPlan(100, 1, 8, 1, 4))
+    meter = Meter(Accelerator(cpu=True), BatchPlan(100, 1, 8, 1, 4))
     for number, loss in enumerate([1.0, 2.0]):
         meter.add(number, torch.tensor(loss))
     assert meter.first_bad() is None
@@ -325,14 +325,14 @@ def test_meter_finds_the_first_that_is_no_number() -> None:
 
 
 def test_meter_goes_on_where_it_was_saved() -> None:
-    accelerator, plan = Accelerator(cpu=True), StepPlan(100, 1, 8, 1, 4)
+    accelerator, plan = Accelerator(cpu=True), BatchPlan(100, 1, 8, 1, 4)
     losses = [0.1, 0.7, 1 / 3, 2.0]
     whole, first = Meter(accelerator, plan), Meter(accelerator, plan)
     for number, loss in enumerate(losses):
         whole.add(number, torch.tensor(loss))
     for number, loss in enumerate(losses[:2]):
         first.add(number, torch.tensor(loss))
-    second = Meter(accelerator, plan, json.loads(json.dumps(first.unread())))
+    second = Meter(accelerator, plan, json.loads(json.dumps(first.pending())))
     for number, loss in enumerate(losses[2:], start=2):
         second.add(number, torch.tensor(loss))
     assert second.read().loss == whole.read().loss, "to the last bit"

@@ -46,12 +46,12 @@ def test_it_is_computed_in_float32() -> None:
 
 
 def test_balanced_weights_by_hand() -> None:
-    # 10 pictures, 3 classes: a class weighs 10 / 3, shared by its pictures.
+    # 10 images, 3 classes: a class weighs 10 / 3, shared by its images.
     torch.testing.assert_close(balanced_weights(LABELS, 3), torch.tensor([10 / 18, 10 / 9, 10 / 3]))
 
 
 def test_balanced_loss_by_hand() -> None:
-    # Even odds: every picture loses log 3; smoothing spreads over classes that lose the same, but by their weights.
+    # Even odds: every image loses log 3; smoothing spreads over classes that lose the same, but by their weights.
     logits = torch.zeros(2, 3)
     loss = objective(class_weights="balanced")(logits, torch.tensor([0, 2]))
     assert float(loss) == pytest.approx(math.log(3) * (10 / 18 + 10 / 3) / 2)
@@ -93,7 +93,7 @@ def test_torchs_weighted_mean_would_depend_on_it() -> None:
 
 
 def gradient(loss: Objective, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
-    """With respect to the weights of a linear layer that made the logits, so that pictures share parameters."""
+    """With respect to the weights of a linear layer that made the logits, so that images share parameters."""
     features = torch.linspace(-1, 1, 12 * 4).view(12, 4)
     weight = torch.zeros(4, 3, requires_grad=True)
     rows = torch.arange(12) if rows is None else rows

@@ -1,4 +1,4 @@
-"""Pictures that lie on the device: the same chance as on the plain way, the same pixels, and nothing of their neighbours."""
+"""Images that lie on the device: the same chance as on the plain way, the same pixels, and nothing of their neighbours."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torchvision.transforms import v2
 
 from accel_flowers.config.loading import load_recipe, recipe_names
 from accel_flowers.data.decoding.pillow import decode_image
-from accel_flowers.data.transforms.build import PictureTransform, build_step
-from accel_flowers.data.transforms.gpu.store import DevicePictures, bytes_needed
+from accel_flowers.data.transforms.build import ImageTransform, build_step
+from accel_flowers.data.transforms.gpu.store import DeviceImages, bytes_needed
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform, make_device_transform
 from accel_flowers.samples.draw import draw_sample
-from tests.pictures import check_no_lean
+from tests.images import check_no_lean
 
 CPU = torch.device("cpu")
 COLOUR = v2.ColorJitter(0.4, 0.4, 0.4, 0.1)
@@ -62,7 +62,7 @@ COLOURS: dict[str, list[Any]] = {
     "always grey": [v2.Grayscale(3)],
     "blurred": [v2.GaussianBlur((5, 9), (0.1, 3.0))],
 }
-"""Lists that paint pictures of one size: with the same pixels in front, the very same behind, but for last digits."""
+"""Lists that paint images of one size: with the same pixels in front, the very same behind, but for last digits."""
 RECIPES = {
     name: [build_step(spec, "test") for spec in load_recipe(name).data.train_transforms] for name in recipe_names()
 }
@@ -82,16 +82,16 @@ def smooth(height: int, width: int, seed: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
     """Drawn flowers, and blobs of every odd size."""
     folder = draw_sample(tmp_path_factory.mktemp("drawn") / "flowers", images_per_class=2, image_size=90)
     flowers = [Image.open(file).convert("RGB") for file in sorted(folder.rglob("*.jpg"))]
     return flowers + [smooth(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
 
 
-def stored(pictures: Sequence[Image.Image]) -> DevicePictures:
-    store = DevicePictures([(picture.height, picture.width) for picture in pictures], CPU)
-    store.fill(torch.from_numpy(np.array(picture)) for picture in pictures)
+def stored(images: Sequence[Image.Image]) -> DeviceImages:
+    store = DeviceImages([(image.height, image.width) for image in images], CPU)
+    store.fill(torch.from_numpy(np.array(image)) for image in images)
     return store
 
 
@@ -103,26 +103,26 @@ def built(steps: list[Any]) -> DeviceTransform:
 
 def both_ways(
     steps: list[Any],
-    pictures: Sequence[Image.Image],
-    store: DevicePictures,
+    images: Sequence[Image.Image],
+    store: DeviceImages,
     seeds: Sequence[int] = range(2),
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Every picture with every seed on the plain way and on the device, [B, 3, H, W]; and they use the same chance."""
-    plain_way, transform = PictureTransform(steps), built(steps)
+    """Every image with every seed on the plain way and on the device, [B, 3, H, W]; and they use the same chance."""
+    plain_way, transform = ImageTransform(steps), built(steps)
     for name, value in settings.items():
         setattr(transform, name, value)
-    plain, draws, samples = [], [], []
-    for sample, picture in enumerate(pictures):
+    plain, random_params, samples = [], [], []
+    for sample, image in enumerate(images):
         for seed in seeds:
             torch.manual_seed(1000 * seed + sample)
-            plain.append(plain_way(picture))
+            plain.append(plain_way(image))
             after = torch.rand(1)
             torch.manual_seed(1000 * seed + sample)
-            draws.append(transform.draw(picture.height, picture.width))
+            random_params.append(transform.draw(image.height, image.width))
             assert torch.equal(torch.rand(1), after), "as much chance was used"
             samples.append(sample)
-    made = transform.apply(store, torch.tensor(samples), torch.tensor(draws, dtype=torch.float64))
+    made = transform.apply(store, torch.tensor(samples), torch.tensor(random_params, dtype=torch.float64))
     assert made.dtype == torch.uint8
     assert made.shape[2:] == transform.size
     return torch.stack(plain).int(), made.int()
@@ -136,11 +136,11 @@ def difference(ways: tuple[Tensor, Tensor]) -> Tensor:
 @pytest.mark.parametrize("name", BOXES)
 def test_boxes_are_torchvisions(name: str, size: tuple[int, int]) -> None:
     step = BOXES[name]
-    transform, picture = built([step]), torch.empty(1).expand(3, *size)
+    transform, image = built([step]), torch.empty(1).expand(3, *size)
     boxes = set()
     for seed in range(200):
         torch.manual_seed(seed)
-        box = step.make_params([picture])
+        box = step.make_params([image])
         after = torch.rand(1)
         torch.manual_seed(seed)
         drawn = transform.draw(*size)
@@ -176,51 +176,51 @@ def test_colours_are_torchvisions() -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_moved_pixels_are_within_one_level(name: str, pictures: list[Image.Image]) -> None:
-    far = difference(both_ways(SHAPES[name], pictures, stored(pictures)))
-    # Where two levels are equally near, which is often so in small pictures made larger, either may be taken; and once
+def test_moved_pixels_are_within_one_level(name: str, images: list[Image.Image]) -> None:
+    far = difference(both_ways(SHAPES[name], images, stored(images)))
+    # Where two levels are equally near, which is often so in small images made larger, either may be taken; and once
     # across and once down.
     assert far.max() <= 2
     assert (far > 1).float().mean() < 1e-4
     assert far.float().mean() < 0.1
 
 
-def test_whole_pixels_are_exact(pictures: list[Image.Image]) -> None:
+def test_whole_pixels_are_exact(images: list[Image.Image]) -> None:
     """Where nothing is mixed, nothing differs: Pillow's whole-numbered arithmetic of places."""
-    store = stored(pictures)
+    store = stored(images)
     for steps in (
         SHAPES["turned whole"],
         SHAPES["padded"],
         [v2.RandomAffine(20, (0.1, 0.3), shear=9), v2.CenterCrop(70)],
     ):
-        plain, made = both_ways(steps, pictures, store, seeds=range(5))
+        plain, made = both_ways(steps, images, store, seeds=range(5))
         assert torch.equal(plain, made)
         assert (plain != 0).any()
 
 
-def test_a_scale_alone_may_move_pixels_by_one_place(pictures: list[Image.Image]) -> None:
+def test_a_scale_alone_may_move_pixels_by_one_place(images: list[Image.Image]) -> None:
     """Pillow adds up fractions there, so the places of a few pixels differ."""
-    far = difference(both_ways([v2.Resize((40, 50)), v2.RandomAffine(0, scale=(0.5, 2))], pictures, stored(pictures)))
+    far = difference(both_ways([v2.Resize((40, 50)), v2.RandomAffine(0, scale=(0.5, 2))], images, stored(images)))
     assert (far > 1).float().mean() < 0.002
 
 
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours_are_pillows(name: str) -> None:
-    """On pictures that need no resize, so that both ways paint the same pixels."""
+    """On images that need no resize, so that both ways paint the same pixels."""
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)) for _ in range(6)]
     grey = Image.fromarray(np.repeat(np.arange(1600, dtype=np.uint16).reshape(40, 40, 1) % 256, 3, 2).astype(np.uint8))
     pure = Image.fromarray((rng.integers(0, 2, (40, 40, 3)) * 255).astype(np.uint8))
-    pictures = [*noise, grey, pure, *(smooth(40, 40, seed) for seed in range(8))]
-    far = difference(both_ways([v2.CenterCrop(40), *COLOURS[name]], pictures, stored(pictures), seeds=range(8)))
+    images = [*noise, grey, pure, *(smooth(40, 40, seed) for seed in range(8))]
+    far = difference(both_ways([v2.CenterCrop(40), *COLOURS[name]], images, stored(images), seeds=range(8)))
     assert far.max() <= 1
     assert far.float().mean() < 1e-4
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_supported(name: str, pictures: list[Image.Image]) -> None:
+def test_every_recipe_is_supported(name: str, images: list[Image.Image]) -> None:
     # A level before a change of hue or contrast can become several after it.
-    far = difference(both_ways(RECIPES[name], pictures, stored(pictures), seeds=range(1)))
+    far = difference(both_ways(RECIPES[name], images, stored(images), seeds=range(1)))
     assert far.float().mean() < 0.1
     assert (far > 1).float().mean() < 0.005
 
@@ -229,9 +229,9 @@ def test_there_are_recipes() -> None:
     assert len(RECIPES) >= 6
 
 
-def test_resizes_in_half_precision(pictures: list[Image.Image]) -> None:
+def test_resizes_in_half_precision(images: list[Image.Image]) -> None:
     """Weights of 11 bits, as on a GPU."""
-    far = difference(both_ways(SHAPES["crop"], pictures, stored(pictures), dtype=torch.float16))
+    far = difference(both_ways(SHAPES["crop"], images, stored(images), dtype=torch.float16))
     assert far.max() <= 2
     assert (far > 1).float().mean() < 1e-3
     assert 0 < far.float().mean() < 0.2
@@ -240,25 +240,29 @@ def test_resizes_in_half_precision(pictures: list[Image.Image]) -> None:
 @pytest.mark.parametrize(
     "name", ["crop", "twice", "turned before the crop", "turned, then resized", "turned whole", "affine"]
 )
-def test_a_picture_knows_nothing_of_its_batch(name: str, pictures: list[Image.Image]) -> None:
-    """One by one, in parts, with shapes of the batch or of all pictures: the same."""
+def test_a_image_knows_nothing_of_its_batch(name: str, images: list[Image.Image]) -> None:
+    """One by one, in parts, with shapes of the batch or of all images: the same."""
     steps = [*SHAPES[name], COLOUR, v2.RandomRotation(10), v2.RandomGrayscale(0.2)]
-    transform, store = built(steps), stored(pictures)
-    draws = torch.tensor([transform.draw(*size) for size in store.sizes], dtype=torch.float64)
+    transform, store = built(steps), stored(images)
+    random_params = torch.tensor([transform.draw(*size) for size in store.sizes], dtype=torch.float64)
     samples = torch.arange(len(store))
-    together = transform.apply(store, samples, draws)
+    together = transform.apply(store, samples, random_params)
 
     def same(made: Tensor, numbers: Tensor) -> bool:
         """But for ties, which another order of a sum may decide otherwise."""
         return bool((made != together[numbers]).float().mean() < 1e-4)
 
-    assert same(transform.apply(store, samples, draws, extent=transform.extent(draws)), samples)
+    assert same(
+        transform.apply(store, samples, random_params, output_extent=transform.output_extent(random_params)), samples
+    )
     order = torch.randperm(len(store))
-    assert same(transform.apply(store, samples[order], draws[order]), order)
+    assert same(transform.apply(store, samples[order], random_params[order]), order)
     transform.max_bytes = 10**6
-    assert same(transform.apply(store, samples, draws), samples)
+    assert same(transform.apply(store, samples, random_params), samples)
     for sample in samples.split(1):
-        alone = transform.apply(store, sample, draws[sample], extent=transform.extent(draws[sample]))
+        alone = transform.apply(
+            store, sample, random_params[sample], output_extent=transform.output_extent(random_params[sample])
+        )
         assert same(alone, sample)
 
 
@@ -283,17 +287,17 @@ def test_other_lists_are_refused(name: str) -> None:
     assert make_device_transform(UNSUPPORTED[name]) is None
 
 
-def test_too_small_a_picture_is_refused_on_both_ways() -> None:
+def test_too_small_a_image_is_refused_on_both_ways() -> None:
     steps = [v2.RandomCrop(64)]
-    for refused in (lambda: PictureTransform(steps)(smooth(40, 70, 0)), lambda: built(steps).draw(40, 70)):
+    for refused in (lambda: ImageTransform(steps)(smooth(40, 70, 0)), lambda: built(steps).draw(40, 70)):
         with pytest.raises(ValueError, match=r"crop size \(64, 64\) is larger than input image size \(40, 70\)"):
             refused()
 
 
-def test_draws_must_be_exact(pictures: list[Image.Image]) -> None:
+def test_draws_must_be_exact(images: list[Image.Image]) -> None:
     transform = built(SHAPES["crop"])
     with pytest.raises(ValueError, match="draws must be float64"):
-        transform.apply(stored(pictures), torch.zeros(2, dtype=torch.int64), torch.zeros(2, transform.num_columns))
+        transform.apply(stored(images), torch.zeros(2, dtype=torch.int64), torch.zeros(2, transform.num_columns))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -306,16 +310,16 @@ def test_it_can_be_sent_to_workers(name: str) -> None:
     assert sent.draw(300, 200) == here
 
 
-def test_the_store_keeps_every_pixel(pictures: list[Image.Image]) -> None:
-    store = stored(pictures)
-    for sample, picture in enumerate(pictures):
-        assert np.array_equal(store.picture(sample).numpy(), np.array(picture))
-    assert len(store) == len(pictures)
+def test_the_store_keeps_every_pixel(images: list[Image.Image]) -> None:
+    store = stored(images)
+    for sample, image in enumerate(images):
+        assert np.array_equal(store.image(sample).numpy(), np.array(image))
+    assert len(store) == len(images)
     assert store.flat.nbytes + store.table.nbytes == bytes_needed(store.sizes)
 
 
-def test_the_store_refuses_other_pictures() -> None:
-    store = DevicePictures([(2, 3), (4, 5)], CPU)
+def test_the_store_refuses_other_images() -> None:
+    store = DeviceImages([(2, 3), (4, 5)], CPU)
     fitting = [torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(4, 5, 3, dtype=torch.uint8)]
 
     def endless() -> Iterator[Tensor]:
@@ -327,20 +331,20 @@ def test_the_store_refuses_other_pictures() -> None:
         (fitting[:1], "1 pictures for 2 places"),
         (endless(), "more pictures for 2 places"),
         (fitting[::-1], "picture 0 is torch.uint8"),
-        ([picture.float() for picture in fitting], "picture 0 is torch.float32"),
+        ([image.float() for image in fitting], "picture 0 is torch.float32"),
     ]:
         with pytest.raises(ValueError, match=message):
             store.fill(wrong)
     with pytest.raises(ValueError, match="needs pictures"):
-        DevicePictures([], CPU)
+        DeviceImages([], CPU)
 
 
 @pytest.mark.slow
-def test_compiled_colours_are_the_same(pictures: list[Image.Image]) -> None:
+def test_compiled_colours_are_the_same(images: list[Image.Image]) -> None:
     steps = [v2.RandomResizedCrop(48), COLOUR]
-    store = stored(pictures)
-    _, here = both_ways(steps, pictures, store)
-    _, compiled = both_ways(steps, pictures, store, compiled=True)
+    store = stored(images)
+    _, here = both_ways(steps, images, store)
+    _, compiled = both_ways(steps, images, store, compiled=True)
     far = (here - compiled).abs()
     assert far.float().mean() < 0.01
     assert (far > 1).float().mean() < 0.001

@@ -15,16 +15,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.sampler import EveryOnce, SampleKey, StepPlan, TrainStream, epoch_order, permutation, random_key
+from accel_flowers.data.sampler import (
+    BatchPlan,
+    SampleKey,
+    SequentialBatchSampler,
+    StreamBatchSampler,
+    epoch_order,
+    permutation,
+    random_key,
+)
 
 SEEDS = st.integers(0, 2**63 - 1)
 
 
 @st.composite
-def plans(draw: Callable[..., Any]) -> StepPlan:
-    """A plan of any shape: also more pictures in a step than there are, and no whole number of steps in an epoch."""
+def plans(draw: Callable[..., Any]) -> BatchPlan:
+    """A plan of any shape: also more images in a step than there are, and no whole number of steps in an epoch."""
     processes, micro_batch, accumulation = draw(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3)))
-    return StepPlan(
+    return BatchPlan(
         num_samples=draw(st.integers(1, 60)),
         epochs=draw(st.integers(1, 4)),
         global_batch_size=processes * micro_batch * accumulation,
@@ -33,11 +41,11 @@ def plans(draw: Callable[..., Any]) -> StepPlan:
     )
 
 
-def keys_of(stream: TrainStream) -> list[SampleKey]:
+def keys_of(stream: StreamBatchSampler) -> list[SampleKey]:
     return list(chain.from_iterable(stream))
 
 
-def deal(batches: TrainStream | EveryOnce, num_processes: int) -> list[list[list[SampleKey]]]:
+def deal(batches: StreamBatchSampler | SequentialBatchSampler, num_processes: int) -> list[list[list[SampleKey]]]:
     """What each process gets from Accelerate."""
     return [
         list(BatchSamplerShard(batches, num_processes=num_processes, process_index=rank, even_batches=False))
@@ -60,7 +68,7 @@ def test_permutation_is_pinned() -> None:
 
 
 def test_stream_is_pinned() -> None:
-    stream = TrainStream(StepPlan(num_samples=5, epochs=2, global_batch_size=4), seed=3)
+    stream = StreamBatchSampler(BatchPlan(num_samples=5, epochs=2, global_batch_size=4), seed=3)
     assert [key.sample for key in keys_of(stream)] == [0, 2, 1, 3, 4, 1, 2, 3, 4, 0, 1, 3]
 
 
@@ -104,24 +112,24 @@ def test_epoch_order_cannot_be_changed_by_a_caller() -> None:
 
 
 @given(plans(), SEEDS)
-def test_stream_follows_the_formula(plan: StepPlan, seed: int) -> None:
+def test_stream_follows_the_formula(plan: BatchPlan, seed: int) -> None:
     size, total = plan.micro_batch, plan.num_samples
-    for position, key in enumerate(keys_of(TrainStream(plan, seed))):
+    for position, key in enumerate(keys_of(StreamBatchSampler(plan, seed))):
         epoch, place = divmod(position, total)
         order = permutation(random_key(seed, "order", epoch), total)
         assert key == SampleKey(order[place], epoch, position // size)
 
 
 @given(plans(), SEEDS)
-def test_each_sample_comes_once_an_epoch(plan: StepPlan, seed: int) -> None:
-    keys = keys_of(TrainStream(plan, seed))
+def test_each_sample_comes_once_an_epoch(plan: BatchPlan, seed: int) -> None:
+    keys = keys_of(StreamBatchSampler(plan, seed))
     for epoch in range(plan.epochs):
         assert sorted(key.sample for key in keys if key.epoch == epoch) == list(range(plan.num_samples))
 
 
 @given(plans(), SEEDS)
-def test_every_micro_batch_is_full_and_counted(plan: StepPlan, seed: int) -> None:
-    stream = TrainStream(plan, seed)
+def test_every_micro_batch_is_full_and_counted(plan: BatchPlan, seed: int) -> None:
+    stream = StreamBatchSampler(plan, seed)
     batches = list(stream)
     assert len(stream) == len(batches) == plan.num_steps * plan.micro_batches_per_step
     for number, batch in enumerate(batches):
@@ -131,9 +139,9 @@ def test_every_micro_batch_is_full_and_counted(plan: StepPlan, seed: int) -> Non
 
 
 @given(plans(), SEEDS, st.data())
-def test_stream_from_a_step_is_the_tail_of_the_whole(plan: StepPlan, seed: int, data: st.DataObject) -> None:
+def test_stream_from_a_step_is_the_tail_of_the_whole(plan: BatchPlan, seed: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, plan.num_steps))
-    whole, tail = list(TrainStream(plan, seed)), TrainStream(plan, seed, start_step=start)
+    whole, tail = list(StreamBatchSampler(plan, seed)), StreamBatchSampler(plan, seed, start_step=start)
     assert list(tail) == whole[start * plan.micro_batches_per_step :]
     assert len(tail) == len(list(tail))
 
@@ -143,8 +151,8 @@ def test_steps_hold_the_same_samples_on_any_number_of_processes(num_samples: int
     size = 24
     seen = set()
     for processes, micro_batch in [(1, 24), (1, 3), (2, 12), (2, 4), (3, 8), (4, 6), (8, 1), (24, 1)]:
-        plan = StepPlan(num_samples, epochs, size, processes, micro_batch)
-        batches = [[key[:2] for key in batch] for batch in TrainStream(plan, seed)]
+        plan = BatchPlan(num_samples, epochs, size, processes, micro_batch)
+        batches = [[key[:2] for key in batch] for batch in StreamBatchSampler(plan, seed)]
         steps = [
             tuple(chain.from_iterable(batches[first : first + plan.micro_batches_per_step]))
             for first in range(0, len(batches), plan.micro_batches_per_step)
@@ -155,9 +163,9 @@ def test_steps_hold_the_same_samples_on_any_number_of_processes(num_samples: int
 
 
 @given(plans(), SEEDS, st.data())
-def test_accelerate_deals_each_process_its_micro_batches(plan: StepPlan, seed: int, data: st.DataObject) -> None:
+def test_accelerate_deals_each_process_its_micro_batches(plan: BatchPlan, seed: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, plan.num_steps))
-    stream = TrainStream(plan, seed, start_step=start)
+    stream = StreamBatchSampler(plan, seed, start_step=start)
     dealt = deal(stream, plan.num_processes)
     for rank, batches in enumerate(dealt):
         numbers = [batch[0].micro_batch for batch in batches]
@@ -174,14 +182,14 @@ def test_accelerate_deals_each_process_its_micro_batches(plan: StepPlan, seed: i
 
 
 @given(plans())
-def test_the_last_step_is_the_one_that_completes_the_last_epoch(plan: StepPlan) -> None:
+def test_the_last_step_is_the_one_that_completes_the_last_epoch(plan: BatchPlan) -> None:
     assert plan.epochs_completed_at(plan.num_steps) == plan.epochs
     assert plan.epochs_completed_at(plan.num_steps - 1) < plan.epochs
     assert plan.epoch_at(plan.num_steps) >= plan.epochs > plan.epoch_at(plan.num_steps - 1)
 
 
 @given(plans())
-def test_epochs_completed_never_falls_and_starts_at_none(plan: StepPlan) -> None:
+def test_epochs_completed_never_falls_and_starts_at_none(plan: BatchPlan) -> None:
     completed = [plan.epochs_completed_at(step) for step in range(plan.num_steps + 1)]
     assert completed[0] == 0
     assert completed == sorted(completed)
@@ -189,7 +197,7 @@ def test_epochs_completed_never_falls_and_starts_at_none(plan: StepPlan) -> None
 
 
 @given(plans())
-def test_step_is_made_of_whole_micro_batches(plan: StepPlan) -> None:
+def test_step_is_made_of_whole_micro_batches(plan: BatchPlan) -> None:
     assert plan.accumulation * plan.micro_batch * plan.num_processes == plan.global_batch_size
     assert plan.accumulation * plan.num_processes == plan.micro_batches_per_step
     if plan.micro_batch_size is None:
@@ -202,7 +210,7 @@ def test_a_step_that_cannot_be_shared_is_refused_with_advice_that_works(
 ) -> None:
     fits = size % (processes * (micro_batch or 1)) == 0
     try:
-        StepPlan(100, 1, size, processes, micro_batch)
+        BatchPlan(100, 1, size, processes, micro_batch)
     except UserError as error:
         assert not fits
         message = str(error)
@@ -216,11 +224,11 @@ def test_a_step_that_cannot_be_shared_is_refused_with_advice_that_works(
         advised = [int(number) for number in allowed[1].split(", ")]
         assert advised == [m for m in range(1, size + 1) if size % (m * processes) == 0]
         for number in advised:
-            StepPlan(100, 1, size, processes, number)
+            BatchPlan(100, 1, size, processes, number)
     else:
         other = re.search(r"take a train\.global_batch_size that \d+ divides, for example (\d+)\.$", message)
         assert other
-        StepPlan(100, 1, int(other[1]), processes, micro_batch)
+        BatchPlan(100, 1, int(other[1]), processes, micro_batch)
 
 
 # --- evaluation
@@ -228,9 +236,9 @@ def test_a_step_that_cannot_be_shared_is_refused_with_advice_that_works(
 
 @given(st.integers(0, 100), st.integers(1, 40))
 def test_every_once_covers_each_sample_in_order(num_samples: int, size: int) -> None:
-    batches = list(EveryOnce(num_samples, size))
+    batches = list(SequentialBatchSampler(num_samples, size))
     assert [key.sample for key in chain.from_iterable(batches)] == list(range(num_samples))
-    assert len(batches) == len(EveryOnce(num_samples, size))
+    assert len(batches) == len(SequentialBatchSampler(num_samples, size))
     assert all(len(batch) == size for batch in batches[:-1])
     assert [key.micro_batch for key in chain.from_iterable(batches)] == [k // size for k in range(num_samples)]
 
@@ -238,6 +246,6 @@ def test_every_once_covers_each_sample_in_order(num_samples: int, size: int) -> 
 @given(st.integers(0, 100), st.integers(1, 40), st.integers(1, 9))
 def test_every_once_dealt_out_keeps_its_batches(num_samples: int, size: int, num_processes: int) -> None:
     """Each batch goes whole to one process: none is lost, doubled, padded or cut."""
-    dealt = deal(EveryOnce(num_samples, size), num_processes)
+    dealt = deal(SequentialBatchSampler(num_samples, size), num_processes)
     handed_out = Counter(tuple(batch) for batch in chain.from_iterable(dealt))
-    assert handed_out == Counter(tuple(batch) for batch in EveryOnce(num_samples, size))
+    assert handed_out == Counter(tuple(batch) for batch in SequentialBatchSampler(num_samples, size))

@@ -23,9 +23,9 @@ from accel_flowers.html import pages
 from accel_flowers.inference.gallery import Gallery
 from accel_flowers.inference.predict import Row
 from accel_flowers.inspection.analysis import Seen
-from accel_flowers.inspection.findings import Picture, find
+from accel_flowers.inspection.findings import ImageFacts, find
 from accel_flowers.inspection.page import write_inspection_page
-from tests.conftest import draw_picture, make_folder
+from tests.conftest import draw_image, make_folder
 
 BROWSER = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -110,8 +110,8 @@ def shown(name: str) -> str:
 @pytest.fixture
 def hostile_inspection(tmp_path: Path) -> Path:
     """A page on a folder whose classes and files have hostile names, with every kind of finding."""
-    plain = load_images(str(make_folder(tmp_path / "plain", per_class=2)))  # whose pictures are shown
-    pictures = []
+    plain = load_images(str(make_folder(tmp_path / "plain", per_class=2)))  # whose images are shown
+    images = []
     for place, name in enumerate(HOSTILE_NAMES):
         good = Seen(
             digest="same",
@@ -124,15 +124,15 @@ def hostile_inspection(tmp_path: Path) -> Path:
             features=np.ones(27, np.float16),
         )
         for seen in (good, good, Seen(cause=f"broken by {name}")):
-            pictures.append(Picture(f"{name}/{len(pictures)}{name}", name, f"part {place % 2} {name}", seen))
-    findings = find("<b>photos&", HOSTILE_NAMES, pictures, ignored=HOSTILE_NAMES)
+            images.append(ImageFacts(f"{name}/{len(images)}{name}", name, f"part {place % 2} {name}", seen))
+    findings = find("<b>photos&", HOSTILE_NAMES, images, ignored=HOSTILE_NAMES)
     page = tmp_path / "page.html"
-    write_inspection_page(page, findings, renamed(plain, [picture.file for picture in pictures]))
+    write_inspection_page(page, findings, renamed(plain, [image.file for image in images]))
     return page
 
 
 def renamed(table: ImageTable, names: list[str]) -> ImageTable:
-    """The same few pictures again and again, under these names."""
+    """The same few images again and again, under these names."""
     rows = [number % len(table.files) for number in range(len(names))]
     return replace(table, files=tuple(names), dataset=table.dataset.select(rows))
 
@@ -140,7 +140,7 @@ def renamed(table: ImageTable, names: list[str]) -> ImageTable:
 @pytest.fixture
 def hostile_gallery(tmp_path: Path) -> Path:
     gallery = Gallery(tmp_path / "page.html")
-    draw_picture("rose", 1).save(tmp_path / "rose.png")
+    draw_image("rose", 1).save(tmp_path / "rose.png")
     for name in HOSTILE_NAMES:
         link = tmp_path / name.replace("/", "")
         link.symlink_to("rose.png")
@@ -189,18 +189,18 @@ def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for file in folder.rglob("*.png"):
         Image.fromarray(noise).save(file)
     table = load_images(str(folder))
-    pictures = []
+    images = []
     for number in range(4000):
         digest = str(number // 2 if number < 2000 else number)
-        pictures.append(
-            Picture(
+        images.append(
+            ImageFacts(
                 f"c/{number:04d}.png", "rose" if number % 2 else "tulip", None,
                 Seen(digest=digest, width=50, height=500, mode="CMYK", format="TIFF", orientation=3, phash=random_key(digest), sketch=np.ones(256, np.uint8)),
             )
         )  # fmt: skip
-    monkeypatch.setattr("accel_flowers.inspection.findings._far", lambda pictures: ())
-    findings = find("photos", ("rose", "tulip"), pictures)
-    every = renamed(table, [picture.file for picture in pictures])
+    monkeypatch.setattr("accel_flowers.inspection.findings._far", lambda images: ())
+    findings = find("photos", ("rose", "tulip"), images)
+    every = renamed(table, [image.file for image in images])
     write_inspection_page(tmp_path / "page.html", findings, every)
     page = check_stands_alone((tmp_path / "page.html").read_text())
     assert 100 < sum(name == "src" for name, _ in page.attributes) <= pages.MAX_THUMBNAILS

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.distributed.health import SILENT_SECONDS, STUCK_SECONDS, Standing, judge
+from accel_flowers.distributed.health import SILENT_SECONDS, STUCK_SECONDS, Heartbeat, diagnose
 from tests.conftest import make_folder
 from tests.ranks import Ranks
 from tests.runs import PROJECT, write_recipe
@@ -20,8 +20,8 @@ SOON = 30.0
 """Seconds within which all must have ended."""
 
 
-def training(step: int = 5, **fields: str) -> Standing:
-    return Standing(doing="training", step=step, **fields)  # type: ignore[arg-type]
+def training(step: int = 5, **fields: str) -> Heartbeat:
+    return Heartbeat(doing="training", step=step, **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,20 @@ def training(step: int = 5, **fields: str) -> Standing:
         ([training(5), training(6)], [0, 0], [0, STUCK_SECONDS - 1], None),
         ([training(6), training(5)], [0, 0], [0, STUCK_SECONDS + 1], (1, "stands elsewhere")),
         ([training(7), training(5)], [0, 0], [0, SILENT_SECONDS + 1], (1, "stands elsewhere")),
-        ([training(5), Standing(doing="evaluating", step=5)], [0, 0], [0, SILENT_SECONDS + 1], (1, "stands elsewhere")),
+        (
+            [training(5), Heartbeat(doing="evaluating", step=5)],
+            [0, 0],
+            [0, SILENT_SECONDS + 1],
+            (1, "stands elsewhere"),
+        ),
         # the one that failed is told before the one that fell silent for it
         ([training(), training(), training(state="failed", words="x")], [0, 99, 0], [0, 0, 0], (2, "failed: x")),
     ],
 )
 def test_judge(
-    standings: list[Standing], silent: list[float], apart: list[float], found: tuple[int, str] | None
+    standings: list[Heartbeat], silent: list[float], apart: list[float], found: tuple[int, str] | None
 ) -> None:
-    verdict = judge(0, standings, silent, apart)
+    verdict = diagnose(0, standings, silent, apart)
     if found is None:
         assert verdict is None
     else:
@@ -57,8 +62,8 @@ def test_nobody_is_elsewhere_while_one_starts_or_leaves() -> None:
     here = training(5)
     assert here.is_elsewhere(training(6))
     assert not here.is_elsewhere(training(5))
-    assert not here.is_elsewhere(Standing())
-    assert not here.is_elsewhere(Standing(state="done", doing="training", step=9))
+    assert not here.is_elsewhere(Heartbeat())
+    assert not here.is_elsewhere(Heartbeat(state="done", doing="training", step=9))
 
 
 # Real processes
@@ -92,11 +97,11 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
 
 @pytest.mark.multiprocess
 def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path: Path) -> None:
-    """A picture that goes away during the training is missed by the process whose turn it is."""
+    """An image that goes away during the training is missed by the process whose turn it is."""
     with Ranks(tmp_path, words, words) as ranks:
         ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
-        for picture in (tmp_path / "photos/rose").iterdir():
-            picture.write_bytes(b"no picture any more")
+        for image in (tmp_path / "photos/rose").iterdir():
+            image.write_bytes(b"no picture any more")
         codes = ranks.codes(SOON)
         said = [ranks.said(0), ranks.said(1)]
     assert set(codes) <= {1, 2}
@@ -166,7 +171,7 @@ def test_processes_that_differ_do_not_start(words: list[str | Path], tmp_path: P
 
 
 @pytest.mark.multiprocess
-def test_processes_that_see_other_pictures_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
+def test_processes_that_see_other_images_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
     fewer = make_folder(tmp_path / "other-disk", per_class=12)
     next((fewer / "rose").iterdir()).unlink()
     with Ranks(tmp_path, words, [*words, "--data.path", fewer]) as ranks:

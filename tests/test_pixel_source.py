@@ -1,4 +1,4 @@
-"""Pictures on the device (here the CPU plays it): the same boxes, flips and order as from files, the same evaluation to the bit."""
+"""Images on the device (here the CPU plays it): the same boxes, flips and order as from files, the same evaluation to the bit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
 from accel_flowers.data.placement import choose as pixel_source
-from accel_flowers.data.placement.resident import FinishedPictures, WholePictures, in_threads
-from accel_flowers.data.sampler import SampleKey, StepPlan, TrainStream
+from accel_flowers.data.placement.resident import FinishedImages, WholeImages, in_threads
+from accel_flowers.data.sampler import BatchPlan, SampleKey, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
@@ -43,21 +43,21 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> ImageTable:
     return load_images(str(write_mixed_folder(tmp_path_factory.mktemp("data") / "photos")))
 
 
-def pictures_of(table: ImageTable, specs: list[object]) -> Pictures:
+def images_of(table: ImageTable, specs: list[object]) -> ImageDataset:
     split = Split(table.class_names, dict.fromkeys(table.files, "train"))
-    return Pictures(table, "train", split, build_transform(specs, field="test")[0], seed=3)  # type: ignore[arg-type]
+    return ImageDataset(table, "train", split, build_transform(specs, field="test")[0], seed=3)  # type: ignore[arg-type]
 
 
-def test_training_pictures_are_those_of_the_files(table: ImageTable) -> None:
-    pictures = pictures_of(table, AUGMENT)
+def test_training_images_are_those_of_the_files(table: ImageTable) -> None:
+    images = images_of(table, AUGMENT)
     transform = build_transform(AUGMENT, field="test")[0].on_device()  # type: ignore[arg-type]
     assert transform is not None
-    sizes = [pictures.size(sample) for sample in range(len(pictures))]
-    whole = WholePictures(pictures, sizes, transform, CPU, threads=2)
-    away = pictures.away((transform, sizes))
+    sizes = [images.size(sample) for sample in range(len(images))]
+    whole = WholeImages(images, sizes, transform, CPU, threads=2)
+    without_pixels = images.without_pixels((transform, sizes))
     for epoch in range(4):
         keys = [SampleKey(sample, epoch, 7) for sample in (5, 0, 41, 13, 2, 20)]
-        expected, batch = pictures.__getitems__(keys), away.__getitems__(keys)
+        expected, batch = images.__getitems__(keys), without_pixels.__getitems__(keys)
         assert isinstance(expected, dict)
         assert isinstance(batch, dict)
         assert "pixels" not in batch
@@ -70,19 +70,19 @@ def test_training_pictures_are_those_of_the_files(table: ImageTable) -> None:
 
 
 def test_what_is_drawn_comes_through_the_loader(table: ImageTable) -> None:
-    pictures = pictures_of(table, AUGMENT)
+    images = images_of(table, AUGMENT)
     transform = build_transform(AUGMENT, field="test")[0].on_device()  # type: ignore[arg-type]
     assert transform is not None
-    away = pictures.away((transform, [pictures.size(sample) for sample in range(len(pictures))]))
-    stream = TrainStream(StepPlan(len(pictures), epochs=2, global_batch_size=5), seed=3)
+    without_pixels = images.without_pixels((transform, [images.size(sample) for sample in range(len(images))]))
+    stream = StreamBatchSampler(BatchPlan(len(images), epochs=2, global_batch_size=5), seed=3)
     for batch, keys in zip(
-        each_batch(build_loader(away, stream, num_workers=0, pin_memory=False)), stream, strict=True
+        each_batch(build_loader(without_pixels, stream, num_workers=0, pin_memory=False)), stream, strict=True
     ):
-        expected = away.__getitems__(keys)
+        expected = without_pixels.__getitems__(keys)
         assert isinstance(expected, dict)
         assert batch.keys() == expected.keys()
-        assert (batch["micro_batch"], batch["extent"]) == (expected["micro_batch"], expected["extent"])
-        for name in ("draws", "labels", "samples"):
+        assert (batch["micro_batch"], batch["output_extent"]) == (expected["micro_batch"], expected["output_extent"])
+        for name in ("random_params", "labels", "samples"):
             assert torch.equal(batch[name], expected[name])  # type: ignore[literal-required]
             assert batch[name].dtype == expected[name].dtype  # type: ignore[literal-required]
 
@@ -120,17 +120,17 @@ def test_a_network_meets_the_same_on_all_ways(kind: str, table: ImageTable, tmp_
             assert torch.equal(run.input_of("val")(batch), plain.input_of("val")(expected))
 
 
-def test_sizes_are_those_of_the_decoded_pictures(table: ImageTable) -> None:
-    pictures = pictures_of(table, AUGMENT)
-    for sample in range(len(pictures)):
-        assert pictures.size(sample) == tuple(pictures.decode(sample).shape[:2])
+def test_sizes_are_those_of_the_decoded_images(table: ImageTable) -> None:
+    images = images_of(table, AUGMENT)
+    for sample in range(len(images)):
+        assert images.size(sample) == tuple(images.decode(sample).shape[:2])
 
 
-def test_evaluation_pictures_are_those_of_the_files_to_the_bit(table: ImageTable) -> None:
-    pictures = pictures_of(table, [{"Resize": {"size": 28}}, {"CenterCrop": {"size": 24}}])
-    finished = FinishedPictures(pictures, CPU, threads=2)
+def test_evaluation_images_are_those_of_the_files_to_the_bit(table: ImageTable) -> None:
+    images = images_of(table, [{"Resize": {"size": 28}}, {"CenterCrop": {"size": 24}}])
+    finished = FinishedImages(images, CPU, threads=2)
     keys = [SampleKey(sample, 0, 0) for sample in (3, 1, 40, 7)]
-    expected, batch = pictures.__getitems__(keys), pictures.away(None).__getitems__(keys)
+    expected, batch = images.__getitems__(keys), images.without_pixels(None).__getitems__(keys)
     assert isinstance(expected, dict)
     assert isinstance(batch, dict)
     assert set(batch) == {"labels", "samples", "micro_batch"}
@@ -192,7 +192,7 @@ def test_transforms_that_cannot_be_done_there(table: ImageTable, tmp_path: Path)
         train(config)
 
 
-def test_half_of_what_training_leaves_is_for_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_what_training_leaves_is_for_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)

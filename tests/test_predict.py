@@ -23,11 +23,11 @@ from accel_flowers.html import pages
 from accel_flowers.inference import predict as predict_module
 from accel_flowers.inference.gallery import Gallery
 from accel_flowers.inference.outputs import SUFFIXES, Format, RowOutput, choose_format
-from accel_flowers.inference.predict import Row, find_pictures, predict_files
-from accel_flowers.models.saved import CARD, ModelCard, load_model, save_model
+from accel_flowers.inference.predict import Row, find_images, predict_files
+from accel_flowers.models.saved import SPEC_FILE, ModelSpec, load_model, save_model
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.models.weights import clean_state_dict
-from tests.conftest import CLASSES, draw_picture, make_folder
+from tests.conftest import CLASSES, draw_image, make_folder
 
 NAMES = ("Gänseblümchen", 'rose, "red"', "薔薇", "tulip")
 BATCH = 4
@@ -37,18 +37,18 @@ PLAIN = "probabilities are not calibrated (the model has no temperature)\n"
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with random weights, but for a head that takes the pictures of these tests for different classes."""
+    """A model with random weights, but for a head that takes the images of these tests for different classes."""
     directory = tmp_path_factory.mktemp("run") / "model"
     torch.manual_seed(1)
     network = build_network("shufflenet_v2_x0_5", len(NAMES))[0].eval()
-    seen = [draw_picture(name, number, (32, 32)) for name in CLASSES for number in range(4)]
-    pixels = torch.stack([pil_to_tensor(picture) for picture in seen])
+    seen = [draw_image(name, number, (32, 32)) for name in CLASSES for number in range(4)]
+    pixels = torch.stack([pil_to_tensor(image) for image in seen])
     with torch.no_grad():
         logits = network((pixels / 255 - 0.5) / 0.25)
         head = network.get_submodule("fc")
         head.weight.div_(logits.std(dim=0)[:, None])
         head.bias.sub_(logits.mean(dim=0)).div_(logits.std(dim=0))
-    card = ModelCard(
+    spec = ModelSpec(
         architecture="shufflenet_v2_x0_5",
         class_names=NAMES,
         transforms=({"Resize": {"size": [32, 32]}},),
@@ -56,13 +56,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         std=(0.25, 0.25, 0.25),
         eval_batch_size=BATCH,
     )
-    save_model(directory, clean_state_dict(network), card)
+    save_model(directory, clean_state_dict(network), spec)
     return directory
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Eleven pictures, more than two batches, in an order that is not that of their names."""
+    """Eleven images, more than two batches, in an order that is not that of their names."""
     make_folder(tmp_path / "photos", per_class=4)
     found = sorted((tmp_path / "photos").rglob("*.png"), key=lambda file: (file.name, file.parent))
     return found[::-1][:11]
@@ -92,7 +92,7 @@ def test_files_and_folders_in_the_order_given(tmp_path: Path) -> None:
     for name in ("photos/.thumbnails", "photos/__MACOSX", "photos/folder.png"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").touch()
-    found = find_pictures([tmp_path / "photos/tulip", tmp_path / "alone.dat", tmp_path / "photos"])
+    found = find_images([tmp_path / "photos/tulip", tmp_path / "alone.dat", tmp_path / "photos"])
     assert [file.relative_to(tmp_path).as_posix() for file in found] == [
         "photos/tulip/00.png", "photos/tulip/01.png",
         "alone.dat",
@@ -107,21 +107,21 @@ def test_files_and_folders_in_the_order_given(tmp_path: Path) -> None:
 def test_a_hidden_folder_that_is_given_is_looked_into(tmp_path: Path) -> None:
     (tmp_path / ".cache").mkdir()
     (tmp_path / ".cache/1.png").touch()
-    assert find_pictures([tmp_path / ".cache"]) == [tmp_path / ".cache/1.png"]
+    assert find_images([tmp_path / ".cache"]) == [tmp_path / ".cache/1.png"]
 
 
 def test_a_path_that_does_not_exist_gets_its_row(model: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "1.png"
-    draw_picture("rose", 1).save(picture)
-    rows = list(predict_files(model, find_pictures([tmp_path / "nowhere.png", picture]), top_k=1))
+    image = tmp_path / "1.png"
+    draw_image("rose", 1).save(image)
+    rows = list(predict_files(model, find_images([tmp_path / "nowhere.png", image]), top_k=1))
     assert rows[0].error == "No such file or directory"
     assert rows[1].error is None
 
 
-def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_told(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match=f"No pictures in '{tmp_path}'"):
-        find_pictures([tmp_path])
+        find_images([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,14 @@ def test_patterns(tmp_path: Path, pattern: str, found: list[str]) -> None:
     (tmp_path / "in/deep").mkdir(parents=True)
     for name in ("1.png", "2.png", "[3].png", ".hidden.png", "n.txt", "in/4.JPG", "in/deep/5.webp", "in/.h.png"):
         (tmp_path / name).touch()
-    assert [file.relative_to(tmp_path).as_posix() for file in find_pictures([tmp_path / pattern])] == found
+    assert [file.relative_to(tmp_path).as_posix() for file in find_images([tmp_path / pattern])] == found
 
 
 # What the rows say
 
 
 def test_rows_say_what_the_model_says(model: Path, files: list[Path]) -> None:
-    """Each picture alone through the model, against all in batches."""
+    """Each image alone through the model, against all in batches."""
     saved = load_model(model)
     rows = predict(model, files)
     assert [row.file for row in rows] == [str(file) for file in files]
@@ -214,8 +214,8 @@ def test_bad_files_alone(model: Path, tmp_path: Path) -> None:
 
 def with_temperature(model: Path, to: Path, temperature: float) -> Path:
     shutil.copytree(model, to)
-    card = json.loads((to / CARD).read_text())
-    (to / CARD).write_text(json.dumps({**card, "temperature": temperature}))
+    spec = json.loads((to / SPEC_FILE).read_text())
+    (to / SPEC_FILE).write_text(json.dumps({**spec, "temperature": temperature}))
     return to
 
 
@@ -453,11 +453,11 @@ def test_the_command_looks_into_folders_and_tells_the_first_k(
 def test_a_mistake_ends_with_2(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
-    picture = tmp_path / "1.png"
-    draw_picture("rose", 1).save(picture)
+    image = tmp_path / "1.png"
+    draw_image("rose", 1).save(image)
     (tmp_path / "notes.txt").touch()
     (tmp_path / "a.csv").mkdir()
-    for name, path in {"MODEL": model, "PICTURE": picture, "FOLDER": tmp_path}.items():
+    for name, path in {"MODEL": model, "PICTURE": image, "FOLDER": tmp_path}.items():
         words, told = [word.replace(name, str(path)) for word in words], told.replace(name, str(path))
     code, out, err = run(capsys, *words)
     assert (code, out) == (2, "")
@@ -470,7 +470,7 @@ def test_a_name_that_is_not_utf8_can_be_printed(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     name = os.fsdecode(b"caf\xe9.png")
-    draw_picture("rose", 1).save(tmp_path / "1.png")
+    draw_image("rose", 1).save(tmp_path / "1.png")
     (tmp_path / "1.png").rename(tmp_path / name)
     code, out, _ = run(capsys, model, tmp_path, "--format", how)
     assert code == 0
@@ -484,7 +484,7 @@ def test_a_name_that_is_not_utf8_can_be_printed(
 
 def test_a_gallery_is_bounded_and_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accel_flowers.inference.gallery._ERRORS", 5)
-    draw_picture("rose", 1).save(tmp_path / "rose.png")
+    draw_image("rose", 1).save(tmp_path / "rose.png")
     gallery = Gallery(tmp_path / "page.html")
     for number in range(1000):
         link = tmp_path / f"{number:04d}.png"

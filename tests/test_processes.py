@@ -24,7 +24,7 @@ pytestmark = pytest.mark.multiprocess
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """39 pictures: an odd number that no batch divides."""
+    """39 images: an odd number that no batch divides."""
     return make_folder(tmp_path_factory.mktemp("data") / "photos", per_class=13)
 
 
@@ -53,14 +53,14 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pa
 def test_losses_agree(runs: dict[int, Path]) -> None:
     """Same samples, same pixels, same dropout in every step; only the order of summation differs."""
     one, two = (metrics(runs[number], "train/loss") for number in (1, 2))
-    assert len(one) == 11  # 3 epochs of 27 pictures, 8 a step
+    assert len(one) == 11  # 3 epochs of 27 images, 8 a step
     assert two == pytest.approx(one, abs=1e-5)
     assert metrics(runs[2], "val/loss") == pytest.approx(metrics(runs[1], "val/loss"), abs=1e-5)
     assert (runs[1] / "split.json").read_text() == (runs[2] / "split.json").read_text()
 
 
 def test_scores_are_the_same_to_the_last_digit(runs: dict[int, Path], photos: Path) -> None:
-    """39 pictures in batches of 4: the last is short, and one process gets a batch more than the other."""
+    """39 images in batches of 4: the last is short, and one process gets a batch more than the other."""
     words = ["evaluate", runs[1] / "model", "--data", photos, "--json"]
     two = run_program(*words, launcher=TWO_PROCESSES)
     assert two.returncode == 0, two.stderr

@@ -13,13 +13,13 @@ from PIL import Image, ImageEnhance, ImageFilter
 from accel_flowers.data.decide_split import decide_split
 from accel_flowers.data.decoding.pillow import decode_image
 from accel_flowers.data.sources.load import load_images
-from accel_flowers.inspection.analysis import look_at
-from accel_flowers.inspection.findings import Picture, find
+from accel_flowers.inspection.analysis import analyze_image
+from accel_flowers.inspection.findings import ImageFacts, find
 from accel_flowers.inspection.near_duplicates import group_alike
 from accel_flowers.inspection.scan import look_at_table
 from accel_flowers.models.backbone import check_input
 from accel_flowers.models.torchvision import build_network
-from tests.pictures import save
+from tests.images import save
 from tests.runs import TWO_PROCESSES, metrics, run_program
 
 PHOTOS, WEIGHTS = (os.environ.get(f"ACCEL_FLOWERS_TEST_{name}") for name in ("PHOTOS", "WEIGHTS"))
@@ -50,7 +50,7 @@ def test_copies_of_real_photos_are_alike_and_other_photos_are_not() -> None:
         "more contrast": lambda photo: ImageEnhance.Contrast(photo).enhance(1.2),
         "blurred": lambda photo: photo.filter(ImageFilter.GaussianBlur(1)),
     }
-    seen = [look_at(save(edit(photo), "JPEG", quality=60), "1") for photo in chosen for edit in edits.values()]
+    seen = [analyze_image(save(edit(photo), "JPEG", quality=60), "1") for photo in chosen for edit in edits.values()]
     hashes = np.array([one.phash for one in seen], np.uint64)
     sketches = np.stack([one.sketch for one in seen if one.sketch is not None])
     step = len(edits)
@@ -61,14 +61,14 @@ def test_copies_of_real_photos_are_alike_and_other_photos_are_not() -> None:
 @needs_photos
 def test_an_inspection_of_real_photos_names_few() -> None:
     table = load_images(PHOTOS or "")
-    pictures = [
-        Picture(name, table.class_names[label], None, one)
+    images = [
+        ImageFacts(name, table.class_names[label], None, one)
         for name, label, one in zip(table.files, table.labels.tolist(), look_at_table(table), strict=True)
     ]
-    findings = find("photos", table.class_names, pictures)
+    findings = find("photos", table.class_names, images)
     assert findings.unreadable == {}
-    assert sum(len(group.pictures) for group in findings.copies) < 0.02 * len(pictures)
-    assert len(findings.far) < 0.01 * len(pictures)
+    assert sum(len(group.images) for group in findings.copies) < 0.02 * len(images)
+    assert len(findings.far) < 0.01 * len(images)
 
 
 @needs_weights

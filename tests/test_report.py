@@ -19,7 +19,7 @@ from accel_flowers.metrics.calibration import apply_temperature, expected_calibr
 from accel_flowers.metrics.classification import Predictions, summarize
 from accel_flowers.metrics.intervals import compare_paired, holm
 from accel_flowers.metrics.predictions import load_predictions, save_predictions
-from accel_flowers.models.saved import load_card
+from accel_flowers.models.saved import load_spec
 from accel_flowers.report import text as words
 from accel_flowers.report.compare import compare_runs
 from accel_flowers.report.draw import draw_report, repeat_command
@@ -88,7 +88,7 @@ def test_page_tells_these_numbers(made: Path) -> None:
         for said in range(3):
             if true != said and matrix[true, said]:
                 assert f"{NAMES[true]} {NAMES[said]} {matrix[true, said]} of 12" in text
-    assert "daisy 12 12 12 36" in text  # pictures of the class in training, validation, test and all
+    assert "daisy 12 12 12 36" in text  # images of the class in training, validation, test and all
     assert "1 file left out odd/é<b>.png cut short" in text
     assert "1 group of identical files" in text
 
@@ -277,7 +277,7 @@ def test_the_command_repeats_the_run(made: Path) -> None:
     assert repeat_command(run).endswith(" --train.precision launcher"), "whatever a trial would find now"
 
 
-def test_runs_are_compared_on_the_same_pictures(made: Path, tmp_path: Path) -> None:
+def test_runs_are_compared_on_the_same_images(made: Path, tmp_path: Path) -> None:
     found = compare_runs([made / "one", made / "two"], out=tmp_path / "compare.html")
     first, second = (load_predictions(made / name / "predictions.parquet").parts["test"] for name in ("one", "two"))
     expected = compare_paired(first.labels == first.predicted, second.labels == second.predicted)
@@ -303,7 +303,7 @@ def test_several_comparisons_are_not_taken_one_by_one(made: Path, tmp_path: Path
     assert "raised by Holm's method" in text_of(tmp_path / "compare.html")
 
 
-def test_runs_with_other_pictures_share_what_they_share(made: Path, tmp_path: Path) -> None:
+def test_runs_with_other_images_share_what_they_share(made: Path, tmp_path: Path) -> None:
     more = make_run(tmp_path / "more", tmp_path / "photos", NAMES, per_part=14, draw=False)
     found = compare_runs([made / "one", more])
     assert (len(found.files), found.not_shared) == (36, 6)
@@ -358,7 +358,7 @@ def test_a_run_draws_its_report_when_all_is_saved(tmp_path: Path, capsys: pytest
     said = load_predictions(run_dir / "predictions.parquet")
     for part, rows in said.parts.items():
         assert summarize(rows, said.class_names) == results[part]
-    assert load_card(run_dir / "model").temperature == fit_temperature(
+    assert load_spec(run_dir / "model").temperature == fit_temperature(
         said.parts["val"].probabilities, said.parts["val"].labels
     )
 

@@ -42,18 +42,18 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert calls == 3
 
 
-def test_draws_the_asked_number_of_rgb_pictures_in_a_folder_per_class(tmp_path: Path) -> None:
+def test_draws_the_asked_number_of_rgb_images_in_a_folder_per_class(tmp_path: Path) -> None:
     directory = tmp_path / "new" / "flowers"
     assert draw_sample(directory, images_per_class=3, image_size=40) == directory
     expected = [f"{name}/{name}_{number:04d}.jpg" for name in CLASSES for number in (1, 2, 3)]
     assert sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*.*")) == expected
     for path in directory.rglob("*.jpg"):
-        with Image.open(path) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("JPEG", "RGB", (40, 40))
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (40, 40))
     assert [path.name for path in directory.parent.iterdir()] == ["flowers"], "no temporary folder stays behind"
 
 
-def test_same_seed_same_bytes_other_seed_other_pictures(tmp_path: Path) -> None:
+def test_same_seed_same_bytes_other_seed_other_images(tmp_path: Path) -> None:
     first, again, other = (
         contents(draw_sample(tmp_path / name, images_per_class=2, image_size=48, seed=seed))
         for name, seed in (("first", 7), ("again", 7), ("other", 8))
@@ -73,7 +73,7 @@ def test_global_random_state_has_no_say_and_is_left_alone(tmp_path: Path) -> Non
     assert first == contents(draw_sample(tmp_path / "again", images_per_class=1, image_size=32))
 
 
-def test_asking_for_more_keeps_the_first_pictures(tmp_path: Path) -> None:
+def test_asking_for_more_keeps_the_first_images(tmp_path: Path) -> None:
     few = contents(draw_sample(tmp_path / "few", images_per_class=2, image_size=48))
     many = contents(draw_sample(tmp_path / "many", images_per_class=4, image_size=48))
     assert len(many) == 2 * len(few)

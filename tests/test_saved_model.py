@@ -19,7 +19,7 @@ from torch import nn
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably
 from accel_flowers.models import saved as saved_model
-from accel_flowers.models.saved import CARD, WEIGHTS, ModelCard, load_card, load_model, save_model
+from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, ModelSpec, load_model, load_spec, save_model
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.models.weights import clean_state_dict
 
@@ -36,8 +36,8 @@ CARD_VALUES: dict[str, Any] = {
 }
 
 
-def card(**values: Any) -> ModelCard:
-    return ModelCard.model_validate({**CARD_VALUES, **values})
+def spec(**values: Any) -> ModelSpec:
+    return ModelSpec.model_validate({**CARD_VALUES, **values})
 
 
 def network(seed: int = 0, *, name: str = "shufflenet_v2_x0_5", dropout: float | None = None) -> nn.Module:
@@ -48,7 +48,7 @@ def network(seed: int = 0, *, name: str = "shufflenet_v2_x0_5", dropout: float |
 @pytest.fixture(scope="module")
 def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("run") / "model"
-    save_model(directory, clean_state_dict(network()), card())
+    save_model(directory, clean_state_dict(network()), spec())
     return directory
 
 
@@ -59,7 +59,7 @@ def saved(saved_once: Path, tmp_path: Path) -> Path:
 
 
 def change_card(directory: Path, **values: Any) -> None:
-    path = directory / CARD
+    path = directory / SPEC_FILE
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **values}), "utf-8")
 
 
@@ -75,10 +75,10 @@ def refused(load: Callable[[Path], object], directory: Path) -> str:
 
 def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     original = network(3)
-    save_model(tmp_path / "model", clean_state_dict(original), card())
+    save_model(tmp_path / "model", clean_state_dict(original), spec())
     torch.manual_seed(99)
     loaded = load_model(tmp_path / "model")
-    assert loaded.card == card()
+    assert loaded.spec == spec()
     assert not loaded.network.training
     torch.testing.assert_close(loaded.network.state_dict(), original.state_dict(), rtol=0, atol=0)
     pixels = loaded.transform(Image.new("RGB", (90, 60), (10, 200, 30)))
@@ -92,34 +92,34 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 
 def test_a_network_in_another_memory_layout_and_with_dropout_comes_back(tmp_path: Path) -> None:
     original = network(dropout=0.3).to(memory_format=torch.channels_last)
-    save_model(tmp_path / "model", clean_state_dict(original), card(dropout=0.3))
+    save_model(tmp_path / "model", clean_state_dict(original), spec(dropout=0.3))
     loaded = load_model(tmp_path / "model")
     torch.testing.assert_close(loaded.network.state_dict(), original.state_dict(), rtol=0, atol=0)
 
 
 def test_the_card_is_readable_text(saved: Path) -> None:
-    text = (saved / CARD).read_text("utf-8")
+    text = (saved / SPEC_FILE).read_text("utf-8")
     assert "Glöckchen" in text
     assert "薔薇" in text
-    assert load_card(saved) == card()
-    assert sorted(file.name for file in saved.iterdir()) == [CARD, WEIGHTS]
+    assert load_spec(saved) == spec()
+    assert sorted(file.name for file in saved.iterdir()) == [SPEC_FILE, WEIGHTS]
 
 
 def test_scores_of_a_run_that_diverged_do_not_spoil_the_card(tmp_path: Path) -> None:
     save_model(
-        tmp_path / "model", clean_state_dict(network()), card(scores={"val": {"loss": float("nan"), "accuracy": 0.5}})
+        tmp_path / "model", clean_state_dict(network()), spec(scores={"val": {"loss": float("nan"), "accuracy": 0.5}})
     )
-    assert load_card(tmp_path / "model").scores == {"val": {"loss": None, "accuracy": 0.5}}
+    assert load_spec(tmp_path / "model").scores == {"val": {"loss": None, "accuracy": 0.5}}
 
 
 def test_saving_over_a_model_replaces_it_whole(saved: Path) -> None:
     (saved / "left by somebody").write_text("")
-    save_model(saved, clean_state_dict(network(5)), card(eval_batch_size=9))
+    save_model(saved, clean_state_dict(network(5)), spec(eval_batch_size=9))
     loaded = load_model(saved)
-    assert loaded.card.eval_batch_size == 9
+    assert loaded.spec.eval_batch_size == 9
     torch.testing.assert_close(loaded.network.state_dict(), network(5).state_dict(), rtol=0, atol=0)
     assert [entry.name for entry in saved.parent.iterdir()] == ["model"], "nothing temporary stays"
-    assert sorted(file.name for file in saved.iterdir()) == [CARD, WEIGHTS]
+    assert sorted(file.name for file in saved.iterdir()) == [SPEC_FILE, WEIGHTS]
 
 
 @pytest.mark.parametrize("name", ["save_file", "write_text_durably"])
@@ -130,12 +130,12 @@ def test_an_interrupted_saving_leaves_the_model_before(saved: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(saved_model, name, cut_the_power)
         with pytest.raises(KeyboardInterrupt):
-            save_model(saved, clean_state_dict(network(5)), card(eval_batch_size=9))
+            save_model(saved, clean_state_dict(network(5)), spec(eval_batch_size=9))
     loaded = load_model(saved)
-    assert loaded.card == card()
+    assert loaded.spec == spec()
     torch.testing.assert_close(loaded.network.state_dict(), network().state_dict(), rtol=0, atol=0)
-    save_model(saved, clean_state_dict(network(5)), card(eval_batch_size=9))
-    assert load_card(saved).eval_batch_size == 9
+    save_model(saved, clean_state_dict(network(5)), spec(eval_batch_size=9))
+    assert load_spec(saved).eval_batch_size == 9
     assert [entry.name for entry in saved.parent.iterdir()] == ["model"]
 
 
@@ -156,7 +156,7 @@ def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_folder_one_level_too_high_gets_a_hint(saved: Path) -> None:
-    message = refused(load_card, saved.parent)
+    message = refused(load_spec, saved.parent)
     assert f"'{saved.parent}' is no model folder" in message
     assert f"Did you mean {saved}?" in message
 
@@ -166,7 +166,7 @@ def test_what_is_no_model_folder_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/1.png").touch()
     message = refused(load_model, tmp_path / name)
-    assert f"'{tmp_path / name}' is no model folder: it has no {CARD}." in message
+    assert f"'{tmp_path / name}' is no model folder: it has no {SPEC_FILE}." in message
     assert "RUN_DIR/model" in message
     assert "Did you mean" not in message
 
@@ -198,8 +198,8 @@ def test_what_is_no_model_folder_is_told(tmp_path: Path, name: str) -> None:
 )
 def test_a_card_with_a_wrong_value_is_told(saved: Path, values: dict[str, Any], told: list[str]) -> None:
     change_card(saved, **values)
-    message = refused(load_card, saved)
-    assert message.startswith(f"{saved / CARD} is damaged or not of this program: ")
+    message = refused(load_spec, saved)
+    assert message.startswith(f"{saved / SPEC_FILE} is damaged or not of this program: ")
     for pattern in told:
         assert re.search(pattern, message), message
     assert "\n" not in message
@@ -212,8 +212,8 @@ def test_a_card_with_a_wrong_value_is_told(saved: Path, values: dict[str, Any], 
     ids=["empty", "cut", "not text", "a list", "a word", "no values", "deep", "YAML"],
 )
 def test_a_card_that_is_none_is_told(saved: Path, content: bytes) -> None:
-    (saved / CARD).write_bytes(content)
-    assert refused(load_card, saved).startswith(f"{saved / CARD} is damaged or not of this program: ")
+    (saved / SPEC_FILE).write_bytes(content)
+    assert refused(load_spec, saved).startswith(f"{saved / SPEC_FILE} is damaged or not of this program: ")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_card_that_is_none_is_told(saved: Path, content: bytes) -> None:
 def test_a_card_that_names_what_there_is_not_is_told(saved: Path, values: dict[str, Any], told: list[str]) -> None:
     change_card(saved, **values)
     message = refused(load_model, saved)
-    assert message.startswith(str(saved / CARD))
+    assert message.startswith(str(saved / SPEC_FILE))
     for words in told:
         assert words in message
 

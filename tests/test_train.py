@@ -13,7 +13,7 @@ from accel_flowers.config.loading import load_recipe
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, load_split
 from accel_flowers.inference.evaluate import evaluate_folder
-from accel_flowers.models.saved import load_card
+from accel_flowers.models.saved import load_spec
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.training.train import train
@@ -40,7 +40,7 @@ def test_run_directory_is_complete(finished: Path, photos: Path) -> None:
     assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 30, "val": 3, "test": 3}
 
     lines = read_metrics(finished / "metrics.jsonl")
-    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))  # 60 pictures, 8 a step
+    assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, 9))  # 60 images, 8 a step
     assert [line["step"] for line in lines if "val/accuracy" in line] == [4, 8]
     assert [line["step"] for line in lines if "test/accuracy" in line] == [8]
     assert all(line["speed/images_per_second"] > 0 and line["lr/all"] > 0 for line in lines if "train/loss" in line)
@@ -52,10 +52,10 @@ def test_run_directory_is_complete(finished: Path, photos: Path) -> None:
     assert best["best_value"] == state["best_value"] == max(values.values())
     assert values[state["best_step"]] == state["best_value"]
 
-    card = load_card(finished / "model")
-    assert card.class_names == ("daisy", "rose", "tulip")
-    assert card.scores["val"]["accuracy"] == state["best_value"]
-    assert card.scores["test"]["num_images"] == 3
+    spec = load_spec(finished / "model")
+    assert spec.class_names == ("daisy", "rose", "tulip")
+    assert spec.scores["val"]["accuracy"] == state["best_value"]
+    assert spec.scores["test"]["num_images"] == 3
 
 
 def test_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
@@ -72,13 +72,13 @@ def test_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
 def test_saved_model_scores_as_in_training(finished: Path, photos: Path) -> None:
     for part in ("val", "test"):
         scores = evaluate_folder(finished / "model", str(photos), split_file=finished / "split.json", part=part)
-        recorded = load_card(finished / "model").scores[part]
+        recorded = load_spec(finished / "model").scores[part]
         assert scores.pop("part") == part
         assert {name: recorded[name] for name in scores} == scores
 
 
 def test_accumulation_changes_nothing(photos: Path, tmp_path: Path) -> None:
-    """Without batch norm and dropout a step of 8 pictures is the same in 1, 2 and 8 forward passes."""
+    """Without batch norm and dropout a step of 8 images is the same in 1, 2 and 8 forward passes."""
     losses = {}
     for micro_batch in (8, 4, 1):
         sections = {
@@ -94,7 +94,7 @@ def test_accumulation_changes_nothing(photos: Path, tmp_path: Path) -> None:
 
 
 def test_training_learns(tmp_path: Path) -> None:
-    """Three colours are told apart after a few epochs: the labels and the pictures belong together."""
+    """Three colours are told apart after a few epochs: the labels and the images belong together."""
     photos = make_folder(tmp_path / "photos", per_class=20)
     config = tiny_config(
         photos,

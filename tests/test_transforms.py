@@ -17,14 +17,14 @@ from torchvision.transforms import v2
 
 from accel_flowers.config.schema import DataConfig, TransformSpec
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.transforms.build import PictureTransform, build_transform, check_repeatable, transform_names
+from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable, transform_names
 from accel_flowers.models.normalizer import Normalizer
 
 FIELD = "data.train_transforms"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def build(*specs: TransformSpec) -> tuple[PictureTransform, tuple[int, int]]:
+def build(*specs: TransformSpec) -> tuple[ImageTransform, tuple[int, int]]:
     return build_transform(specs, field=FIELD)
 
 
@@ -90,30 +90,30 @@ LISTS: dict[str, tuple[list[Any], tuple[int, int]]] = {
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_lists_build_and_make_pictures_of_the_size_they_say(name: str) -> None:
+def test_lists_build_and_make_images_of_the_size_they_say(name: str) -> None:
     specs, size = LISTS[name]
     transform, told = build(*specs)
     assert told == size
-    for picture in (photo(), photo(100, 333), photo(640, 480)):
+    for image in (photo(), photo(100, 333), photo(640, 480)):
         for _ in range(3):
-            pixels = transform(picture)
+            pixels = transform(image)
             assert (pixels.dtype, tuple(pixels.shape)) == (torch.uint8, (3, *size))
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_chance_follows_from_the_seed_of_torch_alone(name: str) -> None:
     transform, _ = build(*LISTS[name][0])
-    picture = photo()
+    image = photo()
 
     def at(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return transform(picture)
+        return transform(image)
 
     first = [at(seed) for seed in range(6)]
     np.random.seed(3)
     assert all(torch.equal(at(seed), pixels) for seed, pixels in enumerate(first))
-    draws = name not in ("three equal channels",)
-    assert any(not torch.equal(first[0], pixels) for pixels in first) is draws
+    random_params = name not in ("three equal channels",)
+    assert any(not torch.equal(first[0], pixels) for pixels in first) is random_params
 
 
 def test_building_leaves_the_seed_of_torch_alone() -> None:
@@ -125,12 +125,12 @@ def test_building_leaves_the_seed_of_torch_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_picture_given_is_not_changed() -> None:
-    picture = photo()
-    before = np.array(picture)
+def test_the_image_given_is_not_changed() -> None:
+    image = photo()
+    before = np.array(image)
     for specs, _ in LISTS.values():
-        build(*specs)[0](picture)
-    assert np.array_equal(np.asarray(picture), before)
+        build(*specs)[0](image)
+    assert np.array_equal(np.asarray(image), before)
 
 
 def test_erasing_works_wherever_it_stands() -> None:
@@ -178,9 +178,9 @@ def test_names_are_those_of_torchvision() -> None:
 def test_default_evaluation_gives_the_classic_pixels(kind: Any, size: tuple[int, int]) -> None:
     transform, told = build_transform(DataConfig().eval_transforms, field="data.eval_transforms")
     classic = kind.Compose([kind.Resize(256), kind.CenterCrop(224)])
-    picture = photo(*size)
+    image = photo(*size)
     assert told == (224, 224)
-    assert np.array_equal(transform(picture).permute(1, 2, 0), np.asarray(classic(picture)))
+    assert np.array_equal(transform(image).permute(1, 2, 0), np.asarray(classic(image)))
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,18 @@ from torch import nn
 
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.inference.evaluate import evaluate_folder
-from accel_flowers.models.saved import load_card
+from accel_flowers.models.saved import load_spec
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.tracking.run_dir import CONFIG_FILE
 from accel_flowers.training import precision as trial
-from accel_flowers.training.precision import Choice, faster_precision, recall, remember, time_in_turn, trials_file
+from accel_flowers.training.precision import (
+    PrecisionChoice,
+    recall,
+    remember,
+    time_in_turn,
+    trials_file,
+    try_precisions,
+)
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks
@@ -74,7 +81,7 @@ def environment_of(run_dir: Path) -> dict[str, Any]:
 def test_the_faster_is_taken(slow: str, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "build_network", slow_in(slow))
     before = torch.get_rng_state()
-    choice = faster_precision(tiny_config(tmp_path, tmp_path / "run"), num_processes=1)
+    choice = try_precisions(tiny_config(tmp_path, tmp_path / "run"), num_processes=1)
     assert choice is not None
     assert choice.precision == taken
     assert (choice.ratio > 1) == (taken == "no")
@@ -83,10 +90,10 @@ def test_the_faster_is_taken(slow: str, taken: str, tmp_path: Path, monkeypatch:
 
 
 def test_about_equal_stays_with_the_launcher() -> None:
-    assert Choice(1.04).precision == Choice(1.0).precision == Choice(0.3).precision == "bf16"
-    assert Choice(1.06).precision == "no"
-    assert "the launcher's bf16 stays" in Choice(1.04).words("resnet18")
-    assert "float32 is taken" in Choice(1.06).words("resnet18")
+    assert PrecisionChoice(1.04).precision == PrecisionChoice(1.0).precision == PrecisionChoice(0.3).precision == "bf16"
+    assert PrecisionChoice(1.06).precision == "no"
+    assert "the launcher's bf16 stays" in PrecisionChoice(1.04).words("resnet18")
+    assert "float32 is taken" in PrecisionChoice(1.06).words("resnet18")
 
 
 def test_single_slow_repeats_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +112,7 @@ def test_what_cannot_be_tried_is_left_to_the_run(tmp_path: Path) -> None:
         {"train": {"micro_batch_size": 3}},
         {"data": {"train_transforms": ["RandomCrops"]}},
     ):
-        assert faster_precision(tiny_config(tmp_path, tmp_path / "run", **sections), num_processes=1) is None
+        assert try_precisions(tiny_config(tmp_path, tmp_path / "run", **sections), num_processes=1) is None
     assert not trials_file().exists()
 
 
@@ -114,16 +121,16 @@ def test_what_cannot_be_tried_is_left_to_the_run(tmp_path: Path) -> None:
 
 def test_the_second_run_tries_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(tmp_path, tmp_path / "run")
-    first = faster_precision(config, num_processes=1)
+    first = try_precisions(config, num_processes=1)
     assert first is not None
     assert trials_file() == cache / "accel_flowers/trials.json"
     (key,) = json.loads(trials_file().read_text())
     assert all(words in key for words in ("squeezenet1_1", "freeze none", "32 x 32", "4 pictures", torch.__version__))
     with monkeypatch.context() as patched:
         patched.setattr(trial, "build_network", never)
-        assert faster_precision(config, num_processes=1) == Choice(first.ratio, remembered=True)
+        assert try_precisions(config, num_processes=1) == PrecisionChoice(first.ratio, remembered=True)
     for other in ({"model": {"freeze": "backbone"}}, {"train": {"micro_batch_size": 2}}, {"model": {"dropout": 0.0}}):
-        assert faster_precision(tiny_config(tmp_path, tmp_path / "run", **other), num_processes=1) is not None
+        assert try_precisions(tiny_config(tmp_path, tmp_path / "run", **other), num_processes=1) is not None
     assert len(json.loads(trials_file().read_text())) == 3, "dropout changes no speed"
 
 
@@ -142,7 +149,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, cache: P
     cache.write_text("a file where the directory would be")
     remember("KEY", 1.5)
     assert recall("KEY") is None
-    assert faster_precision(tiny_config(tmp_path, tmp_path / "run"), num_processes=1) is not None
+    assert try_precisions(tiny_config(tmp_path, tmp_path / "run"), num_processes=1) is not None
 
 
 def test_the_file_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +170,7 @@ def test_a_run_takes_it_and_keeps_it(
     monkeypatch.setattr(trial, "build_network", slow_in("bf16"))
     train(config)
     assert "float32 is taken, not the launcher's bf16" in capsys.readouterr().err
-    assert load_card(tmp_path / "auto/model").precision == "no"
+    assert load_spec(tmp_path / "auto/model").precision == "no"
     environment = environment_of(tmp_path / "auto")
     assert (environment["precision"], environment["launcher_precision"]) == ("no", "bf16")
 
@@ -180,7 +187,7 @@ def test_a_run_takes_it_and_keeps_it(
     assert "1 x cpu, precision bf16;" in capsys.readouterr().err
 
     scores = evaluate_folder(tmp_path / "auto/model", str(photos), split_file=tmp_path / "auto/split.json", part="test")
-    recorded = load_card(tmp_path / "auto/model").scores["test"]
+    recorded = load_spec(tmp_path / "auto/model").scores["test"]
     assert {name: recorded[name] for name in scores if name != "part"} == {
         name: value for name, value in scores.items() if name != "part"
     }
@@ -215,7 +222,7 @@ def test_bf16_stays_in_a_run_that_began_so(photos: Path, tmp_path: Path, monkeyp
     remember(key, 9.0)  # meanwhile another trial ended the other way
     monkeypatch.setattr(trial, "build_network", never)
     train(config.model_copy(update={"resume": "auto"}))
-    assert load_card(tmp_path / "run/model").precision == "bf16"
+    assert load_spec(tmp_path / "run/model").precision == "bf16"
 
 
 @pytest.mark.parametrize(

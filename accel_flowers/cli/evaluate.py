@@ -16,7 +16,7 @@ from accel_flowers.core.errors import printable
 
 @dataclass(frozen=True)
 class _EvaluateWords:
-    """Score a model on a folder of pictures; every picture counts once, on any number of processes."""
+    """Score a model on a folder of images; every image counts once, on any number of processes."""
 
     model_dir: tyro.conf.Positional[Path]
     """Model folder: RUN_DIR/model."""
@@ -25,7 +25,7 @@ class _EvaluateWords:
     split: Path | None = None
     """A run's split.json: score only its files of --part."""
     part: Literal["train", "val", "test"] | None = None
-    """Part to score; None = test, else val; all pictures where there are no parts."""
+    """Part to score; None = test, else val; all images where there are no parts."""
     json: bool = False
     """Print all scores as one JSON object."""
     num_workers: int | None = None

@@ -15,11 +15,11 @@ from accel_flowers.cli.common import is_main_process
 
 @dataclass(frozen=True)
 class _InspectWords:
-    """Look at all pictures before any of them costs training time.
+    """Look at all images before any of them costs training time.
 
     Exit code 1 tells of what harms training: files that cannot be read, and copies (identical files or near duplicates)
     under two classes or in two parts. All else that is found is for a person to judge and leaves the exit code 0: other
-    copies, pictures far from every other, classes of very different size, small and long pictures, EXIF turns, unusual
+    copies, images far from every other, classes of very different size, small and long images, EXIF turns, unusual
     colour modes. 2 is a mistake in the words or in the folder's layout.
     """
 
@@ -28,7 +28,7 @@ class _InspectWords:
     json: bool = False
     """Print all findings as one JSON object."""
     html: Path | None = None
-    """Also write a page with the pictures to look at; it stands alone."""
+    """Also write a page with the images to look at; it stands alone."""
     split: Path | None = None
     """A run's split.json: tell of copies across its parts."""
     near: int = 8
@@ -38,7 +38,7 @@ class _InspectWords:
     transforms_out: Path = Path("transforms.png")
     """Where that sheet goes."""
     num_workers: int | None = None
-    """Processes that look at pictures; None = the cores of this machine, 0 = this one alone."""
+    """Processes that look at images; None = the cores of this machine, 0 = this one alone."""
 
 
 def inspect_command(words: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """The command line: words → configuration → one function → exit code. No logic, and no torch before it is needed.
 
-Exit codes: 0 done; 1 done, but some pictures could not be read, or another process was lost; 2 a mistake of the user's, told in one message;
+Exit codes: 0 done; 1 done, but some images could not be read, or another process was lost; 2 a mistake of the user's, told in one message;
 75 stopped by a signal after a checkpoint: resume me.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.common import is_main_process
-from accel_flowers.core.errors import Interrupted, PeerLost, UserError, printable
+from accel_flowers.core.errors import Interrupted, RankLost, UserError, printable
 
 _LONGEST_MESSAGE = 20_000
 """Characters; a name inside a stranger's file may have millions."""
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("accel-flowers: stopped by the keyboard; what was saved is kept", file=sys.stderr)
         sys.exit(130)
-    except PeerLost as lost:
+    except RankLost as lost:
         print(f"accel-flowers: process {os.environ['RANK']}: {lost}", file=sys.stderr)
         sys.exit(1)
     except UserError as error:

@@ -15,7 +15,7 @@ from accel_flowers.core.errors import UserError
 
 @dataclass(frozen=True)
 class _PredictWords:
-    """Say what is on pictures; a file that cannot be read gets its own row, and the exit code is 1.
+    """Say what is on images; a file that cannot be read gets its own row, and the exit code is 1.
 
     Probabilities are calibrated where the model has a temperature; the output says whether they are. They do not depend on
     the size of the batches or the number of threads, but for the last digits.
@@ -24,21 +24,21 @@ class _PredictWords:
     model_dir: tyro.conf.Positional[Path]
     """Model folder: RUN_DIR/model."""
     paths: tyro.conf.Positional[tuple[Path, ...]]
-    """Pictures, folders of them, or patterns in quotes: 'new/**/*.jpg' looks into folders of any depth."""
+    """Images, folders of them, or patterns in quotes: 'new/**/*.jpg' looks into folders of any depth."""
     top_k: int = 1
-    """Classes to tell for each picture."""
+    """Classes to tell for each image."""
     format: Literal["table", "csv", "json", "parquet"] | None = None
     """table for people, the others for programs; None = by the suffix of --out, else table."""
     out: Path | None = None
     """File for the rows: .csv, .json, .parquet, or .txt for a table; None = standard output."""
     html: Path | None = None
-    """Also write a page with the pictures and what they were taken for; it stands alone."""
+    """Also write a page with the images and what they were taken for; it stands alone."""
     tta: bool = False
-    """Average the probabilities of each picture and its mirror image; takes twice the time."""
+    """Average the probabilities of each image and its mirror image; takes twice the time."""
     batch_size: int | None = None
-    """Pictures in one forward pass; None = what the model was scored with."""
+    """Images in one forward pass; None = what the model was scored with."""
     num_workers: int | None = None
-    """Threads that decode pictures; None = the cores of this machine."""
+    """Threads that decode images; None = the cores of this machine."""
 
 
 def predict_command(words: Sequence[str]) -> int:

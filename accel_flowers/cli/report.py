@@ -34,7 +34,7 @@ def report_command(words: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class _CompareWords:
-    """Compare runs on the held-out pictures that all of them have: a table, a page, and whether the gain could be luck."""
+    """Compare runs on the held-out images that all of them have: a table, a page, and whether the gain could be luck."""
 
     run_dirs: tyro.conf.Positional[tuple[Path, ...]]
     """Directories of finished runs; the others are compared with the first."""

@@ -11,16 +11,16 @@ import tyro
 
 @dataclass(frozen=True)
 class _SampleWords:
-    """Draw five kinds of flowers to try the program on; the same pictures for the same seed."""
+    """Draw five kinds of flowers to try the program on; the same images for the same seed."""
 
     directory: tyro.conf.Positional[Path]
-    """New folder for the pictures."""
+    """New folder for the images."""
     images_per_class: int = 200
-    """Pictures of each kind."""
+    """Images of each kind."""
     image_size: int = 96
     """Width and height in pixels."""
     seed: int = 0
-    """Another seed draws other pictures."""
+    """Another seed draws other images."""
 
 
 def sample_command(words: Sequence[str]) -> int:

@@ -114,13 +114,13 @@ class About(Section):
 
 class DataConfig(Section):
     path: str | None = None
-    """A folder with one sub-folder of pictures per class, or with train, val and test folders of such; a .zip of one; or hub:OWNER/NAME for a dataset of the Hugging Face hub."""
+    """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; or hub:OWNER/NAME for a dataset of the Hugging Face hub."""
     split: str = "80/10/10"
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"
-    """A picture that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
+    """An image that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
     train_transforms: TransformList = ({"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip")
-    """torchvision v2 transforms for training, by name with arguments. Pictures arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
+    """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
     eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
     """The same for validation, test, evaluate and predict."""
     mean: ThreeNumbers = (0.485, 0.456, 0.406)
@@ -130,11 +130,11 @@ class DataConfig(Section):
     num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
     pixels_from: Literal["auto", "plain", "files", "cache", "device"] = "auto"
-    """files: each picture is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; plain: Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
+    """files: each image is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; plain: Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
     cache_dir: str | None = Field(default=None, min_length=1)
-    """Where decoded pictures are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
+    """Where decoded images are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
     cache_gib: float = Field(default=20.0, gt=0)
-    """Most that all decoded pictures there may take, in GiB; the longest unused give way."""
+    """Most that all decoded images there may take, in GiB; the longest unused give way."""
 
 
 class ModelConfig(Section):
@@ -155,7 +155,7 @@ class LossConfig(Section):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes, 0..1."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced = each class weighs the same, whatever its number of pictures."""
+    """balanced = each class weighs the same, whatever its number of images."""
 
 
 class OptimConfig(Section):
@@ -208,13 +208,13 @@ class ScheduleConfig(Section):
 
 class TrainConfig(Section):
     epochs: int = Field(default=25, ge=1)
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     global_batch_size: int = Field(default=32, ge=1)
-    """Pictures in one optimizer step, over all processes and accumulation."""
+    """Images in one optimizer step, over all processes and accumulation."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Pictures in one forward pass of one process; None = global_batch_size / processes. With it set, any number of processes does the same arithmetic."""
+    """Images in one forward pass of one process; None = global_batch_size / processes. With it set, any number of processes does the same arithmetic."""
     eval_batch_size: int = Field(default=32, ge=1)
-    """Pictures in one forward pass of evaluation."""
+    """Images in one forward pass of evaluation."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random follows from it: split, order, augmentation, dropout, first weights."""
     best_metric: Literal["accuracy", "loss", "macro_f1"] = "accuracy"
@@ -251,9 +251,9 @@ class DebugConfig(Section):
     fast_dev_run: bool = False
     """Everything once and quickly: one epoch of two steps, one batch of each evaluation; to see that a recipe runs."""
     subset: float | None = Field(default=None, gt=0, le=1)
-    """Share of the pictures of each part and class to work with, 0..1; the others are listed as left out in split.json."""
+    """Share of the images of each part and class to work with, 0..1; the others are listed as left out in split.json."""
     overfit_batches: int | None = Field(default=None, ge=1)
-    """Train on so many steps' worth of pictures again and again, without augmentation, and validate on the same: a network that can learn comes close to loss 0."""
+    """Train on so many steps' worth of images again and again, without augmentation, and validate on the same: a network that can learn comes close to loss 0."""
     profile: bool = False
     """Profile a few steps: a Chrome trace and a table of data, forward, backward and optimizer in RUN_DIR/profile."""
     detect_anomaly: bool = False
@@ -289,7 +289,7 @@ class Config(Section):
     about: tyro.conf.Suppress[About] = About()
     """What the recipe is."""
     data: DataConfig = DataConfig()
-    """Pictures: where, how split, how transformed."""
+    """Images: where, how split, how transformed."""
     model: ModelConfig = ModelConfig()
     """Network and its starting weights."""
     loss: LossConfig = LossConfig()

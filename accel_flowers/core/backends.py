@@ -9,9 +9,9 @@ import torch
 
 
 @contextmanager
-def ways_by_rule() -> Iterator[None]:
+def cudnn_heuristics() -> Iterator[None]:
     """Let cuDNN take its ways by rule and not by trial while the block lasts: the scores of a model are then the same each
-    time, and a last batch of fewer pictures costs no search of its own."""
+    time, and a last batch of fewer images costs no search of its own."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:

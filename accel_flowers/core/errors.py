@@ -32,7 +32,7 @@ class Interrupted(Exception):
         super().__init__(f"stopped by a signal after step {step}, which is saved: go on with --resume auto")
 
 
-class PeerLost(Exception):
+class RankLost(Exception):
     """Another process of the run failed or is gone, so this one ended, too; the message says which and where.
 
     The command line prints it on every process, because each may be the only one left on its machine.
@@ -46,7 +46,7 @@ class Diverged(Exception):
         step: the optimizer step (from 1) in which it was seen.
         lr: its learning rate.
         what: for example "the loss is nan (process 1)".
-        files: pictures of the micro-batch, where it was a loss.
+        files: images of the micro-batch, where it was a loss.
     """
 
     def __init__(self, step: int, lr: float, what: str, files: Sequence[str] = ()) -> None:

@@ -1,7 +1,7 @@
 """Reading what may be anything: a pipe does not hang, a giant does not fill the memory, JSON does not end in a traceback.
 
 Everything that is small and comes from outside (recipes, model cards, splits, states) goes through here, and so do
-pictures. What the content means is not decided here.
+images. What the content means is not decided here.
 """
 
 from __future__ import annotations

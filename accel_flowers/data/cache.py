@@ -1,8 +1,8 @@
-"""Pictures decoded once: a memory-mapped file that all processes of a machine share, and later runs, too.
+"""Images decoded once: a memory-mapped file that all processes of a machine share, and later runs, too.
 
-A cache is a directory named after what it was made from: the content of every picture, the law below and the versions of
-the decoders. Another picture makes another cache, so none can be out of date. It is written beside its place and renamed,
-every picture has a checksum, which is looked at when a process first uses the picture, and a damaged one is decoded from
+A cache is a directory named after what it was made from: the content of every image, the law below and the versions of
+the decoders. Another image makes another cache, so none can be out of date. It is written beside its place and renamed,
+every image has a checksum, which is looked at when a process first uses the image, and a damaged one is decoded from
 its file again. The longest unused caches give way to a new one; nothing else that lies there is touched.
 
 Checksums tell of accidents, not of people: a cache that belongs to another user is not used.
@@ -40,41 +40,41 @@ LAW = "1: upright RGB at full size, uint8 [H, W, 3], one after the other"
 _PIXELS, _INDEX = "pixels", "index"
 _NAME = re.compile(r"[0-9a-f]{32}(\.part)?")
 _LOOKED_AT = 200
-"""Pictures from which the size of all is estimated."""
+"""Images from which the size of all is estimated."""
 
 
 class NoCache(Exception):
-    """Decoded pictures cannot be kept; the message says why: too large, or the disk refuses."""
+    """Decoded images cannot be kept; the message says why: too large, or the disk refuses."""
 
 
 def cache_key(contents: Sequence[str]) -> str:
-    """The name of the cache of these pictures.
+    """The name of the cache of these images.
 
     Args:
-        contents: digest of each encoded picture, in order; empty where there is none to decode.
+        contents: digest of each encoded image, in order; empty where there is none to decode.
     """
     versions = [f"{name} {metadata.version(name)}" for name in ("pillow", "simplejpeg")]
     return hashlib.blake2b(repr((LAW, versions, list(contents))).encode(), digest_size=16).hexdigest()
 
 
-class DecodedPictures:
+class DecodedImages:
     """A cache, opened for reading; can be sent to other processes, each of which maps the file anew.
 
     Args:
         folder: the cache.
-        num_pictures: how many it must hold.
+        num_images: how many it must hold.
 
     Raises:
         ValueError: it is damaged.
     """
 
-    def __init__(self, folder: Path, num_pictures: int) -> None:
+    def __init__(self, folder: Path, num_images: int) -> None:
         self.folder = folder
         try:
             if folder.lstat().st_uid not in (os.getuid(), 0):
                 raise ValueError("it belongs to another user")
-            # Offset, height, width and checksum of each picture.
-            table = _read_index(folder / _INDEX, num_pictures)
+            # Offset, height, width and checksum of each image.
+            table = _read_index(folder / _INDEX, num_images)
             descriptor = os.open(folder / _PIXELS, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             raise ValueError(f"it cannot be read: {error}") from None
@@ -94,13 +94,13 @@ class DecodedPictures:
         ):
             raise ValueError("its parts do not fit together")
         self._map: np.memmap[Any, Any] | None = None
-        self._seen = bytearray(num_pictures)
+        self._seen = bytearray(num_images)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}
 
     def pixels(self, number: int) -> Tensor | None:
-        """A picture, uint8 [H, W, 3], in place (not to be written to); None where the cache is damaged there, or gone."""
+        """An image, uint8 [H, W, 3], in place (not to be written to); None where the cache is damaged there, or gone."""
         if self._map is None:
             try:
                 # Copy on write, because torch warns of memory that cannot be written; nobody writes.
@@ -119,24 +119,24 @@ class DecodedPictures:
         return torch.from_numpy(pixels)
 
     def size(self, number: int) -> tuple[int, int]:
-        """Height and width of a picture."""
+        """Height and width of an image."""
         height, width = self._sizes[number].tolist()
         return height, width
 
 
 def open_cache(
     root: Path, names: Sequence[str], contents: Sequence[str], read: Callable[[int], bytes], *, max_bytes: int
-) -> tuple[DecodedPictures, bool]:
-    """Open the cache of these pictures, or make it.
+) -> tuple[DecodedImages, bool]:
+    """Open the cache of these images, or make it.
 
     One process at a time is in here, so of several that want the same cache one makes it, and none is removed that
     another is about to open.
 
     Args:
         root: where caches lie.
-        names: of the pictures, for messages.
-        contents: digest of each encoded picture (see `content_digest`); empty where there is none to decode.
-        read: number → encoded picture.
+        names: of the images, for messages.
+        contents: digest of each encoded image (see `content_digest`); empty where there is none to decode.
+        read: number → encoded image.
         max_bytes: what all caches in `root` may take together.
 
     Returns:
@@ -144,17 +144,17 @@ def open_cache(
 
     Raises:
         NoCache: it would take more, or the disk refuses.
-        UserError: a picture is not what its digest says, or cannot be decoded.
+        UserError: an image is not what its digest says, or cannot be decoded.
     """
     folder = root / cache_key(contents)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(root / ".lock"):
             try:
-                opened, made = DecodedPictures(folder, len(contents)), False
+                opened, made = DecodedImages(folder, len(contents)), False
             except ValueError:
                 _make(folder, names, contents, read, max_bytes)
-                opened, made = DecodedPictures(folder, len(contents)), True
+                opened, made = DecodedImages(folder, len(contents)), True
             os.utime(folder)
     except OSError as error:
         raise NoCache(f"'{root}' cannot hold them: {error.strerror or error}") from None
@@ -222,14 +222,14 @@ def _write_index(path: Path, table: npt.NDArray[np.int64]) -> None:
     path.write_bytes(xxhash.xxh3_64_digest(content) + content)
 
 
-def _read_index(path: Path, num_pictures: int) -> npt.NDArray[np.int64]:
+def _read_index(path: Path, num_images: int) -> npt.NDArray[np.int64]:
     """int64 [N, 4], as it was written.
 
     Raises:
         OSError, ValueError: it is gone, or damaged.
     """
-    data = read_file(path, max_bytes=8 + 32 * num_pictures)
-    if len(data) != 8 + 32 * num_pictures or xxhash.xxh3_64_digest(data[8:]) != data[:8]:
+    data = read_file(path, max_bytes=8 + 32 * num_images)
+    if len(data) != 8 + 32 * num_images or xxhash.xxh3_64_digest(data[8:]) != data[:8]:
         raise ValueError("its index is damaged")
     return np.frombuffer(data[8:], dtype=np.int64).reshape(-1, 4)
 

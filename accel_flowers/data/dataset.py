@@ -13,36 +13,36 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from accel_flowers.data.cache import DecodedPictures
+from accel_flowers.data.cache import DecodedImages
 from accel_flowers.data.decoding.jpeg import decode_pixels, read_header
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image
 from accel_flowers.data.sampler import SampleKey, random_key
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable, read_bytes
-from accel_flowers.data.transforms.build import PictureTransform
-from accel_flowers.data.transforms.gpu.stages import Extent
+from accel_flowers.data.transforms.build import ImageTransform
+from accel_flowers.data.transforms.gpu.stages import OutputExtent
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform
 
 
 class Batch(TypedDict):
-    """What a loader yields: pixels, or, where the pictures lie on the device, what to do to them."""
+    """What a loader yields: pixels, or, where the images lie on the device, what to do to them."""
 
     pixels: NotRequired[Tensor]
     """uint8 [B, 3, H, W]"""
-    draws: NotRequired[Tensor]
+    random_params: NotRequired[Tensor]
     """float64 [B, K]: the chance of each sample, as `DeviceTransform.apply` takes it."""
-    extent: NotRequired[Extent]
+    output_extent: NotRequired[OutputExtent]
     """What shapes the device's work on these draws."""
     labels: Tensor
     """int64 [B]"""
     samples: Tensor
-    """int64 [B]: index of each picture in its part"""
+    """int64 [B]: index of each image in its part"""
     micro_batch: int
     """number of the batch in the run, over all processes"""
 
 
 def read_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The on-the-fly transform given to `datasets`: rows → encoded pictures, or the error instead of one."""
+    """The on-the-fly transform given to `datasets`: rows → encoded images, or the error instead of one."""
     paths = [image["path"] or "a picture of the data set" for image in rows["image"]]
     return {**rows, "image": [_read(image) for image in rows["image"]], "path": paths}
 
@@ -60,16 +60,16 @@ def _encoded(data: bytes | BadImageError) -> bytes:
     return data
 
 
-class Pictures(Dataset[Batch]):
+class ImageDataset(Dataset[Batch]):
     """One part of a data set as the loader sees it: `SampleKey`s in, a batch out.
 
     Args:
-        table: all pictures.
+        table: all images.
         part: "train", "val" or "test".
         split: which rows belong to it; a row's place in the part is its sample number.
-        transform: upright RGB picture → uint8 [3, H, W].
+        transform: upright RGB image → uint8 [3, H, W].
         seed: the run's.
-        decoded: the table's pictures, decoded; None = each is decoded anew.
+        decoded: the table's images, decoded; None = each is decoded anew.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Pictures(Dataset[Batch]):
         table: ImageTable,
         part: str,
         split: Split,
-        transform: PictureTransform,
+        transform: ImageTransform,
         *,
         seed: int,
-        decoded: DecodedPictures | None = None,
+        decoded: DecodedImages | None = None,
     ) -> None:
         chosen = split.files_of(part)
         row_of = {name: row for row, name in enumerate(table.files)}
@@ -92,14 +92,14 @@ class Pictures(Dataset[Batch]):
         self._transform = transform
         self._seed = seed
         self._decoded = decoded
-        self._is_away = False
-        self._drawing: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None = None
+        self._pixels_on_device = False
+        self._param_sampler: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def picture(self, sample: int) -> Image.Image:
-        """One picture as people see it: upright RGB, whole.
+    def image(self, sample: int) -> Image.Image:
+        """One image as people see it: upright RGB, whole.
 
         Raises:
             BadImageError: it cannot be read any more.
@@ -107,7 +107,7 @@ class Pictures(Dataset[Batch]):
         return decode_image(self._data(sample), self.files[sample])
 
     def decode(self, sample: int) -> Tensor:
-        """One picture, whole, upright RGB, uint8 [height, width, 3].
+        """One image, whole, upright RGB, uint8 [height, width, 3].
 
         Raises:
             BadImageError: it cannot be read any more.
@@ -115,7 +115,7 @@ class Pictures(Dataset[Batch]):
         return decode_pixels(self._data(sample), self.files[sample])
 
     def size(self, sample: int) -> tuple[int, int]:
-        """Height and width of a picture, of most kinds without decoding it.
+        """Height and width of an image, of most kinds without decoding it.
 
         Raises:
             BadImageError: it cannot be read any more.
@@ -127,25 +127,25 @@ class Pictures(Dataset[Batch]):
         height, width, _ = decode_pixels(data, self.files[sample]).shape
         return height, width
 
-    def away(self, drawing: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None) -> Pictures:
-        """The same pictures where their pixels are on the device already, so that batches come without.
+    def without_pixels(self, param_sampler: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None) -> ImageDataset:
+        """The same images where their pixels are on the device already, so that batches come without.
 
         Args:
-            drawing: what draws the chance of each sample for the device, and the sizes of all pictures; None = there is no
+            param_sampler: what draws the chance of each sample for the device, and the sizes of all images; None = there is no
                 chance.
         """
-        away = copy(self)
-        away._is_away, away._drawing = True, drawing
-        return away
+        without_pixels = copy(self)
+        without_pixels._pixels_on_device, without_pixels._param_sampler = True, param_sampler
+        return without_pixels
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
         samples = torch.tensor([key.sample for key in keys])
         batch = Batch(labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch)
         try:
-            if self._drawing:
-                batch["draws"], batch["extent"] = self._draw(keys, *self._drawing)
-            elif not self._is_away:
+            if self._param_sampler:
+                batch["random_params"], batch["output_extent"] = self._draw(keys, *self._param_sampler)
+            elif not self._pixels_on_device:
                 batch["pixels"] = _stack(self._of_cache(keys) if self._decoded else self._of_files(keys))
         except BadImageError as error:
             return error
@@ -153,7 +153,7 @@ class Pictures(Dataset[Batch]):
 
     def _draw(
         self, keys: Sequence[SampleKey], transform: DeviceTransform, sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Tensor, Extent]:
+    ) -> tuple[Tensor, OutputExtent]:
         rows = []
         for key in keys:
             torch.default_generator.manual_seed(self._chance(key))
@@ -163,22 +163,22 @@ class Pictures(Dataset[Batch]):
                 height, width = sizes[key.sample]
                 cause = f"its {width} x {height} pixels cannot be transformed: {error}"
                 raise BadImageError(self.files[key.sample], cause) from None
-        draws = torch.tensor(rows, dtype=torch.float64)
-        return draws, transform.extent(draws)
+        random_params = torch.tensor(rows, dtype=torch.float64)
+        return random_params, transform.output_extent(random_params)
 
     @property
     def is_decoded(self) -> bool:
-        """Whether they come from decoded pictures."""
+        """Whether they come from decoded images."""
         return self._decoded is not None
 
     @property
-    def has_work(self) -> bool:
+    def needs_workers(self) -> bool:
         """Whether there is anything for workers to do."""
-        return not self._is_away or self._drawing is not None
+        return not self._pixels_on_device or self._param_sampler is not None
 
-    def rate(self, num_pictures: int = 32) -> float:
-        """Pictures a second that this process makes ready, by a trial."""
-        keys = [SampleKey(sample, 0, 0) for sample in range(min(num_pictures, len(self)))]
+    def rate(self, num_images: int = 32) -> float:
+        """Images a second that this process makes ready, by a trial."""
+        keys = [SampleKey(sample, 0, 0) for sample in range(min(num_images, len(self)))]
         begun = time.perf_counter()
         self.__getitems__(keys)
         return len(keys) / (time.perf_counter() - begun)
@@ -210,12 +210,12 @@ class Pictures(Dataset[Batch]):
         return random_key(self._seed, "augment", key.epoch, key.sample)
 
 
-def _stack(pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures uint8 [3, H, W] → a batch whose channels lie together, as they do in the pictures of the fast way."""
-    channels, height, width = pictures[0].shape
-    batch = torch.empty((len(pictures), height, width, channels), dtype=torch.uint8)
-    for place, picture in zip(batch, pictures, strict=True):
-        place.copy_(picture.permute(1, 2, 0))
+def _stack(images: Sequence[Tensor]) -> Tensor:
+    """Images uint8 [3, H, W] → a batch whose channels lie together, as they do in the images of the fast way."""
+    channels, height, width = images[0].shape
+    batch = torch.empty((len(images), height, width, channels), dtype=torch.uint8)
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image.permute(1, 2, 0))
     return batch.permute(0, 3, 1, 2)
 
 
@@ -226,7 +226,7 @@ def pack(batch: Any) -> dict[str, Any] | BadImageError:
     packed: dict[str, Any] = {**batch}
     # float64 holds sample numbers and labels exactly.
     numbers = torch.stack([packed.pop("samples"), packed.pop("labels")], dim=1).double()
-    packed["rows"] = torch.cat([numbers, packed.pop("draws")], dim=1) if "draws" in batch else numbers
+    packed["rows"] = torch.cat([numbers, packed.pop("random_params")], dim=1) if "random_params" in batch else numbers
     return packed
 
 
@@ -234,6 +234,6 @@ def unpack(packed: dict[str, Any]) -> Batch:
     """The same on the other side, on the device."""
     rows = packed.pop("rows")
     batch: Batch = {**packed, "samples": rows[:, 0].long(), "labels": rows[:, 1].long()}  # type: ignore[typeddict-item]
-    if "extent" in batch:
-        batch["draws"] = rows[:, 2:]
+    if "output_extent" in batch:
+        batch["random_params"] = rows[:, 2:]
     return batch

@@ -1,4 +1,4 @@
-"""Look at every picture once before training: which cannot be read, which are the same, who goes into which part.
+"""Look at every image once before training: which cannot be read, which are the same, who goes into which part.
 
 Runs on the main process alone; its result is a `Split` that all processes obey.
 """
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError, printable
-from accel_flowers.data.examine import examine_all, stop_or_skip
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
 from accel_flowers.data.table import ImageTable
+from accel_flowers.data.validate import stop_or_skip, validate_all
 
 _PRECEDENCE = ("test", "val", "train")
-"""Of equal pictures in several given parts the first of these keeps its copy: what is measured stays as it was given."""
+"""Of equal images in several given parts the first of these keeps its copy: what is measured stays as it was given."""
 
 
 def decide_split(
@@ -27,22 +27,22 @@ def decide_split(
     on_bad_image: str,
     examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
 ) -> Split:
-    """Read every picture and give each its part.
+    """Read every image and give each its part.
 
     Args:
-        table: the pictures.
+        table: the images.
         split: percentages such as "80/20", or the path of a split.json to obey.
         seed: what a drawn split follows from.
-        on_bad_image: "stop" or "skip" for pictures that cannot be read.
-        examined: gives what `examine` says of each row, where it is known already or wanted otherwise, too.
+        on_bad_image: "stop" or "skip" for images that cannot be read.
+        examined: gives what `validate_image` says of each row, where it is known already or wanted otherwise, too.
 
     Raises:
-        UserError: unreadable pictures (where they stop the run), classes too small to split, a split file that
+        UserError: unreadable images (where they stop the run), classes too small to split, a split file that
             does not fit the folder, a part that lacks what training needs of it.
     """
     given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
     fractions = parse_fractions(split) if given is None else {}
-    found = examined() if examined else examine_all(table, range(len(table.files)))
+    found = examined() if examined else validate_all(table, range(len(table.files)))
     bad = table.unreadable | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
     left_out_before = given.left_out if given else {}
     new = {name: cause for name, cause in bad.items() if name not in left_out_before}

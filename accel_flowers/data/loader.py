@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from accel_flowers.data.dataset import Batch, Pictures, pack, unpack
+from accel_flowers.data.dataset import Batch, ImageDataset, pack, unpack
 from accel_flowers.data.decoding.pillow import BadImageError
-from accel_flowers.data.sampler import EveryOnce, TrainStream
+from accel_flowers.data.sampler import SequentialBatchSampler, StreamBatchSampler
 from accel_flowers.data.workers import end_with_the_training, start_forkserver
 
 
@@ -17,7 +17,7 @@ def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
     """The batches of a loader that `build_loader` made.
 
     Raises:
-        BadImageError: a picture could be read before the training, and now it cannot.
+        BadImageError: an image could be read before the training, and now it cannot.
     """
     packed: Any
     for packed in loader:
@@ -27,13 +27,13 @@ def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
 
 
 def build_loader(
-    pictures: Pictures, batches: TrainStream | EveryOnce, *, num_workers: int, pin_memory: bool
+    images: ImageDataset, batches: StreamBatchSampler | SequentialBatchSampler, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
     """A loader over the batches of all processes; `Accelerator.prepare` deals them out."""
     if num_workers:
         start_forkserver()
     return DataLoader(
-        pictures,
+        images,
         batch_sampler=batches,
         collate_fn=pack,
         num_workers=num_workers,

@@ -36,8 +36,8 @@ def permutation(key: int, size: int) -> npt.NDArray[np.int64]:
     Philox's raw numbers are part of its definition, so the order stays the same with every NumPy version; the
     methods of `numpy.random.Generator` promise that for one version only.
     """
-    draws = np.random.Philox(key=key).random_raw(size)
-    return np.argsort(draws, kind="stable").astype(np.int64)
+    random_params = np.random.Philox(key=key).random_raw(size)
+    return np.argsort(random_params, kind="stable").astype(np.int64)
 
 
 @lru_cache(maxsize=4)
@@ -60,15 +60,15 @@ class SampleKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StepPlan:
+class BatchPlan:
     """All step arithmetic of a run.
 
     Args:
-        num_samples: training pictures (N).
+        num_samples: training images (N).
         epochs: passes over them.
-        global_batch_size: pictures in one optimizer step, over all processes (G).
+        global_batch_size: images in one optimizer step, over all processes (G).
         num_processes: W.
-        micro_batch_size: pictures in one forward pass of one process (M); None = G / W.
+        micro_batch_size: images in one forward pass of one process (M); None = G / W.
 
     Raises:
         UserError: when G is no multiple of M·W.
@@ -98,7 +98,7 @@ class StepPlan:
 
     @property
     def micro_batch(self) -> int:
-        """Pictures in one forward pass of one process (M)."""
+        """Images in one forward pass of one process (M)."""
         return self.micro_batch_size or max(1, self.global_batch_size // self.num_processes)
 
     @property
@@ -123,20 +123,20 @@ class StepPlan:
     def epochs_completed_at(self, step: int) -> int:
         """Whole epochs that lie behind once `step` optimizer steps are done; never more than were asked for.
 
-        (The last step may show pictures once more than that, to be full.)
+        (The last step may show images once more than that, to be full.)
         """
         return min(step * self.global_batch_size // self.num_samples, self.epochs)
 
 
 @dataclass
-class TrainStream:
+class StreamBatchSampler:
     """Batch sampler over the micro-batches of all processes in global order, from one step to the end of the run.
 
     `start_step` may be set anew: the next pass begins there. Accelerate hands micro-batch j to process j mod W, which is just what the plan says; so each yields a list of
     `SampleKey` and knows nothing about processes.
     """
 
-    plan: StepPlan
+    plan: BatchPlan
     seed: int
     start_step: int = 0
     drop_last: bool = False
@@ -165,10 +165,10 @@ class TrainStream:
 
 
 @dataclass(frozen=True)
-class EveryOnce:
+class SequentialBatchSampler:
     """Batch sampler for evaluation: samples 0 … N - 1 in order, the last batch short.
 
-    The batches are the same for any number of processes, so each picture meets the same neighbours and its numbers
+    The batches are the same for any number of processes, so each image meets the same neighbours and its numbers
     do not change in the last digit.
     """
 

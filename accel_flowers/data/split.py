@@ -1,7 +1,7 @@
-"""Which picture is trained on, which validates, which tests: a pure, seeded, stratified split, and its file.
+"""Which image is trained on, which validates, which tests: a pure, seeded, stratified split, and its file.
 
-Byte-identical pictures form a group that is never torn apart; everything follows from labels, groups, fractions and
-seed. Reading the pictures is not done here.
+Byte-identical images form a group that is never torn apart; everything follows from labels, groups, fractions and
+seed. Reading the images is not done here.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from accel_flowers.data.sampler import permutation, random_key
 PARTS = ("train", "val", "test")
 _FORMAT = 1
 _MAX_BYTES = 2**30
-"""Size of a split.json; that of the ten million pictures of a large public data set has half of it."""
+"""Size of a split.json; that of the ten million images of a large public data set has half of it."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Every picture of a folder with its part, or with the reason why it is left out.
+    """Every image of a folder with its part, or with the reason why it is left out.
 
     Attributes:
         class_names: a label is the index into them.
         parts: file (relative to the folder, with forward slashes) → "train", "val" or "test".
-        left_out: file → cause, for pictures that cannot be read or would stand on both sides.
+        left_out: file → cause, for images that cannot be read or would stand on both sides.
         duplicates: groups of files with the same bytes.
     """
 
@@ -45,13 +45,15 @@ class Split:
         return sorted(name for name, its_part in self.parts.items() if its_part == part)
 
 
-def thin_out(split: Split, labels: Mapping[str, int], sizes: Mapping[str, int], *, seed: int, cause: str) -> Split:
-    """The same split with fewer pictures, classes in proportion, drawn from `seed`.
+def subsample_split(
+    split: Split, labels: Mapping[str, int], sizes: Mapping[str, int], *, seed: int, cause: str
+) -> Split:
+    """The same split with fewer images, classes in proportion, drawn from `seed`.
 
     Args:
         split: whole.
         labels: class of each file.
-        sizes: part → number of pictures to keep, or a few less; other parts stay whole. At least one of each class is
+        sizes: part → number of images to keep, or a few less; other parts stay whole. At least one of each class is
             kept, but 0 keeps none.
         seed: what the choice follows from.
         cause: stands in `left_out` for the others.

@@ -1,4 +1,4 @@
-"""The pictures of a data set as rows: names, labels, and where their bytes are."""
+"""The images of a data set as rows: names, labels, and where their bytes are."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The pictures of a data set, sorted by name.
+    """The images of a data set, sorted by name.
 
     Attributes:
         source: what the user gave.
-        dataset: one row a picture: `image` (a dict of `bytes` and `path`, not decoded) and `label`.
+        dataset: one row an image: `image` (a dict of `bytes` and `path`, not decoded) and `label`.
         files: name of each row, relative to the folder, with forward slashes.
         labels: class of each row, int64 [N].
         class_names: sorted, or in the order of the hub's dataset; a label is the index into them.
         given_parts: part of each row where the data set comes with train, val and test; else None.
-        unreadable: files that look like pictures but are not files (broken links, folders), with the cause.
-        ignored: files that are no pictures by their name.
+        unreadable: files that look like images but are not files (broken links, folders), with the cause.
+        ignored: files that are no images by their name.
     """
 
     source: str
@@ -52,17 +52,17 @@ class ImageTable:
 
 
 def read_bytes(image: dict[str, Any]) -> bytes:
-    """The encoded picture of a row: its bytes where the row holds them, else the file it names.
+    """The encoded image of a row: its bytes where the row holds them, else the file it names.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, or is larger than any picture.
+        OSError: the file cannot be read, is no regular file, or is larger than any image.
     """
     data: bytes | None = image["bytes"]
     return data if data is not None else read_file(image["path"], max_bytes=MAX_BYTES)
 
 
 def content_digest(data: bytes) -> str:
-    """Digest of an encoded picture."""
+    """Digest of an encoded image."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 

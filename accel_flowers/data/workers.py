@@ -30,8 +30,8 @@ def plan_workers(
     Args:
         cores: those that the process has for itself.
         on_cpu: whether the training computes on them, too.
-        loaded_per_second: pictures that one core makes ready.
-        trained_per_second: pictures that the device takes; None = not tried.
+        loaded_per_second: images that one core makes ready.
+        trained_per_second: images that the device takes; None = not tried.
     """
     if on_cpu:
         # A core loads for more than ten cores of training. On two cores or fewer a worker takes from the training what

@@ -34,7 +34,7 @@ def num_local_processes(accelerator: Accelerator) -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
 
 
-def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
+def main_process_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
     """`do` on the main process, then on the others: for what fills a cache.
 
     Raises:
@@ -45,11 +45,11 @@ def main_first(accelerator: Accelerator, do: Callable[[], T]) -> T:
     def on_main() -> None:
         done.append(do())
 
-    decided_by_main(accelerator, on_main)
+    broadcast_from_main(accelerator, on_main)
     return done[0] if done else do()
 
 
-def decided_by_main(processes: Processes, decide: Callable[[], T]) -> T:
+def broadcast_from_main(processes: Processes, decide: Callable[[], T]) -> T:
     """`decide` on the main process alone; every process gets its result, or its error.
 
     Raises:
@@ -68,7 +68,7 @@ def decided_by_main(processes: Processes, decide: Callable[[], T]) -> T:
     return outcome[0]  # type: ignore[return-value]  # what `decide` returned, on one process or sent to all
 
 
-def on_each(accelerator: Accelerator, do: Callable[[], T]) -> T:
+def run_on_all(accelerator: Accelerator, do: Callable[[], T]) -> T:
     """`do` on every process at once; where one makes a mistake, all end with it; collective.
 
     Raises:
@@ -87,7 +87,7 @@ def on_each(accelerator: Accelerator, do: Callable[[], T]) -> T:
     return done[0]
 
 
-def tell_main(accelerator: Accelerator, *lines: str) -> None:
+def log_on_main(accelerator: Accelerator, *lines: str) -> None:
     """Print lines on the main process alone."""
     if accelerator.is_main_process:
         tell(*lines)
@@ -126,7 +126,7 @@ def check_same_everywhere(processes: Processes, facts: Mapping[str, object]) -> 
         )
 
 
-class Agreement:
+class FlagAllReduce:
     """Flags that one process raises and all act on: a small message a step between the CPUs.
 
     It has a gloo group of its own, so that no device has to be waited for.

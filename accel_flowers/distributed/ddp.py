@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 
-def keep_own_buffers(model: nn.Module) -> None:
+def disable_buffer_broadcast(model: nn.Module) -> None:
     """Stop DDP from overwriting every process's batch-norm statistics with the first one's before each forward.
 
     `average_buffers` then keeps what all of them saw. (Set here because the constructor's argument changed its name
@@ -17,7 +17,7 @@ def keep_own_buffers(model: nn.Module) -> None:
         model.broadcast_buffers = False
 
 
-def settle_gradient_order(model: nn.Module, network: nn.Module, pixels: Tensor) -> None:
+def warm_up_ddp_buckets(model: nn.Module, network: nn.Module, pixels: Tensor) -> None:
     """Let DDP lay out its gradient buckets before the first step instead of after it; collective.
 
     It rebuilds them once, after a first backward pass, and sums in another order from then on, which on three

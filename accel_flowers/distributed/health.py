@@ -21,7 +21,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from accel_flowers.core.errors import Interrupted, PeerLost, UserError
+from accel_flowers.core.errors import Interrupted, RankLost, UserError
 from accel_flowers.distributed.collectives import Processes
 
 BEAT_SECONDS = 1.0
@@ -36,7 +36,7 @@ MAX_FILES = 64
 
 
 @dataclass(frozen=True)
-class Standing:
+class Heartbeat:
     """What a process tells the others."""
 
     beat: int = 0
@@ -48,19 +48,19 @@ class Standing:
     words: str = ""
     """Why it failed."""
 
-    def is_elsewhere(self, other: Standing) -> bool:
+    def is_elsewhere(self, other: Heartbeat) -> bool:
         """Whether the two cannot meet in the next collective as they stand."""
         compared = self.state == other.state == "running" and "starting" not in (self.doing, other.doing)
         return compared and (self.doing, self.step) != (other.doing, other.step)
 
-    def is_just_before(self, other: Standing) -> bool:
+    def is_just_before(self, other: Heartbeat) -> bool:
         """Whether it may still come to where the other waits."""
         return self.doing == other.doing and self.step == other.step - 1
 
 
-def judge(
+def diagnose(
     rank: int,
-    standings: Sequence[Standing],
+    standings: Sequence[Heartbeat],
     silent: Sequence[float],
     apart: Sequence[float],
     *,
@@ -93,7 +93,7 @@ def judge(
     return None
 
 
-class Peers:
+class HealthMonitor:
     """The other processes of a run, watched while the `with` block lasts; to make one is collective.
 
     Args:
@@ -103,9 +103,9 @@ class Peers:
     def __init__(self, processes: Processes) -> None:
         self._rank, self._size = processes.process_index, processes.num_processes
         self.files_of: Callable[[int], Sequence[str]] = lambda _: ()
-        """Pictures of a micro-batch, for the messages; set when they are known."""
-        self._own = Standing()
-        self._heard = [Standing()] * self._size
+        """Images of a micro-batch, for the messages; set when they are known."""
+        self._own = Heartbeat()
+        self._heard = [Heartbeat()] * self._size
         now = time.monotonic()
         self._heard_at, self._together_at = [now] * self._size, [now] * self._size
         self._answered_at, self._answers = now, 0
@@ -117,7 +117,7 @@ class Peers:
         """Note where this process stands; costs nothing."""
         self._own = replace(self._own, doing=doing, step=step, micro_batch=micro_batch)
 
-    def __enter__(self) -> Peers:
+    def __enter__(self) -> HealthMonitor:
         if self._store is not None:
             for work in (self._exchange, self._watch):
                 threading.Thread(target=work, daemon=True).start()
@@ -132,7 +132,7 @@ class Peers:
             self._find_out()
             if self._lost is not None:
                 self._leave("failed", self._lost)
-                raise PeerLost(self._lost) from None
+                raise RankLost(self._lost) from None
         where = self._where(self._rank, self._own)
         self._leave("failed", f"{_in_words(error)} ({where})")
         if (
@@ -170,7 +170,7 @@ class Peers:
             now = self._answered_at = time.monotonic()
             self._answers += 1
             for rank, row in enumerate(rows):
-                standing = Standing(**json.loads(row))
+                standing = Heartbeat(**json.loads(row))
                 if standing.beat != self._heard[rank].beat:
                     self._heard_at[rank] = now
                 if not standing.is_elsewhere(own):
@@ -193,12 +193,12 @@ class Peers:
                 continue
             # As far as is known: of a silent one it is not known where it stands.
             apart = [heard - together for heard, together in zip(self._heard_at, self._together_at, strict=True)]
-            self._lose(judge(self._rank, self._standings(), self._silent(now), apart))
+            self._lose(diagnose(self._rank, self._standings(), self._silent(now), apart))
             if self._lost is not None and not self._left.wait(GRACE_SECONDS) and not self._leaving.is_set():
                 print(f"accel-flowers: process {self._rank}: {self._lost}", file=sys.stderr, flush=True)
                 os._exit(1)  # the main thread may be waiting in a collective, from which nothing calls it back
 
-    def _standings(self) -> list[Standing]:
+    def _standings(self) -> list[Heartbeat]:
         return [self._own if rank == self._rank else standing for rank, standing in enumerate(self._heard)]
 
     def _silent(self, now: float) -> list[float]:
@@ -213,7 +213,7 @@ class Peers:
         while self._lost is None and time.monotonic() < deadline:
             silent = self._silent(time.monotonic())
             together = [0.0] * self._size
-            self._lose(judge(self._rank, self._standings(), silent, together, patience=4 * BEAT_SECONDS))
+            self._lose(diagnose(self._rank, self._standings(), silent, together, patience=4 * BEAT_SECONDS))
             time.sleep(BEAT_SECONDS / 10)
 
     def _lose(self, found: tuple[int, str] | None) -> None:
@@ -225,7 +225,7 @@ class Peers:
         here = self._where(self._rank, self._own)
         self._lost = f"process {other} {did}{where}. All end, here in {here}. Go on with --resume auto"
 
-    def _where(self, rank: int, standing: Standing) -> str:
+    def _where(self, rank: int, standing: Heartbeat) -> str:
         if standing.doing == "starting":
             return f"process {rank}, before the first step"
         place = f"process {rank}, {standing.doing} after step {standing.step}"
@@ -248,7 +248,7 @@ def _open_store(rank: int) -> Any:
     broadcast_object_list(port)
     assert port[0] is not None
     store = held or connect(port[0])
-    store.set(f"standing-{rank}", json.dumps(asdict(Standing())))
+    store.set(f"standing-{rank}", json.dumps(asdict(Heartbeat())))
     PartialState().wait_for_everyone()
     return store
 

@@ -82,7 +82,7 @@ register_rendezvous_handler(_SCHEME, _find_others)
 
 
 _PATIENCE = timedelta(hours=6)
-"""For the main process, which looks at all pictures or fetches them while the others wait; lost ones are noticed otherwise."""
+"""For the main process, which looks at all images or fetches them while the others wait; lost ones are noticed otherwise."""
 _SECONDS_TO_LEAVE = 10.0
 _OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
 

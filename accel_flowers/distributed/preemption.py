@@ -13,43 +13,43 @@ from accelerate import Accelerator
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted
-from accel_flowers.distributed.collectives import Agreement
-from accel_flowers.distributed.health import Peers
+from accel_flowers.distributed.collectives import FlagAllReduce
+from accel_flowers.distributed.health import HealthMonitor
 
 
-class Watch:
+class PreemptionHandler:
     """Asked after every step, on every process; listens to signals while its `with` block lasts.
 
     Args:
         accelerator: the processes that must agree.
         config: when a checkpoint is due inside an epoch.
-        peers: to be told where this process stands.
+        health: to be told where this process stands.
     """
 
-    def __init__(self, accelerator: Accelerator, config: CheckpointConfig, peers: Peers) -> None:
-        self._agreement = Agreement(accelerator)
-        self._peers = peers
+    def __init__(self, accelerator: Accelerator, config: CheckpointConfig, health: HealthMonitor) -> None:
+        self._agreement = FlagAllReduce(accelerator)
+        self._health = health
         self._config = config
         self._signalled = False
         self._saved_at = time.monotonic()
         self._handlers_before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():  # only there signals can be set
-            self._handlers_before = {number: signal.signal(number, self._note) for number in Interrupted.SIGNALS}
+            self._handlers_before = {number: signal.signal(number, self._on_signal) for number in Interrupted.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._signalled = True
 
-    def begins(self, step: int, micro_batch: int) -> None:
+    def before_step(self, step: int, micro_batch: int) -> None:
         """A micro-batch of the step after `step` is here."""
-        self._peers.at("training", step, micro_batch)
+        self._health.at("training", step, micro_batch)
 
     def after_step(self, step: int) -> tuple[bool, bool]:
         """Whether a checkpoint is due and whether a signal says to stop; the same answer on every process.
@@ -74,9 +74,9 @@ class Watch:
         """
 
         def look() -> None:
-            self._peers.at("evaluating", step)
+            self._health.at("evaluating", step)
             if self._agreement.any(self._signalled)[0]:
                 raise Interrupted(step)
 
-        self._peers.at("evaluating", step)
+        self._health.at("evaluating", step)
         return look

@@ -1,4 +1,4 @@
-"""Pages that stand alone: one HTML file with its style and its pictures inside, which asks no host for anything.
+"""Pages that stand alone: one HTML file with its style and its images inside, which asks no host for anything.
 
 Whatever a name of a file or a class holds is shown as text. There is no script, and the page's own policy forbids any.
 """
@@ -19,7 +19,7 @@ from accel_flowers import __version__
 from accel_flowers.core.errors import printable
 from accel_flowers.core.files import writing
 from accel_flowers.core.reading import read_file
-from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, glance_at
+from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_thumbnail
 
 MAX_THUMBNAILS = 240
 """On one page; at 5 to 8 KB each the page stays below 3 MB."""
@@ -28,10 +28,10 @@ _SIDE = 176
 
 
 class Thumbnails:
-    """Small versions of pictures as data URIs; after `MAX_THUMBNAILS` there are no more.
+    """Small versions of images as data URIs; after `MAX_THUMBNAILS` there are no more.
 
     Args:
-        source_of: name → the encoded picture, or the path of its file.
+        source_of: name → the encoded image, or the path of its file.
     """
 
     def __init__(self, source_of: Callable[[str], bytes | str]) -> None:
@@ -39,7 +39,7 @@ class Thumbnails:
         self._made: dict[str, str | None] = {}
 
     def __call__(self, name: str) -> str | None:
-        """The thumbnail; None where the picture cannot be read, or there are enough."""
+        """The thumbnail; None where the image cannot be read, or there are enough."""
         if name not in self._made:
             if len(self._made) >= MAX_THUMBNAILS:
                 return None
@@ -50,21 +50,21 @@ class Thumbnails:
 def _thumbnail(source: bytes | str, name: str) -> str | None:
     try:
         data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
-        picture = glance_at(data, name, side=_SIDE).small
+        image = decode_thumbnail(data, name, side=_SIDE).small
     except (BadImageError, OSError):
         return None
-    return data_uri(picture, longest=_SIDE, quality=74)
+    return data_uri(image, longest=_SIDE, quality=74)
 
 
-def data_uri(picture: Image.Image, *, longest: int = 200, quality: int = 80) -> str:
+def data_uri(image: Image.Image, *, longest: int = 200, quality: int = 80) -> str:
     """A small JPEG as a `data:` address.
 
     Args:
-        picture: it is left as it is.
+        image: it is left as it is.
         longest: side in pixels.
         quality: JPEG's, 1 to 95.
     """
-    small = picture.copy()
+    small = image.copy()
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=quality, optimize=True)

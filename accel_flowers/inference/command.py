@@ -1,4 +1,4 @@
-"""All that `accel-flowers predict` does, in its order: find the pictures, ask the model, hand the rows on."""
+"""All that `accel-flowers predict` does, in its order: find the images, ask the model, hand the rows on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accel_flowers.core.errors import printable
 from accel_flowers.core.progress import counted, tell
 from accel_flowers.inference.gallery import Gallery
 from accel_flowers.inference.outputs import Format, RowOutput, choose_format, describe_probabilities
-from accel_flowers.inference.predict import check_words, find_pictures, predict_files
+from accel_flowers.inference.predict import check_words, find_images, predict_files
 
 
 def predict_to_outputs(
@@ -42,13 +42,13 @@ def predict_to_outputs(
         UserError: a mistake in the words, the model folder or the files to write.
     """
     how = choose_format(how, out)
-    card = check_words(model_dir, top_k=top_k, batch_size=batch_size, num_workers=num_workers)
-    files = find_pictures(paths)
+    spec = check_words(model_dir, top_k=top_k, batch_size=batch_size, num_workers=num_workers)
+    files = find_images(paths)
     gallery = Gallery(html) if html else None
-    about = describe_probabilities(card, tta=tta)
+    about = describe_probabilities(spec, tta=tta)
     width = max(len(printable(str(file))) for file in files)
     num_bad = 0
-    with RowOutput(out, how, calibrated=card.temperature is not None, width=width) as output:
+    with RowOutput(out, how, calibrated=spec.temperature is not None, width=width) as output:
         rows = predict_files(model_dir, files, top_k=top_k, tta=tta, batch_size=batch_size, num_workers=num_workers)
         # On a terminal the rows themselves show how far it is; a bar would stand between them.
         for row in counted(rows, len(files), unit="picture", bar=out is not None or not sys.stdout.isatty()):

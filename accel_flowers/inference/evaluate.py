@@ -1,4 +1,4 @@
-"""A network and a loader → what happened to each picture, every picture exactly once on any number of processes."""
+"""A network and a loader → what happened to each image, every image exactly once on any number of processes."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.dataset import Pictures
-from accel_flowers.data.examine import check_readable
+from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.loader import build_loader
-from accel_flowers.data.sampler import EveryOnce
+from accel_flowers.data.sampler import SequentialBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.table import ImageTable
+from accel_flowers.data.validate import check_readable
 from accel_flowers.data.workers import local_cores, plan_workers
-from accel_flowers.distributed.collectives import decided_by_main, main_first, num_local_processes
+from accel_flowers.distributed.collectives import broadcast_from_main, main_process_first, num_local_processes
 from accel_flowers.distributed.launch import build_accelerator, computes_on_cpu, launched_precision
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.classification import summarize
 from accel_flowers.models.backbone import wants_channels_last
-from accel_flowers.models.saved import load_card, load_model
+from accel_flowers.models.saved import load_model, load_spec
 
 
 def evaluate_folder(
@@ -42,29 +42,29 @@ def evaluate_folder(
         model_dir: a run's `model/`.
         source: folder with one sub-folder per class (of the model's classes), zip or hub dataset.
         split_file: a run's split.json; only its files of `part` are scored.
-        part: "train", "val" or "test"; None = test, or all pictures where the folder has no parts.
+        part: "train", "val" or "test"; None = test, or all images where the folder has no parts.
         num_workers: loader processes; None = choose.
 
     Returns:
         The part ("all" where there are no parts), and what `summarize` returns; the same on every process.
 
     Raises:
-        UserError: a mistake in the model folder, the pictures or the launch.
+        UserError: a mistake in the model folder, the images or the launch.
     """
-    card = load_card(model_dir)
-    accelerator = build_accelerator(mixed_precision=_available_precision(card.precision))
-    saved = main_first(accelerator, lambda: load_model(model_dir))
-    table = main_first(accelerator, lambda: _with_labels_of_model(load_images(source), card.class_names))
-    wanted, split = decided_by_main(accelerator, lambda: _choose_part(table, split_file, part))
+    spec = load_spec(model_dir)
+    accelerator = build_accelerator(mixed_precision=_available_precision(spec.precision))
+    saved = main_process_first(accelerator, lambda: load_model(model_dir))
+    table = main_process_first(accelerator, lambda: _with_labels_of_model(load_images(source), spec.class_names))
+    wanted, split = broadcast_from_main(accelerator, lambda: _choose_part(table, split_file, part))
 
     network = saved.network
     channels_last = wants_channels_last(network)
     if channels_last:
         network.to(memory_format=torch.channels_last)
-    pictures = Pictures(table, wanted, split, saved.transform, seed=0)
+    images = ImageDataset(table, wanted, split, saved.transform, seed=0)
     loader = build_loader(
-        pictures,
-        EveryOnce(len(pictures), card.eval_batch_size),
+        images,
+        SequentialBatchSampler(len(images), spec.eval_batch_size),
         num_workers=num_workers
         if num_workers is not None
         else plan_workers(local_cores(num_local_processes(accelerator)), on_cpu=accelerator.device.type == "cpu"),
@@ -77,10 +77,10 @@ def evaluate_folder(
             accelerator.prepare(loader),
             lambda batch: saved.normalizer(batch["pixels"]),
             accelerator,
-            num_images=len(pictures),
+            num_images=len(images),
         )
     whole = split_file is None and table.given_parts is None
-    return {"part": "all" if whole else wanted, **summarize(predictions, card.class_names)}
+    return {"part": "all" if whole else wanted, **summarize(predictions, spec.class_names)}
 
 
 def _available_precision(recorded: str) -> str | None:

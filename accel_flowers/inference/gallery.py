@@ -1,4 +1,4 @@
-"""Rows of predictions → one HTML page with the pictures: what the model says, where it is least sure, what went wrong."""
+"""Rows of predictions → one HTML page with the images: what the model says, where it is least sure, what went wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inference.predict import Row
 
 _UNSURE = 12
-"""Pictures of the least sure answers."""
+"""Images of the least sure answers."""
 _ERRORS = 500
 """Files with an error that are listed."""
 
@@ -72,7 +72,7 @@ class Gallery:
             num_rows=self._num_rows,
             folder=_common_folder([row.file for row in [*self._first, *self._errors]]),
             counts=self._counts.most_common(),
-            # All of few pictures are shown anyway.
+            # All of few images are shown anyway.
             unsure=[row for *_, row in sorted(self._unsure, key=lambda item: (-item[0], -item[1]))]
             if readable > 2 * _UNSURE
             else [],

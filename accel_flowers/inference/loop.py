@@ -1,4 +1,4 @@
-"""A network and a loader → what happened to each picture, every picture exactly once on any number of processes."""
+"""A network and a loader → what happened to each image, every image exactly once on any number of processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from accel_flowers.core.backends import ways_by_rule
+from accel_flowers.core.backends import cudnn_heuristics
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.loader import each_batch
 from accel_flowers.metrics.classification import Predictions
@@ -20,7 +20,7 @@ _PADDING = -1
 """Sample number of a row that only makes the processes' tables equally long."""
 
 
-@ways_by_rule()
+@cudnn_heuristics()
 @torch.inference_mode()
 def predict_loader(
     network: nn.Module,
@@ -38,14 +38,14 @@ def predict_loader(
         loader: over the whole part, prepared by Accelerate.
         to_input: batch → what the network takes.
         accelerator: the processes among which the batches were dealt out.
-        num_images: pictures of the part.
+        num_images: images of the part.
         after_round: called whenever each process has had a batch, equally often on all of them; may raise.
 
     Returns:
         The same predictions on every process, in the part's order.
 
     Raises:
-        RuntimeError: a picture was missed or counted twice; the message says which.
+        RuntimeError: an image was missed or counted twice; the message says which.
     """
     network.eval()
     tables: list[Tensor] = []

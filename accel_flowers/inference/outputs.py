@@ -15,7 +15,7 @@ from accel_flowers.core.files import check_writable, writing
 
 if TYPE_CHECKING:
     from accel_flowers.inference.predict import Row
-    from accel_flowers.models.saved import ModelCard
+    from accel_flowers.models.saved import ModelSpec
 
 Format = Literal["table", "csv", "json", "parquet"]
 SUFFIXES: dict[str, Format] = {".txt": "table", ".csv": "csv", ".json": "json", ".parquet": "parquet"}
@@ -210,9 +210,9 @@ def _as_text(cell: Any) -> Any:
     return cell.encode("utf-8", "backslashreplace").decode() if isinstance(cell, str) else cell
 
 
-def describe_probabilities(card: ModelCard, *, tta: bool) -> str:
+def describe_probabilities(spec: ModelSpec, *, tta: bool) -> str:
     """A sentence on what the probabilities are."""
     told = "not calibrated (the model has no temperature)"
-    if card.temperature is not None:
-        told = f"calibrated with the temperature {card.temperature:.3g} that was fitted on validation"
+    if spec.temperature is not None:
+        told = f"calibrated with the temperature {spec.temperature:.3g} that was fitted on validation"
     return f"probabilities are {told}" + ("; mean over each picture and its mirror image" if tta else "")

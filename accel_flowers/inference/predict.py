@@ -1,10 +1,10 @@
-"""Pictures → labels with a saved model: files, folders and patterns in, a row for each file out. Needs `model/` alone.
+"""Images → labels with a saved model: files, folders and patterns in, a row for each file out. Needs `model/` alone.
 
 Files are read and decoded in threads while the network works on those before, and rows go out as they come: memory holds
 a few batches, whatever the number of files. A file that cannot be read gets a row with the cause.
 
 What a row says does not depend on the size of the batches or the number of threads, but for the last digits: a device
-may sum in another order for another number of pictures at once (probabilities agree to about 1e-6 in float32 on CPU).
+may sum in another order for another number of images at once (probabilities agree to about 1e-6 in float32 on CPU).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS, MAX_BYTES, BadImageError
 from accel_flowers.models.backbone import wants_channels_last
-from accel_flowers.models.saved import ModelCard, SavedModel, load_card, load_model
+from accel_flowers.models.saved import ModelSpec, SavedModel, load_model, load_spec
 
 _AHEAD = 3
 """Batches that are decoded while one is in the network; bounds the memory."""
@@ -40,15 +40,15 @@ class Row:
     error: str | None = None
 
 
-def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, what is named like a picture below folders, and what patterns match, each sorted; no hidden ones.
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Files as given, what is named like an image below folders, and what patterns match, each sorted; no hidden ones.
 
     A pattern (`*`, `?`, `[a-z]`, `**` for folders of any depth) is one that names no file; of what it matches, files named
-    like pictures are taken, and folders are looked into. What is not there or no file at all (a broken link, an empty
-    folder called 1.jpg) is among them: it gets its row, as any picture that cannot be read.
+    like images are taken, and folders are looked into. What is not there or no file at all (a broken link, an empty
+    folder called 1.jpg) is among them: it gets its row, as any image that cannot be read.
 
     Raises:
-        UserError: a pattern that matches no picture, nothing to predict, or folders nested too deeply to look into.
+        UserError: a pattern that matches no image, nothing to predict, or folders nested too deeply to look into.
     """
     found: list[Path] = []
     for path in paths:
@@ -65,7 +65,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 def _below(folder: Path) -> list[Path]:
     try:
-        named = sorted(file for file in folder.rglob("*") if _is_picture(file.relative_to(folder)))
+        named = sorted(file for file in folder.rglob("*") if _is_image(file.relative_to(folder)))
     except RecursionError:
         raise UserError(f"'{folder}' holds folders nested hundreds of levels deep. Give the files.") from None
     holders = {holder for file in named for holder in file.parents}
@@ -74,33 +74,33 @@ def _below(folder: Path) -> list[Path]:
 
 def _matches(pattern: str) -> list[Path]:
     matched = [Path(name) for name in glob.iglob(os.path.expanduser(pattern), recursive=True)]
-    pictures = {path for path in matched if _is_picture(Path(path.name)) and not path.is_dir()}
+    images = {path for path in matched if _is_image(Path(path.name)) and not path.is_dir()}
     for folder in matched:
         if folder.is_dir():
-            pictures.update(_below(folder))
-    if not pictures:
+            images.update(_below(folder))
+    if not images:
         others = (
             f"{len(matched)} files, but none with the name of a picture (.jpg, .png, ...)" if matched else "nothing"
         )
         raise UserError(
             f"The pattern '{pattern}' matches {others}. '**' stands for folders of any depth: 'new/**/*.jpg'."
         )
-    return sorted(pictures)
+    return sorted(images)
 
 
-def _is_picture(file: Path) -> bool:
+def _is_image(file: Path) -> bool:
     """By its name, and not hidden, as in a folder for training."""
     return file.suffix.lower() in IMAGE_EXTENSIONS and not any(part.startswith((".", "__")) for part in file.parts)
 
 
-def check_words(model_dir: Path, *, top_k: int, batch_size: int | None, num_workers: int | None) -> ModelCard:
-    """The card of the model that is to be asked, where it can be asked so.
+def check_words(model_dir: Path, *, top_k: int, batch_size: int | None, num_workers: int | None) -> ModelSpec:
+    """The spec of the model that is to be asked, where it can be asked so.
 
     Raises:
         UserError: no model folder, or a number that is out of range.
     """
-    card = load_card(model_dir)
-    names = card.class_names
+    spec = load_spec(model_dir)
+    names = spec.class_names
     if not 1 <= top_k <= len(names):
         raise UserError(
             f"--top-k {top_k} is not allowed: it is 1 or more, and at most {len(names)}, for the model knows {len(names)} "
@@ -109,7 +109,7 @@ def check_words(model_dir: Path, *, top_k: int, batch_size: int | None, num_work
     for flag, value in (("--batch-size", batch_size), ("--num-workers", num_workers)):
         if value is not None and value < 1:
             raise UserError(f"{flag} {value} is not allowed: it is 1 or more.")
-    return card
+    return spec
 
 
 def predict_files(
@@ -123,14 +123,14 @@ def predict_files(
 ) -> Iterator[Row]:
     """One row a file, in the files' order; a file that cannot be read gets a row with the error.
 
-    Probabilities are calibrated where the model's card holds a temperature.
+    Probabilities are calibrated where the model's spec holds a temperature.
 
     Args:
         model_dir: a run's `model/`.
-        files: pictures.
+        files: images.
         top_k: classes in a row, at most as many as the model has.
-        tta: average the probabilities of each picture and its mirror image (left and right exchanged).
-        batch_size: pictures in one forward pass; None = what the model was scored with.
+        tta: average the probabilities of each image and its mirror image (left and right exchanged).
+        batch_size: images in one forward pass; None = what the model was scored with.
         num_workers: threads that decode; None = the cores of this machine.
 
     Raises:
@@ -143,7 +143,7 @@ def predict_files(
     saved.network.to(device)
     if wants_channels_last(saved.network):
         saved.network.to(memory_format=torch.channels_last)
-    size = batch_size or saved.card.eval_batch_size
+    size = batch_size or saved.spec.eval_batch_size
     chunks = (files[first : first + size] for first in range(0, len(files), size))
     pool = ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0)))
     waiting: deque[tuple[Sequence[Path], list[Future[Tensor | str]]]] = deque()
@@ -159,7 +159,7 @@ def predict_files(
 
 
 def _read(file: Path, saved: SavedModel) -> Tensor | str:
-    """The picture as the network's input size, uint8 [3, H, W]; or the cause why not."""
+    """The image as the network's input size, uint8 [3, H, W]; or the cause why not."""
     try:
         return saved.transform.of_file(read_file(file, max_bytes=MAX_BYTES), str(file))
     except BadImageError as error:
@@ -178,7 +178,7 @@ def _rows_of(
 ) -> Iterator[Row]:
     inputs = [future.result() for future in futures]
     readable = [pixels for pixels in inputs if isinstance(pixels, Tensor)]
-    names = saved.card.class_names
+    names = saved.spec.class_names
     rows: Iterator[tuple[list[float], list[int]]] = iter(())
     if readable:
         values, places = _probabilities(saved, torch.stack(readable).to(device), tta).topk(top_k, dim=1)
@@ -196,6 +196,6 @@ def _probabilities(saved: SavedModel, pixels: Tensor, tta: bool) -> Tensor:
     """uint8 [B, 3, H, W] → float32 [B, classes]."""
     views = [pixels, pixels.flip(-1)] if tta else [pixels]
     # softmax(log p / T) is softmax(logits / T): the two differ by a constant that softmax takes away.
-    temperature = saved.card.temperature or 1.0
+    temperature = saved.spec.temperature or 1.0
     parts = [(saved.network(saved.normalizer(view)).float() / temperature).softmax(dim=1) for view in views]
     return torch.stack(parts).mean(dim=0)

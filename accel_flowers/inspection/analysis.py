@@ -1,4 +1,4 @@
-"""One picture file → what an inspection keeps of it: a few hundred bytes, whatever the picture's size.
+"""One image file → what an inspection keeps of it: a few hundred bytes, whatever the image's size.
 
 Runs in worker processes, so it imports what decoding needs and no more.
 """
@@ -15,10 +15,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from accel_flowers.core.reading import read_file
-from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, glance_at
+from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_thumbnail
 
 _SIDE = 64
-"""Of the small picture that the hashes and the features are taken from, in pixels; the hashes look at 32 at most."""
+"""Of the small image that the hashes and the features are taken from, in pixels; the hashes look at 32 at most."""
 NUM_COLOURS, NUM_DETAILS = 12, 15
 NUM_FEATURES = NUM_COLOURS + NUM_DETAILS
 
@@ -48,20 +48,20 @@ class Seen:
 
 
 def look_at_all(sources: Sequence[bytes | str], names: Sequence[str]) -> list[Seen]:
-    """`look_at` for a few pictures: the unit of work of a process."""
-    return [look_at(source, name) for source, name in zip(sources, names, strict=True)]
+    """`analyze_image` for a few images: the unit of work of a process."""
+    return [analyze_image(source, name) for source, name in zip(sources, names, strict=True)]
 
 
-def look_at(source: bytes | str, name: str) -> Seen:
-    """Read and decode one picture, and keep what matters.
+def analyze_image(source: bytes | str, name: str) -> Seen:
+    """Read and decode one image, and keep what matters.
 
     Args:
-        source: the encoded picture, or the path of its file.
+        source: the encoded image, or the path of its file.
         name: what to call it in the cause.
     """
     try:
         data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
-        glance = glance_at(data, name, side=_SIDE)
+        glance = decode_thumbnail(data, name, side=_SIDE)
     except BadImageError as error:
         return Seen(cause=error.cause)
     except OSError as error:
@@ -84,7 +84,7 @@ def _as_number(bits: imagehash.ImageHash) -> int:
     return int.from_bytes(np.packbits(bits.hash).tobytes(), "big")
 
 
-def features_of(picture: Image.Image) -> npt.NDArray[np.float16]:
+def features_of(image: Image.Image) -> npt.NDArray[np.float16]:
     """Which colours are where, and how much detail there is from fine to coarse.
 
     Returns:
@@ -92,7 +92,7 @@ def features_of(picture: Image.Image) -> npt.NDArray[np.float16]:
         then, as log2(1 + x), the standard deviations of the three and their detail in four octaves, from single pixels of
         64 x 64 to cells of 8.
     """
-    pixels = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("YCbCr"), dtype=np.float32)
+    pixels = np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX).convert("YCbCr"), dtype=np.float32)
     half = _SIDE // 2
     quarters = pixels.reshape(2, half, 2, half, 3).mean(axis=(1, 3))
     details = [pixels.std(axis=(0, 1))]

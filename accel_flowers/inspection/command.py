@@ -13,7 +13,7 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.inspection.analysis import Seen
-from accel_flowers.inspection.findings import Findings, Picture, find
+from accel_flowers.inspection.findings import Findings, ImageFacts, find
 from accel_flowers.inspection.near_duplicates import MAX_BITS
 from accel_flowers.inspection.page import write_inspection_page
 from accel_flowers.inspection.scan import look_at_table
@@ -53,7 +53,7 @@ def inspect_source(
         raise UserError(f"--num-workers {num_workers} is not allowed: it is 0 or more.")
     for path, flag in ((html, "--html"), (sheet if recipe else None, "--transforms-out")):
         if path is not None:
-            check_writable(path, flag)  # now, and not after a long look at all pictures
+            check_writable(path, flag)  # now, and not after a long look at all images
     config = load_recipe(recipe) if recipe else None
     given = load_split(split_file) if split_file else None
     table = load_images(source)
@@ -61,7 +61,7 @@ def inspect_source(
     findings = find(
         source,
         table.class_names,
-        _pictures(table, seen, given),
+        _images(table, seen, given),
         unreadable=table.unreadable,
         ignored=table.ignored,
         max_bits=max_bits,
@@ -82,7 +82,7 @@ def inspect_source(
     return findings
 
 
-def _pictures(table: ImageTable, seen: Sequence[Seen], split: Split | None) -> list[Picture]:
+def _images(table: ImageTable, seen: Sequence[Seen], split: Split | None) -> list[ImageFacts]:
     parts: Mapping[str, str]
     if split is not None:
         parts = split.parts
@@ -93,6 +93,6 @@ def _pictures(table: ImageTable, seen: Sequence[Seen], split: Split | None) -> l
     else:
         parts = dict(zip(table.files, table.given_parts, strict=True)) if table.given_parts else {}
     return [
-        Picture(name, table.class_names[label], parts.get(name), one)
+        ImageFacts(name, table.class_names[label], parts.get(name), one)
         for name, label, one in zip(table.files, table.labels.tolist(), seen, strict=True)
     ]

@@ -1,6 +1,6 @@
-"""What was seen in each picture → what a person should know before training. Pure: no files, no clock, no chance.
+"""What was seen in each image → what a person should know before training. Pure: no files, no clock, no chance.
 
-Some findings harm: a picture that cannot be read, and copies under two classes (the model is told both) or in two parts
+Some findings harm: an image that cannot be read, and copies under two classes (the model is told both) or in two parts
 (it is measured on what it learned). The others are worth a look, and decide nothing.
 """
 
@@ -21,18 +21,18 @@ from accel_flowers.inspection.outliers import far_from_all
 _T = TypeVar("_T")
 
 SMALL_SIDE = 64
-"""Pixels; a picture whose shorter side has fewer is enlarged to several times its size for most networks."""
+"""Pixels; an image whose shorter side has fewer is enlarged to several times its size for most networks."""
 LONG_RATIO = 3.0
-"""A picture whose one side is more than so many times the other loses most of itself in a square crop."""
+"""An image whose one side is more than so many times the other loses most of itself in a square crop."""
 UNBALANCED = 3.0
-"""The largest class has more than so many times the pictures of the smallest."""
+"""The largest class has more than so many times the images of the smallest."""
 PLAIN_MODES = ("RGB", "L")
 """Colours and grey of 8 bits; everything else is converted when it is read."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture with its place in the data set."""
+class ImageFacts:
+    """One image with its place in the data set."""
 
     file: str
     class_name: str
@@ -43,20 +43,20 @@ class Picture:
 
 @dataclass(frozen=True)
 class Copies:
-    """Pictures of which one would do."""
+    """Images of which one would do."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageFacts, ...]
     """In the order of their names."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Classes in which they stand, sorted."""
-        return tuple(sorted({picture.class_name for picture in self.pictures}))
+        return tuple(sorted({image.class_name for image in self.images}))
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Parts in which they stand, sorted."""
-        return tuple(sorted({picture.part for picture in self.pictures if picture.part is not None}))
+        return tuple(sorted({image.part for image in self.images if image.part is not None}))
 
     @property
     def harmful(self) -> bool:
@@ -66,12 +66,12 @@ class Copies:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that an inspection found; lists of pictures are in the order of their names, but for `far`.
+    """All that an inspection found; lists of images are in the order of their names, but for `far`.
 
     Attributes:
         source: what was looked at.
-        num_pictures: those looked at, readable or not.
-        class_counts: class → part (or "") → readable pictures; every class is there.
+        num_images: those looked at, readable or not.
+        class_counts: class → part (or "") → readable images; every class is there.
         unreadable: file → cause.
         identical: groups of files with the same bytes.
         alike: groups with small differences (at least two different files), linked by likeness.
@@ -83,20 +83,20 @@ class Findings:
         modes: how files store colours → number.
         formats: kind of file → number.
         sizes: (width, height), upright → number.
-        ignored: files that are no pictures by their names.
+        ignored: files that are no images by their names.
     """
 
     source: str
-    num_pictures: int
+    num_images: int
     class_counts: Mapping[str, Mapping[str, int]]
     unreadable: Mapping[str, str]
     identical: tuple[Copies, ...]
     alike: tuple[Copies, ...]
-    small: tuple[Picture, ...]
-    long: tuple[Picture, ...]
-    converted: tuple[Picture, ...]
-    turned: tuple[Picture, ...]
-    far: tuple[tuple[Picture, float], ...]
+    small: tuple[ImageFacts, ...]
+    long: tuple[ImageFacts, ...]
+    converted: tuple[ImageFacts, ...]
+    turned: tuple[ImageFacts, ...]
+    far: tuple[tuple[ImageFacts, float], ...]
     modes: Mapping[str, int]
     formats: Mapping[str, int]
     sizes: Mapping[tuple[int, int], int]
@@ -124,7 +124,7 @@ class Findings:
 
     @property
     def class_sizes(self) -> dict[str, int]:
-        """Class → readable pictures, over all parts."""
+        """Class → readable images, over all parts."""
         return {name: sum(counts.values()) for name, counts in self.class_counts.items()}
 
     @property
@@ -145,7 +145,7 @@ class Findings:
 def find(
     source: str,
     class_names: Sequence[str],
-    pictures: Sequence[Picture],
+    images: Sequence[ImageFacts],
     *,
     unreadable: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
@@ -156,21 +156,21 @@ def find(
     Args:
         source: what was looked at, for the reader.
         class_names: all classes, in their order.
-        pictures: one for each file that was looked at.
+        images: one for each file that was looked at.
         unreadable: file → cause, of files that could not even be opened.
-        ignored: files that are no pictures by their names.
-        max_bits: pictures whose perceptual hashes differ in more bits are different pictures.
+        ignored: files that are no images by their names.
+        max_bits: images whose perceptual hashes differ in more bits are different images.
     """
-    pictures = sorted(pictures, key=lambda picture: picture.file)
-    good = [picture for picture in pictures if picture.seen.cause is None]
-    bad = dict(unreadable or {}) | {picture.file: picture.seen.cause for picture in pictures if picture.seen.cause}
+    images = sorted(images, key=lambda image: image.file)
+    good = [image for image in images if image.seen.cause is None]
+    bad = dict(unreadable or {}) | {image.file: image.seen.cause for image in images if image.seen.cause}
     counts: dict[str, Counter[str]] = {name: Counter() for name in class_names}
-    for picture in good:
-        counts[picture.class_name][picture.part or ""] += 1
+    for image in good:
+        counts[image.class_name][image.part or ""] += 1
     sides = [(min(seen.width, seen.height), max(seen.width, seen.height)) for seen in (p.seen for p in good)]
     return Findings(
         source=source,
-        num_pictures=len(pictures) + len(unreadable or {}),
+        num_images=len(images) + len(unreadable or {}),
         class_counts=counts,
         unreadable=dict(sorted(bad.items())),
         identical=_identical(good),
@@ -192,26 +192,26 @@ def _counted(values: Iterable[_T]) -> dict[_T, int]:
     return dict(Counter(values).most_common())
 
 
-def _identical(pictures: Sequence[Picture]) -> tuple[Copies, ...]:
-    groups: dict[str, list[Picture]] = defaultdict(list)
-    for picture in pictures:
-        groups[picture.seen.digest].append(picture)
+def _identical(images: Sequence[ImageFacts]) -> tuple[Copies, ...]:
+    groups: dict[str, list[ImageFacts]] = defaultdict(list)
+    for image in images:
+        groups[image.seen.digest].append(image)
     return tuple(Copies(tuple(group)) for group in groups.values() if len(group) > 1)
 
 
-def _alike(pictures: Sequence[Picture], max_bits: int) -> tuple[Copies, ...]:
-    if not pictures:
+def _alike(images: Sequence[ImageFacts], max_bits: int) -> tuple[Copies, ...]:
+    if not images:
         return ()
-    hashes = np.array([picture.seen.phash for picture in pictures], np.uint64)
-    sketches = np.stack([picture.seen.sketch for picture in pictures if picture.seen.sketch is not None])
-    groups = ([pictures[place] for place in group] for group in group_alike(hashes, sketches, max_bits=max_bits))
-    return tuple(Copies(tuple(group)) for group in groups if len({picture.seen.digest for picture in group}) > 1)
+    hashes = np.array([image.seen.phash for image in images], np.uint64)
+    sketches = np.stack([image.seen.sketch for image in images if image.seen.sketch is not None])
+    groups = ([images[place] for place in group] for group in group_alike(hashes, sketches, max_bits=max_bits))
+    return tuple(Copies(tuple(group)) for group in groups if len({image.seen.digest for image in group}) > 1)
 
 
-def _far(pictures: Sequence[Picture]) -> tuple[tuple[Picture, float], ...]:
-    # Copies of one file are one picture here: else a far one with a few copies would have near neighbours.
-    different = list({picture.seen.digest: picture for picture in reversed(pictures)}.values())[::-1]
+def _far(images: Sequence[ImageFacts]) -> tuple[tuple[ImageFacts, float], ...]:
+    # Copies of one file are one image here: else a far one with a few copies would have near neighbours.
+    different = list({image.seen.digest: image for image in reversed(images)}.values())[::-1]
     if not different:
         return ()
-    features = np.stack([picture.seen.features for picture in different if picture.seen.features is not None])
+    features = np.stack([image.seen.features for image in different if image.seen.features is not None])
     return tuple((different[place], distance) for place, distance in far_from_all(features))

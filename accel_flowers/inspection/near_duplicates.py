@@ -1,8 +1,8 @@
-"""Which pictures are copies of each other with small changes: neighbours among perceptual hashes, found exactly.
+"""Which images are copies of each other with small changes: neighbours among perceptual hashes, found exactly.
 
-Two pictures are alike where their hashes differ in few bits and their sketches, 16 x 16 greys, confirm it: a hash of 64
+Two images are alike where their hashes differ in few bits and their sketches, 16 x 16 greys, confirm it: a hash of 64
 bits alone takes some bright blobs in the middle for each other. Comparing each with each would take hours for a large
-folder; here pictures meet only where a part of their hashes almost agrees, which finds every pair all the same.
+folder; here images meet only where a part of their hashes almost agrees, which finds every pair all the same.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ BITS = 64
 MAX_BITS = 8
 """Copies that were resized, compressed again, brightened or blurred differ in at most so many bits of 64."""
 MIN_CORRELATION = 0.94
-"""Of two sketches: such copies have more (but for hard crops), different pictures with near hashes have less."""
+"""Of two sketches: such copies have more (but for hard crops), different images with near hashes have less."""
 _NOISE = 3.0
-"""Grey levels; what changes less is the same. Without it two blank pictures would be compared by their noise."""
+"""Grey levels; what changes less is the same. Without it two blank images would be compared by their noise."""
 _AT_ONCE = 1 << 20
 """Candidate pairs whose hashes are compared at a time; bounds the memory."""
 _CONFIRMED_AT_ONCE = 1 << 15
@@ -53,9 +53,9 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
         in_order = bands[order]
         for turned in [0, *(1 << bit for bit in range(width))] if max_bits else [0]:
             wanted = bands ^ np.uint64(turned)
-            begins = np.searchsorted(in_order, wanted, side="left")
-            counts = np.searchsorted(in_order, wanted, side="right") - begins
-            for first, second in _expand(begins, counts):
+            before_step = np.searchsorted(in_order, wanted, side="left")
+            counts = np.searchsorted(in_order, wanted, side="right") - before_step
+            for first, second in _expand(before_step, counts):
                 other = order[second]
                 close = (first < other) & (np.bitwise_count(hashes[first] ^ hashes[other]) <= max_bits)
                 if close.any():
@@ -63,7 +63,7 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
 
 
 def _expand(
-    begins: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+    before_step: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Each i with all of begins[i] … begins[i] + counts[i] - 1, about `_AT_ONCE` at a time."""
     ends = np.cumsum(counts)
@@ -74,22 +74,22 @@ def _expand(
         some = counts[first:last]
         owners = np.repeat(np.arange(first, last), some)
         within = np.arange(len(owners)) - np.repeat(np.cumsum(some) - some, some)
-        yield owners, begins[owners] + within
+        yield owners, before_step[owners] + within
         first = last
 
 
 def group_alike(hashes: Hashes, sketches: npt.NDArray[np.uint8], *, max_bits: int = MAX_BITS) -> list[list[int]]:
-    """Pictures that are linked by likeness, directly or over others.
+    """Images that are linked by likeness, directly or over others.
 
     Args:
         hashes: uint64 [N].
-        sketches: uint8 [N, S], brightness of a coarse grid over each picture.
-        max_bits: two pictures are alike where their hashes differ in at most so many bits, and `agree` holds.
+        sketches: uint8 [N, S], brightness of a coarse grid over each image.
+        max_bits: two images are alike where their hashes differ in at most so many bits, and `agree` holds.
 
     Returns:
         Groups of two or more, each sorted, sorted by their first member.
     """
-    # Equal pictures are one point of the search: a thousand copies of a file are no half a million pairs.
+    # Equal images are one point of the search: a thousand copies of a file are no half a million pairs.
     raw = np.concatenate([hashes[:, None].view(np.uint8), sketches], axis=1)
     _, where, point_of = np.unique(raw, axis=0, return_index=True, return_inverse=True)
     points, drawn, point_of = hashes[where], sketches[where], point_of.reshape(-1)
@@ -102,8 +102,8 @@ def group_alike(hashes: Hashes, sketches: npt.NDArray[np.uint8], *, max_bits: in
             if pairs.shape[1]:
                 group_of = _joined(group_of, pairs)
     members: dict[int, list[int]] = {}
-    for picture, point in enumerate(point_of.tolist()):
-        members.setdefault(int(group_of[point]), []).append(picture)
+    for image, point in enumerate(point_of.tolist()):
+        members.setdefault(int(group_of[point]), []).append(image)
     return sorted(group for group in members.values() if len(group) > 1)
 
 

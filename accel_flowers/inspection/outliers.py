@@ -1,4 +1,4 @@
-"""Which pictures are unlike all others: a screenshot among flowers, a blank page, a wrong photo with other colours.
+"""Which images are unlike all others: a screenshot among flowers, a blank page, a wrong photo with other colours.
 
 A hint where to look and no judgement: it compares where which colours and details are, and knows nothing of flowers.
 """
@@ -12,33 +12,33 @@ from accel_flowers.data.sampler import permutation, random_key
 from accel_flowers.inspection.analysis import NUM_COLOURS
 
 MAX_FAR = 24
-"""Pictures named at most, the farthest first."""
+"""Images named at most, the farthest first."""
 _NEIGHBOURS = 3
 """The distance is the mean of that to so many nearest ones, so that two of a kind do not hide each other."""
 _REFERENCES = 1024
-"""Pictures, drawn by lot, whose distances say what is usual; and with which all others are compared first. So the work
-grows with the number of pictures and not with its square."""
+"""Images, drawn by lot, whose distances say what is usual; and with which all others are compared first. So the work
+grows with the number of images and not with its square."""
 _SHORT_LIST = 512
-"""Pictures that are then compared with all others."""
+"""Images that are then compared with all others."""
 _SPREADS = 4.0
 """How far is far: a distance whose logarithm lies so many robust standard deviations above the median."""
 _TINY = 1e-3
 """Added to distances before their logarithm is taken: copies have none."""
 _LEAST_SPREAD = 0.2
-"""Of the logarithms; where pictures are more alike than that, chance looks far."""
+"""Of the logarithms; where images are more alike than that, chance looks far."""
 _COLOUR_WEIGHT = 0.5
 """Of each colour against each detail: unusual colours are common, unusual detail (blank, noise, text) is not."""
 
 
 def far_from_all(features: npt.NDArray[np.float16]) -> list[tuple[int, float]]:
-    """The pictures that stand apart.
+    """The images that stand apart.
 
     Args:
         features: [N, NUM_FEATURES], as `features_of` makes them.
 
     Returns:
         At most `MAX_FAR` (index, distance in units of the usual distance), the farthest first; none where there are too
-        few pictures to say what is usual.
+        few images to say what is usual.
     """
     total = len(features)
     if total < 10 * _NEIGHBOURS:
@@ -49,7 +49,7 @@ def far_from_all(features: npt.NDArray[np.float16]) -> list[tuple[int, float]]:
     middle = float(np.median(usual))
     spread = max(1.4826 * float(np.median(np.abs(usual - middle))), _LEAST_SPREAD)
     limit = float(np.exp(middle + _SPREADS * spread))
-    # Among fewer pictures the nearest are further away, never nearer: who is not far there is not far at all.
+    # Among fewer images the nearest are further away, never nearer: who is not far there is not far at all.
     at_most = _to_nearest(points, everyone, references)
     suspects = np.flatnonzero(at_most > limit)
     suspects = suspects[np.argsort(-at_most[suspects], kind="stable")][:_SHORT_LIST]

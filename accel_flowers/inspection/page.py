@@ -1,4 +1,4 @@
-"""Findings → one HTML page with the pictures to look at."""
+"""Findings → one HTML page with the images to look at."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
         return image["path"] if image["bytes"] is None else image["bytes"]
 
     told = topics(findings)
-    # Each topic with pictures gets its share of the page, so that a thousand small ones do not displace two leaks.
+    # Each topic with images gets its share of the page, so that a thousand small ones do not displace two leaks.
     share = MAX_THUMBNAILS // max(1, sum(bool(topic.items) for topic in told))
     shown = {}
     for topic in told:

@@ -1,4 +1,4 @@
-"""All pictures of a data set → what was seen in each: one pass, in parallel, with memory for a few pictures at a time."""
+"""All images of a data set → what was seen in each: one pass, in parallel, with memory for a few images at a time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from accel_flowers.data.table import ImageTable
 from accel_flowers.inspection.analysis import Seen, look_at_all
 
 _CHUNK = 16
-"""Pictures that a process looks at before it reports."""
+"""Images that a process looks at before it reports."""
 _WORTH_A_PROCESS = 300
-"""Pictures; starting a process takes as long as looking at about so many."""
+"""Images; starting a process takes as long as looking at about so many."""
 
 
 def look_at_table(table: ImageTable, *, num_workers: int | None = None) -> list[Seen]:
     """Look at every row of a table; the result does not depend on the number of processes.
 
     Args:
-        table: the pictures.
-        num_workers: processes; None = the cores of this machine, fewer for few pictures; 0 = in this process.
+        table: the images.
+        num_workers: processes; None = the cores of this machine, fewer for few images; 0 = in this process.
 
     Raises:
         UserError: a process was ended from outside, for example for lack of memory.
@@ -40,7 +40,7 @@ def look_at_table(table: ImageTable, *, num_workers: int | None = None) -> list[
 
 
 def _chunks(table: ImageTable) -> Iterator[tuple[list[bytes | str], list[str]]]:
-    """Where the pictures are, and their names; those that the table itself holds are read only now."""
+    """Where the images are, and their names; those that the table itself holds are read only now."""
     rows = table.dataset.with_format("arrow")
     for first in range(0, len(table.files), _CHUNK):
         images = rows[first : first + _CHUNK]["image"].to_pylist()

@@ -1,7 +1,7 @@
-"""A sheet of a recipe's augmentations: the very pictures that the network gets, before they are normalised.
+"""A sheet of a recipe's augmentations: the very images that the network gets, before they are normalised.
 
-It asks the loader of the training for them, with the recipe's seed and split; so cell (picture, epoch) is what that
-picture becomes in that epoch of a run of the recipe on this folder.
+It asks the loader of the training for them, with the recipe's seed and split; so cell (image, epoch) is what that
+image becomes in that epoch of a run of the recipe on this folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import writing
-from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.split import Split
@@ -32,10 +32,10 @@ _GROUND, _INK, _QUIET = (250, 250, 248), (29, 33, 31), (98, 106, 102)
 def augmented(
     table: ImageTable, split: Split, data: DataConfig, *, seed: int, samples: Sequence[int], num_epochs: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What the network gets of some training pictures.
+    """What the network gets of some training images.
 
     Args:
-        table: the pictures.
+        table: the images.
         split: who is in train.
         data: the recipe's section.
         seed: the recipe's `train.seed`.
@@ -46,15 +46,15 @@ def augmented(
         For each sample uint8 [3, h, w] as in evaluation, and uint8 [num_epochs, 3, H, W] as in training.
 
     Raises:
-        UserError: a mistake in the recipe's lists, or a picture that cannot be read.
+        UserError: a mistake in the recipe's lists, or an image that cannot be read.
     """
     for_training, _ = build_transform(data.train_transforms, field="data.train_transforms")
     for_evaluation, _ = build_transform(data.eval_transforms, field="data.eval_transforms")
     check_repeatable(for_evaluation, field="data.eval_transforms")
-    plain, changed = (Pictures(table, "train", split, t, seed=seed) for t in (for_evaluation, for_training))
+    plain, changed = (ImageDataset(table, "train", split, t, seed=seed) for t in (for_evaluation, for_training))
 
-    def pixels_of(pictures: Pictures, keys: list[SampleKey]) -> Tensor:
-        batch = pictures.__getitems__(keys)
+    def pixels_of(images: ImageDataset, keys: list[SampleKey]) -> Tensor:
+        batch = images.__getitems__(keys)
         if isinstance(batch, BadImageError):
             raise batch
         return batch["pixels"]
@@ -67,8 +67,8 @@ def augmented(
     return originals, versions
 
 
-def choose_samples(table: ImageTable, split: Split, num_pictures: int = NUM_PICTURES) -> list[int]:
-    """Training pictures to show: one class after the other, the first of each, then the second."""
+def choose_samples(table: ImageTable, split: Split, num_images: int = NUM_PICTURES) -> list[int]:
+    """Training images to show: one class after the other, the first of each, then the second."""
     class_of = dict(zip(table.files, table.labels.tolist(), strict=True))
     seen: dict[int, int] = {}
     ranked = []
@@ -76,11 +76,11 @@ def choose_samples(table: ImageTable, split: Split, num_pictures: int = NUM_PICT
         rank = seen.get(class_of[name], 0)
         seen[class_of[name]] = rank + 1
         ranked.append((rank, class_of[name], place))
-    return [place for _, _, place in sorted(ranked)[:num_pictures]]
+    return [place for _, _, place in sorted(ranked)[:num_images]]
 
 
 def write_sheet(path: Path, table: ImageTable, split: Split, data: DataConfig, *, seed: int, recipe: str) -> None:
-    """Write the sheet as a PNG: a row a picture; first as in evaluation, then as in epoch 0, 1, ...
+    """Write the sheet as a PNG: a row an image; first as in evaluation, then as in epoch 0, 1, ...
 
     Raises:
         UserError: a mistake in the recipe's lists, or the file cannot be written.
@@ -123,13 +123,13 @@ def _draw(files: Sequence[str], originals: Sequence[Tensor], versions: Sequence[
 
 
 def _fitted(pixels: Tensor) -> Image.Image:
-    """The picture in a square cell; enlarged ones keep their pixels sharp, for that is what the network sees."""
-    picture = to_pil_image(pixels)
-    factor = _CELL / max(picture.size)
-    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    """The image in a square cell; enlarged ones keep their pixels sharp, for that is what the network sees."""
+    image = to_pil_image(pixels)
+    factor = _CELL / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     how = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS
     cell = Image.new("RGB", (_CELL, _CELL), _GROUND)
-    cell.paste(picture.resize(size, how), ((_CELL - size[0]) // 2, (_CELL - size[1]) // 2))
+    cell.paste(image.resize(size, how), ((_CELL - size[0]) // 2, (_CELL - size[1]) // 2))
     return cell
 
 

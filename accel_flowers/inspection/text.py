@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from accel_flowers.core.errors import printable
-from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, Picture
+from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
 
 JSON_FORMAT = 1
 _SHOWN = 8
@@ -24,7 +24,7 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Item:
-    """One picture, or a group of such, with what is to be said of it."""
+    """One image, or a group of such, with what is to be said of it."""
 
     files: tuple[str, ...]
     note: str
@@ -39,7 +39,7 @@ class Topic:
         level: "mend" is for what harms (exit code 1), "look" for a person to judge, "note" for what is handled anyway.
         title: number and kind, a phrase.
         advice: what it means and what to do.
-        items: the pictures.
+        items: the images.
     """
 
     kind: str
@@ -120,7 +120,7 @@ def _copies(groups: Sequence[Copies], kind: str, name: str) -> Iterator[Topic]:
             "mend" if level == "mend" else "look",
             f"{_number(len(chosen), 'group')} of {name}{where}",
             advice.strip(),
-            tuple(Item(tuple(p.file for p in group.pictures), _stands_in(group)) for group in chosen),
+            tuple(Item(tuple(p.file for p in group.images), _stands_in(group)) for group in chosen),
         )
 
 
@@ -141,8 +141,8 @@ def _unbalanced(findings: Findings) -> Topic:
     )  # fmt: skip
 
 
-def _size(picture: Picture) -> str:
-    return f"{picture.seen.width} x {picture.seen.height}"
+def _size(image: ImageFacts) -> str:
+    return f"{image.seen.width} x {image.seen.height}"
 
 
 def _number(count: int, thing: str) -> str:
@@ -153,7 +153,7 @@ def headline(findings: Findings) -> str:
     """The answer in one sentence."""
     told = [topic.title for topic in topics(findings) if topic.level == "mend"]
     look = sum(topic.level == "look" for topic in topics(findings))
-    start = f"{_number(findings.num_pictures, 'picture')}, {_number(len(findings.class_counts), 'class')}"
+    start = f"{_number(findings.num_images, 'picture')}, {_number(len(findings.class_counts), 'class')}"
     start = start.replace("classs", "classes")
     if told:
         return f"{start}; to mend: {'; '.join(told)}"
@@ -161,7 +161,7 @@ def headline(findings: Findings) -> str:
 
 
 def sizes_in_words(findings: Findings) -> str:
-    """Sizes of the pictures, upright."""
+    """Sizes of the images, upright."""
     if not findings.sizes:
         return "none"
     if len(findings.sizes) == 1:
@@ -204,7 +204,7 @@ def _item(item: Item) -> str:
 
 
 def parts_of(findings: Findings) -> list[str]:
-    """Parts that hold a picture, in their usual order; none where there are no parts."""
+    """Parts that hold an image, in their usual order; none where there are no parts."""
     there = {part for counts in findings.class_counts.values() for part in counts if part}
     return [part for part in ("train", "val", "test") if part in there]
 
@@ -226,7 +226,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "format": JSON_FORMAT,
         "source": findings.source,
         "harmful": findings.harmful,
-        "pictures": findings.num_pictures,
+        "pictures": findings.num_images,
         "classes": {
             name: {"pictures": sum(counts.values()), **{part: number for part, number in counts.items() if part}}
             for name, counts in findings.class_counts.items()
@@ -235,9 +235,9 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "unreadable": [{"file": name, "cause": cause} for name, cause in findings.unreadable.items()],
         "identical": [_group_as_json(group) for group in findings.identical],
         "alike": [_group_as_json(group) for group in findings.alike],
-        "far": [{"file": picture.file, "times_usual": round(distance, 3)} for picture, distance in findings.far],
-        "small": [_size_as_json(picture) for picture in findings.small],
-        "long": [_size_as_json(picture) for picture in findings.long],
+        "far": [{"file": image.file, "times_usual": round(distance, 3)} for image, distance in findings.far],
+        "small": [_size_as_json(image) for image in findings.small],
+        "long": [_size_as_json(image) for image in findings.long],
         "turned": [{"file": p.file, "orientation": p.seen.orientation} for p in findings.turned],
         "converted": [{"file": p.file, "mode": p.seen.mode, "kind": p.seen.format} for p in findings.converted],
         "modes": dict(findings.modes),
@@ -249,12 +249,12 @@ def as_json(findings: Findings) -> dict[str, Any]:
 
 def _group_as_json(group: Copies) -> dict[str, Any]:
     return {
-        "files": [picture.file for picture in group.pictures],
+        "files": [image.file for image in group.images],
         "classes": list(group.class_names),
         "parts": list(group.parts),
         "harmful": group.harmful,
     }
 
 
-def _size_as_json(picture: Picture) -> dict[str, Any]:
-    return {"file": picture.file, "width": picture.seen.width, "height": picture.seen.height}
+def _size_as_json(image: ImageFacts) -> dict[str, Any]:
+    return {"file": image.file, "width": image.seen.width, "height": image.seen.height}

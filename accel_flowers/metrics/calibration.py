@@ -17,7 +17,7 @@ from accel_flowers.metrics.confusion import Floats, Ints
 NUM_BINS = 15
 """Equal-width bins of the confidence, as is usual."""
 _LOWEST, _HIGHEST = 0.1, 10.0
-"""Temperatures that are searched; beyond, the pictures say nothing about it."""
+"""Temperatures that are searched; beyond, the images say nothing about it."""
 _SMALLEST = float(np.finfo(np.float32).tiny)
 """What a probability of 0 is taken for: in float32 that is one that was too small to be written."""
 
@@ -28,7 +28,7 @@ class ReliabilityBins:
 
     Attributes:
         edges: float64 [B + 1], from 0 to 1.
-        counts: pictures in each bin, int64 [B].
+        counts: images in each bin, int64 [B].
         confidence: mean confidence of each bin, float64 [B]; nan where it is empty.
         accuracy: share of right answers in each bin, float64 [B]; nan where it is empty.
     """
@@ -71,14 +71,14 @@ def negative_log_likelihood(probabilities: Floats, labels: Ints) -> float:
 
 
 def fit_temperature(probabilities: Floats, labels: Ints) -> float | None:
-    """The temperature that makes the true classes most probable; to be fitted on pictures that trained nothing.
+    """The temperature that makes the true classes most probable; to be fitted on images that trained nothing.
 
     Args:
         probabilities: [N, C].
         labels: true classes, int64 [N].
 
     Returns:
-        T between 0.1 and 10; None where these pictures do not tell, because all answers are right, or no better than
+        T between 0.1 and 10; None where these images do not tell, because all answers are right, or no better than
         chance: the likelihood then grows without end.
     """
     from scipy.optimize import minimize_scalar  # a second of import that only this function needs
@@ -105,12 +105,12 @@ def reliability_bins(probabilities: Floats, labels: Ints, *, num_bins: int = NUM
 
 
 def expected_calibration_error(probabilities: Floats, labels: Ints, *, num_bins: int = NUM_BINS) -> float:
-    """Mean distance between confidence and accuracy over the bins, each weighing as many pictures as it holds, 0 … 1."""
+    """Mean distance between confidence and accuracy over the bins, each weighing as many images as it holds, 0 … 1."""
     return reliability_bins(probabilities, labels, num_bins=num_bins).error
 
 
 def chance_errors(probabilities: Floats, *, num_draws: int = 1000, num_bins: int = NUM_BINS, seed: int = 0) -> Floats:
-    """Calibration errors of a model whose probabilities are right, on as many pictures: never 0, for chance alone.
+    """Calibration errors of a model whose probabilities are right, on as many images: never 0, for chance alone.
 
     Args:
         probabilities: [N, C], taken for true.

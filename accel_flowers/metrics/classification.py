@@ -1,6 +1,6 @@
-"""What happened to each picture → scores. NumPy and `evaluate` modules of our own; no torch, no processes.
+"""What happened to each image → scores. NumPy and `evaluate` modules of our own; no torch, no processes.
 
-Scores are computed once from the gathered pictures, so they are exact on any number of processes.
+Scores are computed once from the gathered images, so they are exact on any number of processes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from accel_flowers.metrics.confusion import Floats, Ints, precision_recall_f1
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said of each picture of a part, in the part's order.
+    """What a model said of each image of a part, in the part's order.
 
     Attributes:
         labels: int64 [N].
         probabilities: float32 [N, C].
-        losses: cross-entropy of each picture, float32 [N].
+        losses: cross-entropy of each image, float32 [N].
     """
 
     labels: Ints
@@ -30,7 +30,7 @@ class Predictions:
 
     @property
     def predicted(self) -> Ints:
-        """Most probable class of each picture, int64 [N]."""
+        """Most probable class of each image, int64 [N]."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
 

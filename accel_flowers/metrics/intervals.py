@@ -1,6 +1,6 @@
-"""How sure a score is on so many pictures, and whether the gain of one model over another could be luck. NumPy, SciPy.
+"""How sure a score is on so many images, and whether the gain of one model over another could be luck. NumPy, SciPy.
 
-All resampling is of pictures, seeded, and of counts instead of pictures: a resample of N pictures is a draw from the
+All resampling is of images, seeded, and of counts instead of images: a resample of N images is a draw from the
 multinomial distribution over the cells that they fall into, which is the same thing and much quicker.
 """
 
@@ -39,11 +39,11 @@ class ClassIntervals:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same pictures.
+    """Two models on the same images.
 
     Attributes:
         num_images: N.
-        only_first, only_second: pictures that one of them alone got right.
+        only_first, only_second: images that one of them alone got right.
         difference: accuracy of the second minus that of the first.
         p_value: exact McNemar test: how probable so large a difference, either way, is between equally good models.
     """
@@ -62,12 +62,12 @@ def accuracy_interval(right: int, num_images: int, *, num_resamples: int = NUM_R
     is that of the exact binomial interval (Clopper and Pearson).
 
     Args:
-        right: pictures that were classified rightly.
+        right: images that were classified rightly.
         num_images: of so many, at least 1.
     """
     share = right / num_images
-    draws = np.random.default_rng(seed).binomial(num_images, share, num_resamples) / num_images
-    return _opened(share, _percentiles(draws), num_images)
+    random_params = np.random.default_rng(seed).binomial(num_images, share, num_resamples) / num_images
+    return _opened(share, _percentiles(random_params), num_images)
 
 
 def class_intervals(matrix: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> ClassIntervals:
@@ -99,7 +99,7 @@ def class_intervals(matrix: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: i
         ends = _percentiles(resampled[name][:, label])
         h, t, p = int(own_hits[label]), int(own_true[label]), int(own_predicted[label])
         if name == "f1":
-            # F1 is 2 J / (1 + J) of the share J of hits among all pictures that are, or were called, of the class.
+            # F1 is 2 J / (1 + J) of the share J of hits among all images that are, or were called, of the class.
             union = _opened(h / max(t + p - h, 1), (ends[0] / (2 - ends[0]), ends[1] / (2 - ends[1])), t + p - h)
             return Interval(2 * h / max(t + p, 1), 2 * union.low / (1 + union.low), 2 * union.high / (1 + union.high))
         of = t if name == "recall" else p
@@ -113,14 +113,14 @@ def class_intervals(matrix: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: i
 
 
 def compare_paired(first: Ints, second: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Paired:
-    """Whether the second of two models is better on the same pictures, or lucky.
+    """Whether the second of two models is better on the same images, or lucky.
 
     Args:
-        first, second: bool [N], whether each got each picture right; N at least 1.
+        first, second: bool [N], whether each got each image right; N at least 1.
 
     Returns:
-        The difference with its percentile bootstrap interval over pictures, and the exact McNemar test: among the
-        pictures that only one got right, each model is equally often that one if they are equally good.
+        The difference with its percentile bootstrap interval over images, and the exact McNemar test: among the
+        images that only one got right, each model is equally often that one if they are equally good.
     """
     from scipy.stats import binomtest  # a second of import that only this function needs
 
@@ -129,8 +129,8 @@ def compare_paired(first: Ints, second: Ints, *, num_resamples: int = NUM_RESAMP
     num_images = len(one)
     only_first, only_second = int((one & ~other).sum()), int((~one & other).sum())
     cells = np.array([only_first, only_second, num_images - only_first - only_second])
-    draws = np.random.default_rng(seed).multinomial(num_images, cells / num_images, num_resamples)
-    low, high = _percentiles((draws[:, 1] - draws[:, 0]) / num_images)
+    random_params = np.random.default_rng(seed).multinomial(num_images, cells / num_images, num_resamples)
+    low, high = _percentiles((random_params[:, 1] - random_params[:, 0]) / num_images)
     disputed = only_first + only_second
     p_value = float(binomtest(only_second, disputed).pvalue) if disputed else 1.0
     difference = Interval((only_second - only_first) / num_images, low, high)

@@ -40,7 +40,7 @@ class _LabelMetric(evaluate.Metric):
 
 
 class Accuracy(_LabelMetric):
-    """Share of pictures whose most probable class is the true one."""
+    """Share of images whose most probable class is the true one."""
 
     description = "Share of right predictions."
 

@@ -1,6 +1,6 @@
-"""`predictions.parquet`: what the finished model said of every picture that it was not trained on.
+"""`predictions.parquet`: what the finished model said of every image that it was not trained on.
 
-One row a picture of validation and test: `part`, `file` (as in split.json), `label` and `predicted` (class names),
+One row an image of validation and test: `part`, `file` (as in split.json), `label` and `predicted` (class names),
 `loss` (float32, cross-entropy in nats) and `probabilities` (a list of float32, in the order of model/config.json's
 class_names, which the file's metadata repeat). Any tool for tables reads it: `pandas.read_parquet(...)`.
 """
@@ -26,10 +26,10 @@ _CLASS_NAMES = b"class_names"
 
 @dataclass(frozen=True)
 class PartPredictions(Predictions):
-    """What a model said of each picture of a part, with the pictures' names.
+    """What a model said of each image of a part, with the images' names.
 
     Attributes:
-        files: name of each picture, relative to the folder, as in split.json; N of them.
+        files: name of each image, relative to the folder, as in split.json; N of them.
     """
 
     files: tuple[str, ...]
@@ -41,7 +41,7 @@ class SavedPredictions:
 
     Attributes:
         class_names: class of each label and of each column of the probabilities.
-        parts: "val" and, where there is such a part, "test" → its pictures.
+        parts: "val" and, where there is such a part, "test" → its images.
     """
 
     class_names: tuple[str, ...]
@@ -56,7 +56,7 @@ def save_predictions(
     Args:
         path: the file.
         parts: part → what the model said.
-        files: part → name of each of its pictures, in the same order.
+        files: part → name of each of its images, in the same order.
         class_names: class of each label.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is asked of any network: its head, its memory layout, the pictures that it can take."""
+"""What is asked of any network: its head, its memory layout, the images that it can take."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def head_module(network: nn.Module) -> nn.Module:
 
 
 def check_input(network: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """Run one black picture through the network to see that it takes the size; modes and weights stay as they are.
+    """Run one black image through the network to see that it takes the size; modes and weights stay as they are.
 
     Args:
         network: From `build_network`.

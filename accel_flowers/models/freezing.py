@@ -13,7 +13,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
 
 def stage_names(network: nn.Module) -> list[tuple[str, ...]]:
-    """The stages of the backbone from the picture on, in the sense of `freeze`.
+    """The stages of the backbone from the image on, in the sense of `freeze`.
 
     Each child that has parameters is a stage, in the order of definition and without the family's classifier. A
     container with over nine tenths of the backbone (`features`, `encoder.layers`) stands for its children. A norm

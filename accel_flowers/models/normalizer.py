@@ -1,4 +1,4 @@
-"""uint8 pictures → what a network takes."""
+"""uint8 images → what a network takes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Normalizer:
-    """uint8 pictures → what the network takes, on the device where they are.
+    """uint8 images → what the network takes, on the device where they are.
 
     Args:
         mean, std: of each channel, pixels scaled to 0..1.
@@ -30,7 +30,7 @@ class Normalizer:
             scale, shift = self._scale.view(1, -1, 1, 1), self._shift.view(1, -1, 1, 1)
             return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
         # As rows of pixels the operands lie alike, which is ten times as fast on a CPU as three numbers for each pixel; there
-        # the three operations also go picture by picture, so that the second finds in the cache what the first wrote.
+        # the three operations also go image by image, so that the second finds in the cache what the first wrote.
         source = pixels.permute(0, 2, 3, 1).reshape(batch * height, width * channels)
         rows = torch.empty_like(source, dtype=torch.float32)
         scale, shift = self._scale.repeat(width), self._shift.repeat(width)

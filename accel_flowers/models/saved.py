@@ -23,19 +23,19 @@ from accel_flowers.config.schema import StandardDeviation, TransformSpec
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably, writing
 from accel_flowers.core.reading import read_file
-from accel_flowers.data.transforms.build import PictureTransform, build_transform
+from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.models.weights import load_state
 
 WEIGHTS = "model.safetensors"
-CARD = "config.json"
-_MAX_CARD_BYTES = 2**30
-"""The scores hold a confusion matrix: with five thousand classes the card has half of it."""
+SPEC_FILE = "config.json"
+_MAX_SPEC_BYTES = 2**30
+"""The scores hold a confusion matrix: with five thousand classes the file has half of it."""
 
 
-class ModelCard(BaseModel):
+class ModelSpec(BaseModel):
     """What `config.json` holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -48,13 +48,13 @@ class ModelCard(BaseModel):
     class_names: tuple[str, ...] = Field(min_length=2)
     """Class of each output."""
     transforms: tuple[TransformSpec, ...]
-    """Upright RGB picture → network input size, as in a recipe's data.eval_transforms."""
+    """Upright RGB image → network input size, as in a recipe's data.eval_transforms."""
     mean: tuple[float, float, float]
     std: Annotated[tuple[float, float, float], StandardDeviation]
     precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision in which the scores were made."""
     eval_batch_size: int = Field(default=32, ge=1)
-    """Pictures in one forward pass when the scores were made."""
+    """Images in one forward pass when the scores were made."""
     temperature: float | None = Field(default=None, gt=0)
     """Fitted on validation: softmax(log p / T) are calibrated probabilities; None where none was fitted."""
     scores: dict[str, Any] = Field(default_factory=dict)
@@ -74,19 +74,19 @@ class ModelCard(BaseModel):
 class SavedModel:
     """A model read back: ready to be moved to a device and called."""
 
-    card: ModelCard
+    spec: ModelSpec
     network: nn.Module
-    transform: PictureTransform
+    transform: ImageTransform
     normalizer: Normalizer
 
 
-def save_model(directory: Path, weights: dict[str, Tensor], card: ModelCard) -> None:
+def save_model(directory: Path, weights: dict[str, Tensor], spec: ModelSpec) -> None:
     """Write `model/` whole: under a temporary name first, so that a reader never meets half of it.
 
     Args:
         directory: the folder.
         weights: of the network, as `clean_state_dict` gives them.
-        card: all else.
+        spec: all else.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
@@ -98,7 +98,7 @@ def save_model(directory: Path, weights: dict[str, Tensor], card: ModelCard) -> 
         partial.mkdir(parents=True)
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         write_text_durably(
-            partial / CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+            partial / SPEC_FILE, json.dumps(spec.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
         )
         if directory.exists():
             directory.rename(old)
@@ -106,19 +106,21 @@ def save_model(directory: Path, weights: dict[str, Tensor], card: ModelCard) -> 
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_card(directory: Path) -> ModelCard:
+def load_spec(directory: Path) -> ModelSpec:
     """Read `config.json` of a model folder.
 
     Raises:
         UserError: no such folder, not one of ours, or tampered with; the message names what is wrong.
     """
-    path = directory / CARD
+    path = directory / SPEC_FILE
     if not os.path.isfile(path):  # unlike Path's method, it answers for any name
         inner = directory / "model"
-        hint = f" Did you mean {inner}?" if os.path.isfile(inner / CARD) else ""
-        raise UserError(f"'{directory}' is no model folder: it has no {CARD}.{hint} A run writes it to RUN_DIR/model.")
+        hint = f" Did you mean {inner}?" if os.path.isfile(inner / SPEC_FILE) else ""
+        raise UserError(
+            f"'{directory}' is no model folder: it has no {SPEC_FILE}.{hint} A run writes it to RUN_DIR/model."
+        )
     try:
-        return ModelCard.model_validate_json(read_file(path, max_bytes=_MAX_CARD_BYTES))
+        return ModelSpec.model_validate_json(read_file(path, max_bytes=_MAX_SPEC_BYTES))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part)[:100] for part in first["loc"]) or "the file"
@@ -132,28 +134,28 @@ def load_model(directory: Path) -> SavedModel:
     """Read a model folder.
 
     Raises:
-        UserError: as `load_card`; weights that cannot be read or do not fit the architecture.
+        UserError: as `load_spec`; weights that cannot be read or do not fit the architecture.
     """
-    card = load_card(directory)
+    spec = load_spec(directory)
     source, state = str(directory / WEIGHTS), read_state(directory / WEIGHTS)
-    with torch.device("meta"):  # nothing is allocated for a card that names a giant: its weights would be as large
-        load_state(_build(directory, card), state, source=source)
-    network = _build(directory, card)
+    with torch.device("meta"):  # nothing is allocated for a spec that names a giant: its weights would be as large
+        load_state(_build(directory, spec), state, source=source)
+    network = _build(directory, spec)
     load_state(network, state, source=source)
-    transform, _ = build_transform(card.transforms, field=f"{directory / CARD}: transforms")
+    transform, _ = build_transform(spec.transforms, field=f"{directory / SPEC_FILE}: transforms")
     return SavedModel(
-        card=card,
+        spec=spec,
         network=network.eval(),
         transform=transform,
-        normalizer=Normalizer(card.mean, card.std, channels_last=wants_channels_last(network)),
+        normalizer=Normalizer(spec.mean, spec.std, channels_last=wants_channels_last(network)),
     )
 
 
-def _build(directory: Path, card: ModelCard) -> nn.Module:
+def _build(directory: Path, spec: ModelSpec) -> nn.Module:
     try:
-        return build_network(card.architecture, len(card.class_names), weights="none", dropout=card.dropout)[0]
+        return build_network(spec.architecture, len(spec.class_names), weights="none", dropout=spec.dropout)[0]
     except UserError as error:
-        raise UserError(f"{directory / CARD}: architecture: {error}") from None
+        raise UserError(f"{directory / SPEC_FILE}: architecture: {error}") from None
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Two words mean the same throughout. The *head* is the one last `Linear` (SqueezeNet: `Conv2d`) that makes the class
 scores; the *backbone* is all the rest, so of VGG's three linear layers two belong to the backbone.
 
-Not for: what is frozen (freezing.py), pictures, devices, precision, processes. Everything here acts on one plain `nn.Module` on the CPU (or the
+Not for: what is frozen (freezing.py), images, devices, precision, processes. Everything here acts on one plain `nn.Module` on the CPU (or the
 meta device); whoever has wrapped a network for several processes unwraps it first.
 """
 
@@ -25,7 +25,7 @@ from accel_flowers.core.errors import UserError, did_you_mean, error_text
 from accel_flowers.models.backbone import head_name
 from accel_flowers.models.weights import (
     WeightsReport,
-    _adopt_picture_size,
+    _adopt_image_size,
     _compare,
     _copy,
     _tidy,
@@ -68,7 +68,7 @@ def model_names() -> list[str]:
 def build_network(
     name: str, num_classes: int, *, weights: str = "none", dropout: float | None = None
 ) -> tuple[nn.Module, WeightsReport]:
-    """A classifier of torchvision for float pictures `[N, 3, H, W]` that returns scores `[N, num_classes]`.
+    """A classifier of torchvision for float images `[N, 3, H, W]` that returns scores `[N, num_classes]`.
 
     What stays at random is drawn from torch's global generator, whatever the weights: seed it before.
 
@@ -82,7 +82,7 @@ def build_network(
 
     Returns:
         The network on the CPU in training mode with everything trainable, and what became of the weights. A vision
-        transformer takes on the size of picture that its weights were made for.
+        transformer takes on the size of image that its weights were made for.
 
     Raises:
         UserError: unknown name, dropout outside [0, 1), no download, or a file that cannot be read or has nothing
@@ -102,7 +102,7 @@ def build_network(
     network = _random_network(name, num_classes, dropout)
     if weights == "none":
         return network, _compare(network, {}, source)
-    _adopt_picture_size(network, state)
+    _adopt_image_size(network, state)
     report = _compare(network, state, source)
     if set(report.loaded) <= set(report.head):
         raise UserError(

@@ -151,8 +151,8 @@ def _is_plain(tensor: Tensor) -> bool:
     return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _adopt_picture_size(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a vision transformer as many positions as its weights have: these say for which size of picture it is."""
+def _adopt_image_size(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a vision transformer as many positions as its weights have: these say for which size of image it is."""
     positions = state.get("encoder.pos_embedding")
     if not isinstance(network, models.VisionTransformer) or positions is None or positions.dim() != 3:
         return
@@ -203,7 +203,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     Raises:
         UserError: naming the tensors that are missing, too many, or of another shape.
     """
-    _adopt_picture_size(network, state)
+    _adopt_image_size(network, state)
     report = _compare(network, state, source)
     shapes = [f"{name} {there} for {here}" for name, there, here in report.mismatched]
     lists = {"missing": report.missing, "too many": report.unexpected, "of another shape": shapes}

@@ -1,4 +1,4 @@
-"""Where in a picture a network looked, as a coloured layer over it (captum).
+"""Where in an image a network looked, as a coloured layer over it (captum).
 
 Grad-CAM (Selvaraju et al. 2017) on the last feature map of any convolutional network. A network without one (ViT,
 Swin) has its input gradients shown instead, which is coarser evidence; the report says which of the two it is.
@@ -23,25 +23,25 @@ _PASS_THROUGH = (nn.Dropout, nn.Identity)
 
 @dataclass(frozen=True)
 class Explanations:
-    """How it was made, in words, and one RGB picture of what the network saw with the layer over it for each input."""
+    """How it was made, in words, and one RGB image of what the network saw with the layer over it for each input."""
 
     method: str
-    pictures: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...]
 
 
-def explain(saved: SavedModel, pictures: Sequence[Image.Image], targets: Sequence[int]) -> Explanations:
+def explain(saved: SavedModel, images: Sequence[Image.Image], targets: Sequence[int]) -> Explanations:
     """Show what spoke for a class.
 
     Args:
         saved: the model; moved to the device that is used, and changed so that it serves for nothing else.
-        pictures: upright RGB.
-        targets: the class (a number) that is to be explained, for each picture.
+        images: upright RGB.
+        targets: the class (a number) that is to be explained, for each image.
     """
     network = saved.network
     for module in network.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]  # what a hook remembers must not be written over
-    inputs = [saved.transform(picture) for picture in pictures]
+    inputs = [saved.transform(image) for image in images]
     if not inputs:
         return Explanations("", ())
     example = saved.normalizer(torch.zeros_like(inputs[0])[None])
@@ -65,7 +65,7 @@ def last_feature_map(network: nn.Module, example: Tensor) -> str | None:
 
     Args:
         network: of torchvision, in evaluation mode.
-        example: normalised picture, float [1, 3, H, W].
+        example: normalised image, float [1, 3, H, W].
     """
     if not wants_channels_last(network):
         return None
@@ -104,7 +104,7 @@ def _heat(network: nn.Module, layer: str | None, inputs: Tensor, targets: Tensor
 
 
 def overlay(pixels: Tensor, heat: Tensor) -> Image.Image:
-    """A grey picture, coloured (inferno: readable in any colour vision) where the heat is.
+    """A grey image, coloured (inferno: readable in any colour vision) where the heat is.
 
     Args:
         pixels: uint8 [3, H, W].

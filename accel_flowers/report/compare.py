@@ -23,17 +23,17 @@ from accel_flowers.report.plots import Course, Plot, course_plot
 from accel_flowers.report.read import RunRecord, read_run
 
 NUM_FLIPPED = 8
-"""Pictures that the page shows of those on which two runs differ, for each side."""
+"""Images that the page shows of those on which two runs differ, for each side."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run in the table: its score on the shared pictures and, for all but the first, against the first run.
+    """One run in the table: its score on the shared images and, for all but the first, against the first run.
 
     Attributes:
         name: of the run's directory, longer where two are called the same.
-        accuracy: on the shared pictures.
-        own: accuracy on all pictures of its own part, and how many those are.
+        accuracy: on the shared images.
+        own: accuracy on all images of its own part, and how many those are.
         paired: against the first run; None for it.
         p_value: of McNemar's test, raised by Holm's method where there are several comparisons.
         verdict: in words.
@@ -51,12 +51,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the pictures that all of them were scored on.
+    """Runs on the images that all of them were scored on.
 
     Attributes:
         part: "test", or "val" where a run has no test part.
-        files: the shared pictures.
-        not_shared: pictures of the part that some runs have and others do not.
+        files: the shared images.
+        not_shared: images of the part that some runs have and others do not.
     """
 
     part: str
@@ -75,15 +75,15 @@ class Comparison:
 
 
 def compare_runs(run_dirs: Sequence[Path], *, out: Path | None = None, data: str | None = None) -> Comparison:
-    """Compare runs on the same held-out pictures, the others with the first.
+    """Compare runs on the same held-out images, the others with the first.
 
     Args:
         run_dirs: two or more.
         out: where the page goes; None = no page.
-        data: where the pictures are now, where they are no longer at the first run's data.path.
+        data: where the images are now, where they are no longer at the first run's data.path.
 
     Raises:
-        UserError: fewer than two runs, one that has not ended, or none of the pictures in common.
+        UserError: fewer than two runs, one that has not ended, or none of the images in common.
     """
     if len(run_dirs) < 2:
         raise UserError("Comparing takes two runs or more: accel-flowers compare RUN_DIR RUN_DIR.")
@@ -115,7 +115,7 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
 def _compare(names: Sequence[str], saved: Sequence[SavedPredictions]) -> Comparison:
     part = "test" if all("test" in each.parts for each in saved) else "val"
     said = [{answer.file: answer for answer in answers(each, part)} for each in saved]
-    # A picture that moved to another class between the runs has not the same question any more.
+    # An image that moved to another class between the runs has not the same question any more.
     shared = sorted(
         file
         for file in set.intersection(*(set(each) for each in said))
@@ -167,7 +167,7 @@ def in_words(comparison: Comparison) -> str:
     """The table for a terminal, with a sentence for each comparison."""
     width = max(len("run"), *(len(row.name) for row in comparison.rows))
     lines = [
-        f"{words.pictures(len(comparison.files))} of {words.part_name(comparison.part)} that all runs have"
+        f"{words.images(len(comparison.files))} of {words.part_name(comparison.part)} that all runs have"
         + (f"; {comparison.not_shared} that only some have are left out" if comparison.not_shared else ""),
         "",
         f"{'run':<{width}}  accuracy  95 % interval     loss  macro F1  against the first",
@@ -243,7 +243,7 @@ def _differences(values: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]
 
 
 def _recalls(runs: Sequence[RunRecord], comparison: Comparison) -> list[tuple[str, int, list[float]]]:
-    """(class, its shared pictures, share that each run got right)."""
+    """(class, its shared images, share that each run got right)."""
     wanted = set(comparison.files)
     right: dict[str, list[list[bool]]] = {}
     for place, run in enumerate(runs):
@@ -260,7 +260,7 @@ def _recalls(runs: Sequence[RunRecord], comparison: Comparison) -> list[tuple[st
 def _flipped(
     names: Sequence[str], runs: Sequence[RunRecord], comparison: Comparison, photos: Photos
 ) -> list[tuple[str, int, list[tuple[str, str, str, str | None]]]]:
-    """What only the first, and only the last run got right: (heading, pictures, (file, label, what the other said, photo))."""
+    """What only the first, and only the last run got right: (heading, images, (file, label, what the other said, photo))."""
     first, last = (
         {answer.file: answer for answer in answers(run.predictions, comparison.part)}
         for run in (runs[0], runs[-1])
@@ -273,7 +273,7 @@ def _flipped(
         opened = photos.open_all(files[:NUM_FLIPPED]) if not photos.problem else {}
         rows = []
         for file in files[:NUM_FLIPPED]:
-            picture = opened.get(file)
-            rows.append((file, winner[file].label, loser[file].predicted, data_uri(picture) if picture else None))
+            image = opened.get(file)
+            rows.append((file, winner[file].label, loser[file].predicted, data_uri(image) if image else None))
         sides.append((f"Right in {who}, wrong in {other}", len(files), rows))
     return sides

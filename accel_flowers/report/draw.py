@@ -41,12 +41,12 @@ from accel_flowers.tracking.run_dir import CONFIG_FILE, MODEL_DIR
 
 REPORT_FILE, PLOTS_DIR = "report.html", "plots"
 NUM_MISTAKES, NUM_UNSURE, NUM_LABELS, NUM_TWINS, NUM_OF_WORST = 12, 8, 24, 8, 3
-"""Pictures that the page shows of each kind."""
+"""Images that the page shows of each kind."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page: small, with what spoke for the answer, and what is said of it."""
+    """An image on the page: small, with what spoke for the answer, and what is said of it."""
 
     answer: Answer
     photo: str | None
@@ -60,7 +60,7 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
 
     Args:
         run_dir: of a run, finished or still going on.
-        data: where its pictures are now, where they are no longer at its data.path.
+        data: where its images are now, where they are no longer at its data.path.
 
     Returns:
         The page.
@@ -92,7 +92,7 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
 
 
 def _missing(run: RunRecord, photos: Photos) -> list[str]:
-    """Held-out pictures that are no longer there."""
+    """Held-out images that are no longer there."""
     if photos.problem:
         return []
     return [file for file in sorted(run.split.parts) if run.split.parts[file] != "train" and not photos.has(file)]
@@ -101,7 +101,7 @@ def _missing(run: RunRecord, photos: Photos) -> list[str]:
 def _results(run: RunRecord, photos: Photos) -> dict[str, Any]:
     predictions = run.predictions
     assert predictions is not None
-    temperature = find_temperature(predictions, run.card.temperature if run.card else None)
+    temperature = find_temperature(predictions, run.spec.temperature if run.spec else None)
     found = {part: find_part(predictions, part, temperature=temperature) for part in predictions.parts}
     part = "test" if "test" in found else "val"
     main = found[part]
@@ -111,7 +111,7 @@ def _results(run: RunRecord, photos: Photos) -> dict[str, Any]:
     judged = [answer for answer in held_out if answer.part == part]
     mistakes, unsure = worst_mistakes(judged, NUM_MISTAKES), least_sure(judged, NUM_UNSURE)
     shown, method = _show([*mistakes, *unsure], doubtful, run, photos)
-    said_of = f"{words.part_name(part)}, {words.pictures(main.num_images)}"
+    said_of = f"{words.part_name(part)}, {words.images(main.num_images)}"
     return {
         "part": part,
         "main": main,
@@ -147,21 +147,19 @@ def _plots(main: PartFindings, said_of: str) -> dict[str, Plot]:
 
 
 def _of_worst(found: PartFindings, judged: Sequence[Answer], photos: Photos) -> list[tuple[Answer, str]]:
-    """A few missed pictures of the worst class, small: those that went to the class it is confused with most."""
+    """A few missed images of the worst class, small: those that went to the class it is confused with most."""
     worst = found.worst
     if photos.problem or not worst.taken_for:
         return []
     missed = [answer for answer in judged if answer.label == worst.name and answer.predicted == worst.taken_for[0][0]]
     opened = photos.open_all([answer.file for answer in worst_mistakes(missed, NUM_OF_WORST)])
     of_file = {answer.file: answer for answer in missed}
-    return [(of_file[file], data_uri(picture)) for file, picture in opened.items() if picture is not None]
+    return [(of_file[file], data_uri(image)) for file, image in opened.items() if image is not None]
 
 
 def _confusions(found: PartFindings, count: int = 8) -> list[tuple[str, str, int, int]]:
-    """(true class, what was said, pictures, of so many), the most frequent first."""
-    pairs = [
-        (each.name, other, pictures, each.num_images) for each in found.classes for other, pictures in each.taken_for
-    ]
+    """(true class, what was said, images, of so many), the most frequent first."""
+    pairs = [(each.name, other, images, each.num_images) for each in found.classes for other, images in each.taken_for]
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:count]
 
 
@@ -173,15 +171,15 @@ def _looks(run: RunRecord) -> int:
 def _show(chosen: Sequence[Answer], doubtful: set[str], run: RunRecord, photos: Photos) -> tuple[list[Shown], str]:
     """Each answer with its photo and where the network looked; and how that was found, in words."""
     opened = photos.open_all([answer.file for answer in chosen]) if not photos.problem else {}
-    there = {file: picture for file, picture in opened.items() if picture is not None}
+    there = {file: image for file, image in opened.items() if image is not None}
     predicted = {answer.file: answer.predicted_index for answer in chosen}
     heat, method = {}, ""
-    if there and run.card:
-        # Seconds of import, which a page without pictures does not need.
+    if there and run.spec:
+        # Seconds of import, which a page without images does not need.
         from accel_flowers.report.cam import explain
 
         found = explain(load_model(run.run_dir / MODEL_DIR), list(there.values()), [predicted[file] for file in there])
-        heat, method = dict(zip(there, found.pictures, strict=True)), found.method
+        heat, method = dict(zip(there, found.images, strict=True)), found.method
     return [
         Shown(
             answer=answer,
@@ -197,8 +195,8 @@ def _with_thumbnails(candidates: Sequence[LabelCandidate], photos: Photos) -> li
     opened = photos.open_all([each.file for each in candidates]) if not photos.problem else {}
     rows = []
     for each in candidates:
-        picture = opened.get(each.file)
-        rows.append((each, data_uri(picture) if picture else None))
+        image = opened.get(each.file)
+        rows.append((each, data_uri(image) if image else None))
     return rows
 
 
@@ -210,8 +208,8 @@ def _training(run: RunRecord) -> dict[str, Any]:
     rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
     if len(rates) == 1:
         rates = [replace(rates[0], label="learning rate")]
-    best = run.card.scores.get("val", {}).get("epoch") if run.card else None
-    best_step = run.card.scores.get("val", {}).get("step") if run.card else None
+    best = run.spec.scores.get("val", {}).get("epoch") if run.spec else None
+    best_step = run.spec.scores.get("val", {}).get("step") if run.spec else None
     best_at = next((line["epoch"] for line in run.lines if line.get("step") == best_step and "val/loss" in line), None)
     counts = {part: len(run.split.files_of(part)) for part in PARTS}
     plots = []
@@ -255,7 +253,7 @@ def _training(run: RunRecord) -> dict[str, Any]:
 
 
 def _class_of(file: str, run: RunRecord) -> str | None:
-    """The class of a picture by its folder; None for a dataset whose names tell nothing."""
+    """The class of an image by its folder; None for a dataset whose names tell nothing."""
     folder = file.split("/")[-2] if "/" in file else None
     return folder if folder in run.split.class_names else None
 
@@ -275,8 +273,8 @@ def _data(run: RunRecord, photos: Photos) -> dict[str, Any]:
         parts = sorted({split.parts.get(file, "left out") for file in group})
         twins.append({"files": group, "classes": classes, "parts": parts, "torn": len(classes) > 1, "photo": None})
     for each in twins[:NUM_TWINS]:
-        picture = photos.open(each["files"][0]) if not photos.problem else None
-        each["photo"] = data_uri(picture, longest=140) if picture else None
+        image = photos.open(each["files"][0]) if not photos.problem else None
+        each["photo"] = data_uri(image, longest=140) if image else None
     plots = [counts_plot(counts)] if known else []
     if len(set(sizes)) > 1:
         plots.append(sizes_plot(sizes))

@@ -24,7 +24,7 @@ SURE = 0.9
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said of one picture: class names with probabilities; `margin` is to the runner-up."""
+    """What the model said of one image: class names with probabilities; `margin` is to the runner-up."""
 
     part: str
     file: str
@@ -45,7 +45,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class ClassFindings:
-    """One class: scores with intervals, and what it is confused with (class, pictures), most often first."""
+    """One class: scores with intervals, and what it is confused with (class, images), most often first."""
 
     name: str
     num_images: int
@@ -57,11 +57,11 @@ class ClassFindings:
     lowest_f1: float
     taken_for: tuple[tuple[str, int], ...]
     mistaken: tuple[tuple[str, int], ...]
-    """Other classes' pictures that were taken for this one."""
+    """Other classes' images that were taken for this one."""
 
     @property
     def missed(self) -> int:
-        """Pictures of this class that were taken for another."""
+        """Images of this class that were taken for another."""
         return self.num_images - self.hits
 
 
@@ -72,8 +72,8 @@ class Calibration:
     Attributes:
         raw, tempered: bins before and after; `tempered` is None without a temperature.
         temperature: fitted on validation; None where that was not possible.
-        by_chance: calibration error that 95 of 100 perfect models stay below on so many pictures.
-        confidence, accuracy: means over all pictures.
+        by_chance: calibration error that 95 of 100 perfect models stay below on so many images.
+        confidence, accuracy: means over all images.
         gap_by_chance: distance between the two that 95 of 100 perfect models stay below.
         sure, sure_right, sure_expected: answers of at least `SURE`, how many were right, and how many should have been.
     """
@@ -93,7 +93,7 @@ class Calibration:
     def trustworthy(self) -> bool:
         """Whether neither the error nor the gap of the means is larger than chance alone would make it.
 
-        Bins of few pictures hide a small gap that all of them have.
+        Bins of few images hide a small gap that all of them have.
         """
         return self.raw.error <= self.by_chance and abs(self.accuracy - self.confidence) <= self.gap_by_chance
 
@@ -114,7 +114,7 @@ class PartFindings:
 
     @property
     def worst(self) -> ClassFindings:
-        """The class with the lowest F1; classes without a picture here do not count."""
+        """The class with the lowest F1; classes without an image here do not count."""
         return min((each for each in self.classes if each.num_images), key=lambda each: each.f1.value)
 
 
@@ -190,14 +190,14 @@ def _find_calibration(rows: PartPredictions, temperature: float | None) -> Calib
 
 
 def find_temperature(predictions: SavedPredictions, recorded: float | None) -> float | None:
-    """The model's own, or fitted now from its validation pictures."""
+    """The model's own, or fitted now from its validation images."""
     if recorded is not None or "val" not in predictions.parts:
         return recorded
     return fit_temperature(predictions.parts["val"].probabilities, predictions.parts["val"].labels)
 
 
 def answers(predictions: SavedPredictions, part: str) -> list[Answer]:
-    """What was said of each picture of a part, in its order."""
+    """What was said of each image of a part, in its order."""
     names, rows = predictions.class_names, predictions.parts[part]
     order = np.argsort(-rows.probabilities, axis=1, kind="stable")
     return [

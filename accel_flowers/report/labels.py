@@ -1,4 +1,4 @@
-"""Which held-out pictures look mislabelled: confident learning (Northcutt et al. 2021) as cleanlab does it."""
+"""Which held-out images look mislabelled: confident learning (Northcutt et al. 2021) as cleanlab does it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from accel_flowers.metrics.predictions import SavedPredictions
 
 @dataclass(frozen=True)
 class LabelCandidate:
-    """A picture whose label the model doubts.
+    """An image whose label the model doubts.
 
     Attributes:
         part, file: where it stands.
@@ -30,10 +30,10 @@ class LabelCandidate:
 
 
 def find_label_candidates(predictions: SavedPredictions) -> list[LabelCandidate]:
-    """Pictures whose label is probably wrong, the most doubtful first.
+    """Images whose label is probably wrong, the most doubtful first.
 
-    A picture is named when the model is at least as sure of another class as it is, on average, of the pictures that
-    carry that class's label; so a model that is never very sure needs less of it. Only held-out pictures can be judged:
+    An image is named when the model is at least as sure of another class as it is, on average, of the images that
+    carry that class's label; so a model that is never very sure needs less of it. Only held-out images can be judged:
     those of the training part were learnt with their labels.
     """
     from cleanlab.filter import find_label_issues  # seconds of import

@@ -12,7 +12,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image, verify_image
 
 MAX_MEASURED = 5000
-"""Pictures whose size is looked at; of more, evenly spread ones."""
+"""Images whose size is looked at; of more, evenly spread ones."""
 
 
 class Photos:
@@ -53,19 +53,19 @@ class Photos:
         }
 
     def _place(self, file: str) -> bytes | Path | None:
-        """Where a picture should be, or its bytes; None for a name that leads out of the folder."""
+        """Where an image should be, or its bytes; None for a name that leads out of the folder."""
         if self._root is None:
             return self._rows.get(file)
         leads_out = Path(file).is_absolute() or ".." in Path(file).parts
         return None if leads_out else self._root / file
 
     def has(self, file: str) -> bool:
-        """Whether the picture is there."""
+        """Whether the image is there."""
         place = self._place(file)
         return isinstance(place, bytes) or (place is not None and place.is_file())
 
     def read(self, file: str) -> bytes:
-        """The encoded picture.
+        """The encoded image.
 
         Raises:
             OSError: it is not there.
@@ -76,7 +76,7 @@ class Photos:
         return place if isinstance(place, bytes) else place.read_bytes()
 
     def open(self, file: str) -> Image.Image | None:
-        """The upright RGB picture; None where it is gone or can no longer be read."""
+        """The upright RGB image; None where it is gone or can no longer be read."""
         try:
             return decode_image(self.read(file), file)
         except (OSError, BadImageError):
@@ -89,7 +89,7 @@ class Photos:
             return dict(zip(wanted, pool.map(self.open, wanted), strict=True))
 
     def sizes(self, files: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Width and height in pixels of each picture that can be read, upright; of many, `MAX_MEASURED` of them."""
+        """Width and height in pixels of each image that can be read, upright; of many, `MAX_MEASURED` of them."""
         step = max(1, -(-len(files) // MAX_MEASURED))
         wanted = files[::step]
 

@@ -320,7 +320,7 @@ def classes_plot(found: PartFindings, words: str) -> Plot:
 
 
 def reliability_plot(found: Calibration, words: str) -> Plot:
-    """How often it was right against how sure it was, above how many pictures that were."""
+    """How often it was right against how sure it was, above how many images that were."""
 
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -353,7 +353,7 @@ def reliability_plot(found: Calibration, words: str) -> Plot:
 
 
 def counts_plot(counts: Mapping[str, Mapping[str, int]]) -> Plot:
-    """Pictures of each class in each part, one bar a class."""
+    """Images of each class in each part, one bar a class."""
     order = sorted(counts, key=lambda name: -sum(counts[name].values()))
     shown = order[:MOST_CLASSES]
 
@@ -382,7 +382,7 @@ def counts_plot(counts: Mapping[str, Mapping[str, int]]) -> Plot:
 
 
 def sizes_plot(sizes: Sequence[tuple[int, int]]) -> Plot:
-    """Width and height of the pictures."""
+    """Width and height of the images."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()

@@ -13,7 +13,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
-from accel_flowers.models.saved import CARD, ModelCard, load_card
+from accel_flowers.models.saved import SPEC_FILE, ModelSpec, load_spec
 from accel_flowers.tracking.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run, read_metrics
 
 
@@ -26,10 +26,10 @@ class RunRecord:
         config: the recipe, resolved.
         config_text: config.yaml as it stands.
         environment: versions and hardware.
-        split: every picture with its part.
+        split: every image with its part.
         lines: of metrics.jsonl, in order.
-        card: what model/ says of itself; None before the first epoch's end.
-        predictions: of every held-out picture; None before the run's end.
+        spec: what model/ says of itself; None before the first epoch's end.
+        predictions: of every held-out image; None before the run's end.
     """
 
     run_dir: Path
@@ -38,7 +38,7 @@ class RunRecord:
     environment: dict[str, Any]
     split: Split
     lines: tuple[dict[str, Any], ...]
-    card: ModelCard | None
+    spec: ModelSpec | None
     predictions: SavedPredictions | None
 
     @property
@@ -91,7 +91,7 @@ def read_run(run_dir: Path) -> RunRecord:
         environment=dict(environment) if isinstance(environment, dict) else {},
         split=split,
         lines=tuple(read_metrics(run_dir / METRICS_FILE)),
-        card=load_card(run_dir / MODEL_DIR) if (run_dir / MODEL_DIR / CARD).exists() else None,
+        spec=load_spec(run_dir / MODEL_DIR) if (run_dir / MODEL_DIR / SPEC_FILE).exists() else None,
         predictions=predictions,
     )
 

@@ -27,8 +27,8 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
-def pictures(count: int) -> str:
-    """ "1 picture", "2 pictures"."""
+def images(count: int) -> str:
+    """ "1 image", "2 images"."""
     return f"{count:,} picture" + ("" if count == 1 else "s")
 
 
@@ -40,18 +40,18 @@ def part_name(part: str) -> str:
 def how_good(found: PartFindings) -> str:
     """The score and how sure it is."""
     return (
-        f"{found.right:,} of {pictures(found.num_images)} right. On other pictures of this kind expect "
+        f"{found.right:,} of {images(found.num_images)} right. On other pictures of this kind expect "
         f"{span(found.accuracy)} (95\N{NO-BREAK SPACE}% interval)."
     )
 
 
-def how_measured(part: str, looks: int) -> str:
+def how_measured(part: str, scored_parts: int) -> str:
     """Whether the score can be taken at its word."""
     if part == "test":
         return "Measured once, at the end, on pictures that neither training nor the choice of the best epoch saw."
-    if looks > 1:
+    if scored_parts > 1:
         return (
-            f"There is no test part, so this is validation: the best of {looks} looks at the same pictures, which "
+            f"There is no test part, so this is validation: the best of {scored_parts} looks at the same pictures, which "
             "flatters. For a figure to rely on, train with --data.split 80/10/10."
         )
     return "There is no test part, so this is validation. For a figure to rely on, train with --data.split 80/10/10."
@@ -61,7 +61,7 @@ def worst_class(found: PartFindings) -> tuple[str, str]:
     """Which class is worst, and why."""
     worst = found.worst
     if worst.f1.value == 1:
-        return "No class stands out", f"Every one of the {pictures(found.num_images)} was right."
+        return "No class stands out", f"Every one of the {images(found.num_images)} was right."
     headline = f"{worst.name} is worst, F1 {percent(worst.f1.value)}"
     return headline, " ".join([*_why(worst), _how_certain(worst, len(found.classes))])
 
@@ -84,7 +84,7 @@ def _why(worst: ClassFindings) -> list[str]:
         name, count = worst.mistaken[0]
         of = "of other classes" if len(worst.mistaken) > 1 else f"of {name}"
         mostly = f", most often of {name} ({count})" if len(worst.mistaken) > 1 and count > 1 else ""
-        sentences.append(f"{pictures(wrong)} {of} {'was' if wrong == 1 else 'were'} called {worst.name}{mostly}.")
+        sentences.append(f"{images(wrong)} {of} {'was' if wrong == 1 else 'were'} called {worst.name}{mostly}.")
     return sentences
 
 
@@ -131,7 +131,7 @@ def calibration(found: Calibration) -> tuple[str, str]:
     sure = ""
     if found.sure:
         sure = (
-            f"Of the {pictures(found.sure)} it was at least {100 * SURE:.0f}\N{NO-BREAK SPACE}% sure of, "
+            f"Of the {images(found.sure)} it was at least {100 * SURE:.0f}\N{NO-BREAK SPACE}% sure of, "
             f"{percent(found.sure_right / found.sure)} were right (it expected {percent(found.sure_expected / found.sure)}). "
         )
     error = f"Calibration error (ECE) {percent(found.raw.error)}"
@@ -140,7 +140,7 @@ def calibration(found: Calibration) -> tuple[str, str]:
     means = f"On average it was {percent(found.confidence)} sure and {percent(found.accuracy)} right{beyond}. "
     if found.trustworthy:
         return (
-            f"Yes, as far as {pictures(int(found.raw.counts.sum()))} can tell",
+            f"Yes, as far as {images(int(found.raw.counts.sum()))} can tell",
             f"{sure}{error}, no more than chance gives on so many pictures (up to {percent(found.by_chance)}).",
         )
     side = "is too sure of itself" if found.confidence > found.accuracy else "is right more often than it says"
@@ -175,7 +175,7 @@ def course_of_training(best_epoch: int | None, epochs: int, train_loss: float | 
 
 
 def caption(answer: Answer) -> str:
-    """What was said of a picture."""
+    """What was said of an image."""
     if answer.right:
         return f"{answer.predicted} {percent(answer.probability)}, {answer.runner_up} {percent(answer.p_runner_up)}"
     return f"{answer.predicted} {percent(answer.probability)}, {answer.label} {percent(answer.p_label)}"
@@ -190,7 +190,7 @@ def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[st
     p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}" if p_value < 0.1 else f"p = {p_value:.2f}"
     difference = paired.difference
     where = (
-        f"On the same {pictures(paired.num_images)}: {second} alone is right on {paired.only_second}, {first} alone on "
+        f"On the same {images(paired.num_images)}: {second} alone is right on {paired.only_second}, {first} alone on "
         f"{paired.only_first}. Difference {points(difference.value)} points (95\N{NO-BREAK SPACE}% interval "
         f"{points(difference.low)} to {points(difference.high)})."
     )

@@ -1,7 +1,7 @@
-"""Drawn flower pictures, so that a newcomer can train a first model without downloading anything.
+"""Drawn flower images, so that a newcomer can train a first model without downloading anything.
 
 `draw_sample` writes five kinds of flowers as JPEG files, one folder per kind. The kinds differ in shape, not in
-colour: a model has to look at petals to tell them apart, as it would have to with photographs. The pictures are for
+colour: a model has to look at petals to tell them apart, as it would have to with photographs. The images are for
 trying the product and for tests; a model trained on them knows nothing about photographs of real flowers.
 """
 
@@ -41,10 +41,10 @@ _BROWN, _GREEN = (74, 45, 26), (92, 138, 58)
 
 
 def draw_sample(directory: Path, *, images_per_class: int = 200, image_size: int = 96, seed: int = 0) -> Path:
-    """Draw `images_per_class` square pictures of every kind of flower into `directory` and return it.
+    """Draw `images_per_class` square images of every kind of flower into `directory` and return it.
 
-    The files are `directory/<class>/<class>_0001.jpg` and so on. A picture depends on the seed, its class and its
-    number only: asking for more pictures later gives the same first ones. The directory must be new or empty; it is
+    The files are `directory/<class>/<class>_0001.jpg` and so on. An image depends on the seed, its class and its
+    number only: asking for more images later gives the same first ones. The directory must be new or empty; it is
     filled at the very end, so that an interrupted run leaves nothing behind that looks like a data set.
     """
     if images_per_class < 1:
@@ -73,8 +73,8 @@ def draw_sample(directory: Path, *, images_per_class: int = 200, image_size: int
             folder = staged / class_name
             folder.mkdir(parents=True)
             for number in range(1, images_per_class + 1):
-                picture = _draw_picture(class_name, image_size, _generator(seed, class_name, number))
-                picture.save(folder / f"{class_name}_{number:04d}.jpg", quality=_JPEG_QUALITY)
+                image = _draw_image(class_name, image_size, _generator(seed, class_name, number))
+                image.save(folder / f"{class_name}_{number:04d}.jpg", quality=_JPEG_QUALITY)
         if target.exists():
             # The folder may be the one the user stands in, so it is filled rather than replaced.
             for folder in staged.iterdir():
@@ -85,12 +85,12 @@ def draw_sample(directory: Path, *, images_per_class: int = 200, image_size: int
 
 
 def _generator(seed: int, class_name: str, number: int) -> np.random.Generator:
-    """The source of chance of one picture, independent of every other picture's."""
+    """The source of chance of one image, independent of every other image's."""
     key = (seed % 2**64) << 64 | list(_FLOWERS).index(class_name) << 32 | number
     return np.random.Generator(np.random.Philox(key=key))
 
 
-def _draw_picture(class_name: str, image_size: int, rng: np.random.Generator) -> Image.Image:
+def _draw_image(class_name: str, image_size: int, rng: np.random.Generator) -> Image.Image:
     """One flower in front of a backdrop with some clutter, as if taken with a simple camera."""
     # What lies behind is out of focus, so it needs no oversampling.
     behind = _draw_backdrop(image_size, rng)
@@ -106,13 +106,13 @@ def _draw_picture(class_name: str, image_size: int, rng: np.random.Generator) ->
     return _develop(canvas.resize((image_size, image_size), Image.Resampling.BOX), rng)
 
 
-def _develop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _develop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Vary exposure, warmth of the light, focus and sensor noise, none of which tell one flower from another."""
     if rng.random() < 0.25:
-        picture = picture.filter(ImageFilter.GaussianBlur(picture.width * rng.uniform(0.003, 0.008)))
+        image = image.filter(ImageFilter.GaussianBlur(image.width * rng.uniform(0.003, 0.008)))
     warmth = rng.uniform(-0.12, 0.12)
     gains = rng.uniform(0.7, 1.2) * np.array([1 + warmth, 1.0, 1 - warmth])
-    pixels = np.asarray(picture, dtype=np.float64) * gains
+    pixels = np.asarray(image, dtype=np.float64) * gains
     pixels += rng.normal(0, rng.uniform(0, 6), pixels.shape)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
@@ -195,7 +195,7 @@ def _curve(start: complex, bend: complex, end: complex) -> Points:
 
 @dataclass(frozen=True)
 class _Backdrop:
-    """A texture between two colours; the grains are its patches, counted down and across the picture."""
+    """A texture between two colours; the grains are its patches, counted down and across the image."""
 
     dark: Colour
     light: Colour

@@ -1,11 +1,11 @@
 """The run directory: the interface between training and everything that looks at it later.
 
 config.yaml          the resolved configuration, and the versions and hardware that it ran on
-split.json           every picture with its part
+split.json           every image with its part
 metrics.jsonl        losses, rates and scores, one object a line
 checkpoints/         step-N, each whole by itself, to go on from; last and best point to two of them
 model/               best weights, class names, preprocessing: all that evaluate and predict need
-predictions.parquet  what the best weights say of every picture of validation and test
+predictions.parquet  what the best weights say of every image of validation and test
 report.html          all of it as one page; plots/ holds its figures
 """
 

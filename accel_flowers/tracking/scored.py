@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.metrics.classification import Predictions
 
@@ -27,36 +27,34 @@ class Scored:
     scores: dict[str, Any]
     """Of `summarize`."""
     class_names: tuple[str, ...]
-    pictures: Pictures
+    images: ImageDataset
 
     def worst(self, count: int) -> list[int]:
-        """Sample numbers of the pictures with the highest loss, the worst first."""
+        """Sample numbers of the images with the highest loss, the worst first."""
         return [int(sample) for sample in np.argsort(-self.predictions.losses, kind="stable")[:count]]
 
     def thumbnail(self, sample: int) -> Image.Image:
-        """A small copy of a picture; grey where it cannot be read any more."""
+        """A small copy of an image; grey where it cannot be read any more."""
         try:
-            picture = self.pictures.picture(sample).copy()
+            image = self.images.image(sample).copy()
         except BadImageError:
             return Image.new("RGB", (THUMBNAIL, THUMBNAIL), "grey")
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        return picture
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        return image
 
     def rows_of_worst(self, count: int) -> list[tuple[int, str, str, str, float, float]]:
-        """(sample, file, class, predicted class, its probability, loss) of the worst pictures."""
+        """(sample, file, class, predicted class, its probability, loss) of the worst images."""
         rows = []
         for sample in self.worst(count):
             predicted = int(self.predictions.predicted[sample])
             names = (self.class_names[int(self.predictions.labels[sample])], self.class_names[predicted])
             confidence = float(self.predictions.probabilities[sample, predicted])
-            rows.append(
-                (sample, self.pictures.files[sample], *names, confidence, float(self.predictions.losses[sample]))
-            )
+            rows.append((sample, self.images.files[sample], *names, confidence, float(self.predictions.losses[sample])))
         return rows
 
 
 def draw_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """A confusion matrix as a picture, uint8 [H, W, 3]: rows are true classes, columns predicted ones."""
+    """A confusion matrix as an image, uint8 [H, W, 3]: rows are true classes, columns predicted ones."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

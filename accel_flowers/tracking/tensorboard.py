@@ -1,4 +1,4 @@
-"""TensorBoard: curves, confusion matrices, worst pictures."""
+"""TensorBoard: curves, confusion matrices, worst images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TensorBoardTracker(GeneralTracker):
         self._writer.flush()
 
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
-        """The confusion matrix and the worst pictures, as images."""
+        """The confusion matrix and the worst images, as images."""
         del epoch
         matrix = draw_matrix(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
         self._writer.add_image(f"{scored.part}/confusion_matrix", matrix, global_step=step, dataformats="HWC")

@@ -12,7 +12,7 @@ from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config.schema import TrackingConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.distributed.collectives import decided_by_main
+from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.tracking.jsonl import JsonlTracker
 from accel_flowers.tracking.run_dir import METRICS_FILE
 from accel_flowers.tracking.scored import Scored
@@ -59,12 +59,12 @@ def start_trackers(accelerator: Accelerator, values: dict[str, Any], *, run_id: 
             if isinstance(tracker, TensorBoardTracker):
                 tracker.open(next_step)
 
-    decided_by_main(accelerator, open_them)
+    broadcast_from_main(accelerator, open_them)
     accelerator.init_trackers("", config=values)
 
 
 def show(accelerator: Accelerator, scored: Scored, *, step: int, epoch: float) -> None:
-    """Confusion matrix, scores of each class and the worst pictures, where a dashboard can show them."""
+    """Confusion matrix, scores of each class and the worst images, where a dashboard can show them."""
     if accelerator.is_main_process:
         for tracker in accelerator.trackers:
             if isinstance(tracker, (WandbTracker, TensorBoardTracker)):

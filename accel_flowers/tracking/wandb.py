@@ -1,4 +1,4 @@
-"""What people watch a run with: W&B and TensorBoard. Curves, the confusion matrix, scores of each class, worst pictures.
+"""What people watch a run with: W&B and TensorBoard. Curves, the confusion matrix, scores of each class, worst images.
 
 W&B gets each step once, also where the run is killed: what it had not written then (it buffers much) is given to it
 again from metrics.jsonl after the resume, and what it has is not repeated. Its own counter would drop all that is older
@@ -137,7 +137,7 @@ class WandbTracker(GeneralTracker):
 
     @_never_in_the_way
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
-        """Confusion matrix, scores of each class, and the worst pictures."""
+        """Confusion matrix, scores of each class, and the worst images."""
         import wandb
 
         names = list(scored.class_names)

@@ -24,11 +24,11 @@ from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.cache import NoCache, open_cache
-from accel_flowers.data.dataset import Batch, Pictures
+from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
 from accel_flowers.data.placement.choose import reader_of
 from accel_flowers.data.placement.resident import loaded_pixels
-from accel_flowers.data.sampler import StepPlan, TrainStream
+from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import content_digest
@@ -39,7 +39,7 @@ from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.training.build import build_run
 from accel_flowers.training.debugging import stricter
 from accel_flowers.training.loop import learn_from
-from accel_flowers.training.memory import told_when_short
+from accel_flowers.training.memory import oom_as_user_error
 from accel_flowers.training.run import Run
 from accel_flowers.training.train import choose_precision
 
@@ -50,8 +50,8 @@ _WARM_UP = 3
 _ROUNDS = 2
 """All is measured so many times, in turn, and the best counts: other work on the machine only ever slows down."""
 _IN_CACHE, _MOST_BYTES = 512, 2**31
-"""Pictures that the cache is tried with, and what they may take, decoded."""
-_CLEARLY = 1.2
+"""Images that the cache is tried with, and what they may take, decoded."""
+_MIN_SPEEDUP = 1.2
 """Loading is the bottleneck where it is not so many times as fast as computing: batches are not equally quick."""
 
 
@@ -77,7 +77,7 @@ class Measured:
     computing: float
     both: float
     data_wait: float
-    """Share of the time, 0..1, in which training waits for its pictures."""
+    """Share of the time, 0..1, in which training waits for its images."""
     bottleneck: str
     """loading or computing"""
     changes: tuple[Change, ...]
@@ -135,7 +135,7 @@ def benchmark(config: Config, *, seconds: float = 3.0) -> Measured:
             "or cpu.yaml."
         )
     train = config.train.model_copy(update={"epochs": _ENDLESS, "early_stopping_epochs": None})
-    with tempfile.TemporaryDirectory() as folder, told_when_short():
+    with tempfile.TemporaryDirectory() as folder, oom_as_user_error():
         config = config.model_copy(update={"run_dir": f"{folder}/run", "resume": "never", "train": train})
         precision = choose_precision(config, Path(folder), processes)
         accelerator = build_accelerator(mixed_precision=precision)
@@ -175,7 +175,7 @@ def _measure(run: Run, seconds: float, folder: Path) -> Measured:
         computing=best["computing"],
         both=best["both"],
         data_wait=waited,
-        bottleneck="loading" if best["loading"] < _CLEARLY * best["computing"] else "computing",
+        bottleneck="loading" if best["loading"] < _MIN_SPEEDUP * best["computing"] else "computing",
         changes=tuple(
             Change(what, flag, best[what, flag], best[what, flag] / best[what.split(",")[0]]) for what, flag in tried
         ),
@@ -209,7 +209,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _other_steps(run: Run, batch: Batch) -> dict[tuple[str, str], tuple[Batch, Callable[[Batch], object]]]:
-    """Twice as many pictures in a forward pass, and bf16; those that the memory is enough for."""
+    """Twice as many images in a forward pass, and bf16; those that the memory is enough for."""
     learn = partial(learn_from, run=run)
 
     def learn_in_bf16(batch: Batch) -> None:
@@ -234,7 +234,7 @@ def _other_steps(run: Run, batch: Batch) -> dict[tuple[str, str], tuple[Batch, C
 
 
 def _other_loaders(run: Run, folder: Path) -> dict[tuple[str, str], DataLoader[Batch]]:
-    """Other numbers of workers, and pictures that were decoded before."""
+    """Other numbers of workers, and images that were decoded before."""
     now, parts = run.loaders["train"].num_workers, run.parts
     numbers = {0, 1, local_cores(1) - 1, local_cores(1)} - {now}
     loaders = {
@@ -248,8 +248,8 @@ def _other_loaders(run: Run, folder: Path) -> dict[tuple[str, str], DataLoader[B
     return loaders
 
 
-def _some_decoded(run: Run, folder: Path) -> Pictures:
-    """The first training pictures, from a cache that is made for them."""
+def _some_decoded(run: Run, folder: Path) -> ImageDataset:
+    """The first training images, from a cache that is made for them."""
     data = run.config.data
     assert data.path is not None
     table = load_images(data.path)
@@ -259,13 +259,13 @@ def _some_decoded(run: Run, folder: Path) -> Pictures:
     decoded, _ = open_cache(folder / "decoded", table.files, contents, read, max_bytes=_MOST_BYTES)
     transform, _ = build_transform(data.train_transforms, field="data.train_transforms")
     split = Split(table.class_names, dict.fromkeys(some, "train"))
-    return Pictures(table, "train", split, transform, seed=run.config.train.seed, decoded=decoded)
+    return ImageDataset(table, "train", split, transform, seed=run.config.train.seed, decoded=decoded)
 
 
-def _loader(run: Run, pictures: Pictures, num_workers: int) -> DataLoader[Batch]:
-    stream = TrainStream(StepPlan(len(pictures), _ENDLESS, run.plan.micro_batch), 0)
+def _loader(run: Run, images: ImageDataset, num_workers: int) -> DataLoader[Batch]:
+    stream = StreamBatchSampler(BatchPlan(len(images), _ENDLESS, run.plan.micro_batch), 0)
     pin_memory = run.accelerator.device.type != "cpu"
     loader: DataLoader[Batch] = run.accelerator.prepare(
-        build_loader(pictures, stream, num_workers=num_workers, pin_memory=pin_memory)
+        build_loader(images, stream, num_workers=num_workers, pin_memory=pin_memory)
     )
     return loader

@@ -18,35 +18,35 @@ from torch.utils.data import DataLoader
 from accel_flowers.config.schema import Config, DataConfig, ModelConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.progress import tell
-from accel_flowers.data.dataset import Batch, Pictures
+from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
-from accel_flowers.data.examine import examine_all
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.placement.choose import open_parts, wants_cache
-from accel_flowers.data.sampler import EveryOnce, StepPlan, TrainStream, random_key
+from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.table import ImageTable
-from accel_flowers.data.transforms.build import PictureTransform, build_transform, check_repeatable
+from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable
+from accel_flowers.data.validate import validate_all
 from accel_flowers.data.workers import local_cores, plan_workers
 from accel_flowers.distributed.collectives import (
+    broadcast_from_main,
     check_same_everywhere,
-    decided_by_main,
-    main_first,
+    log_on_main,
+    main_process_first,
     num_local_processes,
-    tell_main,
 )
-from accel_flowers.distributed.ddp import keep_own_buffers, settle_gradient_order
+from accel_flowers.distributed.ddp import disable_buffer_broadcast, warm_up_ddp_buckets
 from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.freezing import freeze
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.saved import ModelCard
+from accel_flowers.models.saved import ModelSpec
 from accel_flowers.models.torchvision import build_network
 from accel_flowers.tracking.run_dir import SPLIT_FILE, holds_run
 from accel_flowers.training.checkpoint import Checkpoints, TrainState
-from accel_flowers.training.debugging import thin_for_debugging
-from accel_flowers.training.memory import can_run_short, fit_micro_batch
+from accel_flowers.training.debugging import subsample_for_debugging
+from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
 from accel_flowers.training.tasks import build_objective
@@ -62,14 +62,14 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     run_dir, seed, device = Path(config.run_dir), config.train.seed, accelerator.device
     transforms, train_size, eval_size = _build_transforms(config)
     table = _load_table(config.data, accelerator)
-    # The plan and the network come before the pictures are read one by one: their mistakes are quicker to find.
+    # The plan and the network come before the images are read one by one: their mistakes are quicker to find.
     network = _build_network(config.model, table.class_names, {train_size, eval_size}, accelerator, seed=seed)
-    plan = StepPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
+    plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     split, contents = _decide_split(config, run_dir, table, accelerator)
-    check_same_everywhere(accelerator, {**_facts(table, split), "precision": accelerator.mixed_precision})
+    check_same_everywhere(accelerator, {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision})
     checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
-    newest, passed_over = decided_by_main(accelerator, checkpoints.find_newest)
-    tell_main(accelerator, *passed_over)
+    newest, passed_over = broadcast_from_main(accelerator, checkpoints.find_newest)
+    log_on_main(accelerator, *passed_over)
     state = newest or TrainState()
     channels_last = wants_channels_last(network)
     network.to(device)
@@ -79,13 +79,13 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     if state.micro_batch_size:
         plan = replace(plan, micro_batch_size=min(state.micro_batch_size, plan.micro_batch))
     trained_per_second = None
-    if can_run_short(device):
+    if can_run_out_of_memory(device):
         fits, seconds = fit_micro_batch(network, config.optim, normalizer, plan, train_size, accelerator)
         if fits < plan.micro_batch:
-            tell_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
+            log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
             plan, state.micro_batch_size = replace(plan, micro_batch_size=fits), fits
         trained_per_second = fits / seconds
-    # After the trial of the memory, which says what is left for pictures.
+    # After the trial of the memory, which says what is left for images.
     transforms = {name: read for name, read in transforms.items() if split.files_of(read[0])}
     opened = open_parts(
         config.data,
@@ -98,9 +98,9 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         compiled=config.train.compile,
         seed=seed,
     )
-    parts = {name: part.pictures for name, part in opened.items()}
+    parts = {name: part.images for name, part in opened.items()}
     plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
-    stream = TrainStream(plan, config.train.seed)
+    stream = StreamBatchSampler(plan, config.train.seed)
     ema = Ema(network, config.ema.decay) if config.ema.decay else None
     if config.train.compile:
         network.compile()  # in place: the names of the weights stay what they are
@@ -112,11 +112,11 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
     )
     if ema:
         accelerator.prepare_model(ema.network, evaluation_mode=True)
-    keep_own_buffers(model)
+    disable_buffer_broadcast(model)
     # On a GPU as many as a step has, through which cuDNN has found its ways already.
     few = 2 if device.type == "cpu" else plan.micro_batch
     black = torch.zeros((few, 3, *train_size), dtype=torch.uint8, device=device)
-    settle_gradient_order(model, network, normalizer(black))
+    warm_up_ddp_buckets(model, network, normalizer(black))
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
     run = Run(
@@ -134,7 +134,7 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
         objective=build_objective(config.loss, parts["train"].labels, len(split.class_names), device),
         lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
         normalizer=normalizer,
-        card=_describe_model(config, split.class_names, accelerator),
+        spec=_describe_model(config, split.class_names, accelerator),
         checkpoints=checkpoints,
         state=state,
         ema=ema,
@@ -147,8 +147,8 @@ def build_run(config: Config, accelerator: Accelerator) -> Run:
 
 def _build_transforms(
     config: Config,
-) -> tuple[dict[str, tuple[str, PictureTransform]], tuple[int, int], tuple[int, int]]:
-    """Loader → the part that it reads and what happens to its pictures; the sizes (height, width) in training and evaluation.
+) -> tuple[dict[str, tuple[str, ImageTransform]], tuple[int, int], tuple[int, int]]:
+    """Loader → the part that it reads and what happens to its images; the sizes (height, width) in training and evaluation.
 
     First of all, because mistakes in a recipe's lists cost nothing to find.
     """
@@ -161,7 +161,7 @@ def _build_transforms(
     return reads, train_size, eval_size
 
 
-def _facts(table: ImageTable, split: Split) -> dict[str, object]:
+def _dataset_fingerprint(table: ImageTable, split: Split) -> dict[str, object]:
     """What every process must have found in the folder, and been told of the split."""
     return {
         "number of pictures": len(table.files),
@@ -175,26 +175,26 @@ def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     source = data.path
     if source is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
-    return main_first(accelerator, lambda: load_images(source))
+    return main_process_first(accelerator, lambda: load_images(source))
 
 
 def _decide_split(
     config: Config, run_dir: Path, table: ImageTable, accelerator: Accelerator
 ) -> tuple[Split, list[str]]:
-    """The split that the main process decides for all, after a look at every picture, and each picture's digest."""
+    """The split that the main process decides for all, after a look at every image, and each image's digest."""
     asked = str(run_dir / SPLIT_FILE) if holds_run(run_dir) else config.data.split
-    examined = cache(lambda: examine_all(table, range(len(table.files))))
+    examined = cache(lambda: validate_all(table, range(len(table.files))))
 
     def decide() -> tuple[Split, list[str]]:
         split = decide_split(
             table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image, examined=examined
         )
         if not holds_run(run_dir):
-            split = thin_for_debugging(split, table, config)
+            split = subsample_for_debugging(split, table, config)
         tell(*describe_split(table, split))
         return split, [digest for digest, _ in examined()] if wants_cache(config.data, accelerator.device) else []
 
-    return decided_by_main(accelerator, decide)
+    return broadcast_from_main(accelerator, decide)
 
 
 def _build_network(
@@ -205,7 +205,7 @@ def _build_network(
     *,
     seed: int,
 ) -> nn.Module:
-    """The network with its first weights, frozen as asked, checked against the pictures' sizes."""
+    """The network with its first weights, frozen as asked, checked against the images' sizes."""
 
     def build() -> nn.Module:
         # The same seed on every process and whatever was drawn before: the new last layer starts the same anywhere.
@@ -220,13 +220,13 @@ def _build_network(
             tell(f"{trained:,} parameters train" + (f"; {len(frozen)} tensors are frozen" if frozen else ""))
         return network
 
-    return main_first(accelerator, build)
+    return main_process_first(accelerator, build)
 
 
 def _build_loaders(
     config: Config,
-    parts: dict[str, Pictures],
-    stream: TrainStream,
+    parts: dict[str, ImageDataset],
+    stream: StreamBatchSampler,
     trained_per_second: float | None,
     accelerator: Accelerator,
 ) -> list[DataLoader[Batch]]:
@@ -240,24 +240,24 @@ def _build_loaders(
             trained_per_second=trained_per_second,
         )
         if loaded_per_second and trained_per_second:
-            tell_main(
+            log_on_main(
                 accelerator,
                 f"loading: {num_workers} workers for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
                 f"the training takes {trained_per_second:.0f}",
             )
     return [
         build_loader(
-            pictures,
-            stream if part == "train" else EveryOnce(len(pictures), config.train.eval_batch_size),
-            num_workers=num_workers if pictures.has_work else 0,
+            images,
+            stream if part == "train" else SequentialBatchSampler(len(images), config.train.eval_batch_size),
+            num_workers=num_workers if images.needs_workers else 0,
             pin_memory=not on_cpu,
         )
-        for part, pictures in parts.items()
+        for part, images in parts.items()
     ]
 
 
-def _describe_model(config: Config, class_names: tuple[str, ...], accelerator: Accelerator) -> ModelCard:
-    return ModelCard(
+def _describe_model(config: Config, class_names: tuple[str, ...], accelerator: Accelerator) -> ModelSpec:
+    return ModelSpec(
         architecture=config.model.name,
         dropout=config.model.dropout,
         class_names=class_names,

@@ -19,11 +19,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from accelerate import Accelerator
-from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, with_config
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import flush_to_disk, writing
 from accel_flowers.core.reading import parse_json, read_text
-from accel_flowers.distributed.collectives import decided_by_main
+from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
 from accel_flowers.models.saved import WEIGHTS, read_state
 from accel_flowers.models.weights import clean_state_dict, load_state
@@ -42,6 +42,11 @@ AVERAGED = "averaged.safetensors"
 _STATE, _OPTIMIZER, _BUFFERS, _MANIFEST = "state.json", "optimizer.pt", "buffers.safetensors", "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _MAX_JSON_BYTES = 2**24
+
+
+def _formerly(name: str, now: str) -> Any:
+    """A field of state.json that earlier versions wrote under another name."""
+    return Field(validation_alias=AliasChoices(now, name))
 
 
 @dataclass
@@ -56,7 +61,7 @@ class TrainState:
     """Epoch (from 1) of the best value."""
     best_step: int = 0
     """Optimizer step of the best value."""
-    epochs_without_gain: int = 0
+    epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
     """Evaluations since the best value."""
     epochs_scored: int = 0
     """Evaluations done; one less than the epochs that lie behind where a signal cut the last one off."""
@@ -66,7 +71,9 @@ class TrainState:
     """Returns to a checkpoint because of a loss that was no number; each halved the learning rate."""
     micro_batch_size: int | None = None
     """What was left of train.micro_batch_size where memory was short; None = all of it."""
-    unread_losses: list[list[float]] = field(default_factory=list)
+    pending_losses: Annotated[list[list[float]], _formerly("unread_losses", "pending_losses")] = field(
+        default_factory=list
+    )
     """Losses since the last line of metrics.jsonl, of each process."""
 
     @property
@@ -74,7 +81,7 @@ class TrainState:
         """What rollbacks left of the learning rate."""
         return 0.5**self.rollbacks
 
-    def take(self, value: float, *, epoch: int, lower_is_better: bool) -> bool:
+    def update_best(self, value: float, *, epoch: int, lower_is_better: bool) -> bool:
         """Take in the value of an evaluation; of equal ones the first stays the best.
 
         Returns:
@@ -83,9 +90,9 @@ class TrainState:
         best = self.best_value
         is_best = best is None or (value < best if lower_is_better else value > best)
         if is_best:
-            self.best_value, self.best_epoch, self.best_step, self.epochs_without_gain = value, epoch, self.step, 0
+            self.best_value, self.best_epoch, self.best_step, self.epochs_since_improvement = value, epoch, self.step, 0
         else:
-            self.epochs_without_gain += 1
+            self.epochs_since_improvement += 1
         self.epochs_scored = epoch
         return is_best
 
@@ -162,7 +169,7 @@ class Checkpoints:
             UserError: it cannot be written; those before it are untouched.
         """
         if self._begun:
-            decided_by_main(self._accelerator, self._wait_here)
+            broadcast_from_main(self._accelerator, self._wait_here)
             self._begun = False
 
     def _wait_here(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from accel_flowers.config.schema import Config, DebugConfig
-from accel_flowers.data.split import Split, thin_out
+from accel_flowers.data.split import Split, subsample_split
 from accel_flowers.data.table import ImageTable
 
 
@@ -22,8 +22,8 @@ def shorten(config: Config) -> Config:
     return config.model_copy(update={"train": train, "schedule": schedule})
 
 
-def thin_for_debugging(split: Split, table: ImageTable, config: Config) -> Split:
-    """The split with as many pictures as `debug` leaves."""
+def subsample_for_debugging(split: Split, table: ImageTable, config: Config) -> Split:
+    """The split with as many images as `debug` leaves."""
     debug, batch = config.debug, config.train.global_batch_size
     present = {part: len(split.files_of(part)) for part in set(split.parts.values())}
     if debug.subset is not None:
@@ -38,7 +38,7 @@ def thin_for_debugging(split: Split, table: ImageTable, config: Config) -> Split
     else:
         return split
     labels = dict(zip(table.files, table.labels.tolist(), strict=True))
-    return thin_out(split, labels, sizes, seed=config.train.seed, cause=cause)
+    return subsample_split(split, labels, sizes, seed=config.train.seed, cause=cause)
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from accel_flowers.core.errors import Interrupted
 from accel_flowers.core.progress import Progress
-from accel_flowers.distributed.collectives import decided_by_main
+from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import average_buffers
-from accel_flowers.distributed.preemption import Watch
+from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.calibration import fit_temperature
 from accel_flowers.metrics.classification import Predictions, headline, summarize
@@ -30,7 +30,7 @@ from accel_flowers.training.run import Run
 def save(
     run: Run,
     meter: Meter | None = None,
-    watch: Watch | None = None,
+    watch: PreemptionHandler | None = None,
     *,
     then: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> None:
@@ -45,7 +45,7 @@ def save(
     Raises:
         UserError: the one before it cannot be written.
     """
-    run.state.unread_losses = meter.unread() if meter else []
+    run.state.pending_losses = meter.pending() if meter else []
     run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, then=then)
     if watch:
         watch.saved()
@@ -56,13 +56,13 @@ def is_scored(run: Run) -> bool:
     return run.state.epochs_scored == run.plan.epochs_completed_at(run.state.step)
 
 
-def out_of_patience(run: Run) -> bool:
+def should_stop_early(run: Run) -> bool:
     """Whether the recipe says to stop early."""
     patience = run.config.train.early_stopping_epochs
-    return patience is not None and run.state.epochs_without_gain >= patience
+    return patience is not None and run.state.epochs_since_improvement >= patience
 
 
-def end_epoch(run: Run, watch: Watch) -> str:
+def end_epoch(run: Run, watch: PreemptionHandler) -> str:
     """Score the validation part, save, remember whether this is the best so far.
 
     Returns:
@@ -74,27 +74,27 @@ def end_epoch(run: Run, watch: Watch) -> str:
     state, metric = run.state, run.config.train.best_metric
     epoch = run.plan.epochs_completed_at(state.step)
     try:
-        looks = {"val": _score(run, "val", run.network, watch)}
+        scored_parts = {"val": _score(run, "val", run.network, watch)}
         if run.ema:
-            looks["val_ema"] = _score(run, "val", run.ema.network, watch)
+            scored_parts["val_ema"] = _score(run, "val", run.ema.network, watch)
     except Interrupted:
         save(run, watch=watch)
         run.checkpoints.wait()
         raise
-    kept = looks.get("val_ema", looks["val"])
-    is_best = state.take(kept.scores[metric], epoch=epoch, lower_is_better=metric == "loss")
+    kept = scored_parts.get("val_ema", scored_parts["val"])
+    is_best = state.update_best(kept.scores[metric], epoch=epoch, lower_is_better=metric == "loss")
     values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
-    for name, scored in looks.items():
+    for name, scored in scored_parts.items():
         values |= prefixed(name, headline(scored.scores))
     run.accelerator.log(values, step=state.step)
     show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
     save(run, watch=watch, then=_model_writer(run, {"val": kept.scores}) if is_best else None)
     averaged = f"  averaged {_in_words(kept.scores)}" if run.ema else ""
     best = "  best so far" if is_best else ""
-    return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(looks['val'].scores)}{averaged}{best}"
+    return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(scored_parts['val'].scores)}{averaged}{best}"
 
 
-def finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
+def finish(run: Run, progress: Progress, watch: PreemptionHandler) -> dict[str, Any]:
     """Score the best weights: validation again, and the test part for the first and only time.
 
     Returns:
@@ -106,21 +106,21 @@ def finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
     state, network = run.state, run.kept_network
     last = run.checkpoints.weights_of(state.step, AVERAGED if run.ema else WEIGHTS)
     run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
-    looks: dict[str, Scored] = {
+    scored_parts: dict[str, Scored] = {
         part: _score(run, part, network, watch) for part in ("val", "test") if part in run.loaders
     }
-    results: dict[str, Any] = {part: scored.scores for part, scored in looks.items()}
+    results: dict[str, Any] = {part: scored.scores for part, scored in scored_parts.items()}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
-    if "test" in looks:
+    if "test" in scored_parts:
         epoch = run.plan.epoch_at(state.step)
         summary |= prefixed("test", headline(results["test"]))
         run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
-        show(run.accelerator, looks["test"], step=state.step, epoch=epoch)
+        show(run.accelerator, scored_parts["test"], step=state.step, epoch=epoch)
     write_summary(run.accelerator, summary)
-    decided_by_main(run.accelerator, lambda: _keep_predictions(run, looks))
+    broadcast_from_main(run.accelerator, lambda: _keep_predictions(run, scored_parts))
     # Anew: a run killed after its best checkpoint may not have come to it.
-    decided_by_main(run.accelerator, lambda: _model_writer(run, results)(clean_state_dict(network)))
+    broadcast_from_main(run.accelerator, lambda: _model_writer(run, results)(clean_state_dict(network)))
     show_model(run.accelerator, run.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last)
 
     count = run.plan.epochs_completed_at(state.step)
@@ -132,7 +132,7 @@ def finish(run: Run, progress: Progress, watch: Watch) -> dict[str, Any]:
     return results
 
 
-def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> Scored:
+def _score(run: Run, part: str, network: nn.Module, watch: PreemptionHandler) -> Scored:
     set_training_mode(network)  # it says whose statistics move
     average_buffers(network, run.accelerator)
     predictions: Predictions = predict_loader(
@@ -143,21 +143,21 @@ def _score(run: Run, part: str, network: nn.Module, watch: Watch) -> Scored:
         num_images=len(run.parts[part]),
         after_round=watch.while_scoring(run.state.step),
     )
-    names = run.card.class_names
+    names = run.spec.class_names
     return Scored(part, predictions, summarize(predictions, names), names, run.parts[part])
 
 
-def _keep_predictions(run: Run, looks: Mapping[str, Scored]) -> None:
+def _keep_predictions(run: Run, scored_parts: Mapping[str, Scored]) -> None:
     """Write what the report reads, and fit the temperature that makes the model's probabilities truthful."""
     save_predictions(
         run.run_dir / PREDICTIONS_FILE,
-        {part: scored.predictions for part, scored in looks.items()},
-        {part: run.parts[part].files for part in looks},
-        run.card.class_names,
+        {part: scored.predictions for part, scored in scored_parts.items()},
+        {part: run.parts[part].files for part in scored_parts},
+        run.spec.class_names,
     )
-    predictions = looks["val"].predictions
+    predictions = scored_parts["val"].predictions
     temperature = fit_temperature(predictions.probabilities, predictions.labels)
-    run.card = run.card.model_copy(update={"temperature": temperature})
+    run.spec = run.spec.model_copy(update={"temperature": temperature})
 
 
 def _in_words(scores: dict[str, Any]) -> str:
@@ -168,5 +168,5 @@ def _model_writer(run: Run, results: dict[str, Any]) -> Callable[[dict[str, Tens
     """Weights → `model/`, with these scores."""
     where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
     described = {part: {**scores, **where} for part, scores in results.items()}
-    card = run.card.model_copy(update={"scores": described})
-    return lambda weights: save_model(run.run_dir / MODEL_DIR, weights, card)
+    spec = run.spec.model_copy(update={"scores": described})
+    return lambda weights: save_model(run.run_dir / MODEL_DIR, weights, spec)

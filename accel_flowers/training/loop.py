@@ -12,18 +12,18 @@ from accel_flowers.core.progress import Progress
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.loader import each_batch
 from accel_flowers.data.sampler import random_key
-from accel_flowers.distributed.preemption import Watch
+from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.tracking.trackers import prefixed
-from accel_flowers.training.epoch import end_epoch, is_scored, out_of_patience, save
+from accel_flowers.training.epoch import end_epoch, is_scored, save, should_stop_early
 from accel_flowers.training.memory import peak_memory_gib
-from accel_flowers.training.meter import Meter, Reading
+from accel_flowers.training.meter import LogWindow, Meter
 from accel_flowers.training.optim import lr_of_groups, set_lr
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.run import Run
 
 
-def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> None:
+def loop(run: Run, progress: Progress, watch: PreemptionHandler, profiler: StepProfiler) -> None:
     """The whole training: one pass over the stream of micro-batches, from the step where the run stands; collective.
 
     Raises:
@@ -31,16 +31,16 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
         Diverged: a loss or the weights are no numbers; nothing of that was saved.
     """
     accelerator, config, plan, state = run.accelerator, run.config, run.plan, run.state
-    progress.line(_what_comes(run))
-    meter = Meter(accelerator, plan, state.unread_losses)
+    progress.line(_describe_run(run))
+    meter = Meter(accelerator, plan, state.pending_losses)
     if not is_scored(run):
         progress.line(end_epoch(run, watch))  # a signal had cut off the evaluation
-    if out_of_patience(run):
+    if should_stop_early(run):
         return  # it was stopped early, and interrupted before the end
     set_training_mode(run.network)
     run.stream.start_step = state.step
     for batch in meter.timed(each_batch(run.loaders["train"])):
-        watch.begins(state.step, batch["micro_batch"])
+        watch.before_step(state.step, batch["micro_batch"])
         lr = _lr_at(run, state.step)
         set_lr(run.optimizer, lr)
         _seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)
@@ -71,8 +71,8 @@ def loop(run: Run, progress: Progress, watch: Watch, profiler: StepProfiler) -> 
             raise Interrupted(state.step)
         if epoch_ends:
             progress.line(end_epoch(run, watch))
-            if out_of_patience(run):
-                progress.line(f"no gain in {state.epochs_without_gain} epochs: stopping early")
+            if should_stop_early(run):
+                progress.line(f"no gain in {state.epochs_since_improvement} epochs: stopping early")
                 break
             set_training_mode(run.network)
             meter.restart()
@@ -96,7 +96,7 @@ def learn_from(batch: Batch, run: Run) -> Tensor:
     return loss
 
 
-def _what_comes(run: Run) -> str:
+def _describe_run(run: Run) -> str:
     plan, accelerator = run.plan, run.accelerator
     words = (
         f"{plan.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}; "
@@ -138,7 +138,7 @@ def _check_numbers(run: Run, meter: Meter, lr: float) -> None:
         raise Diverged(run.state.step, lr, "weights became nan or infinite")
 
 
-def _log_step(run: Run, reading: Reading) -> None:
+def _log_step(run: Run, reading: LogWindow) -> None:
     speed = {name: getattr(reading, name) for name in ("images_per_second", "step_seconds", "data_wait")}
     values = {
         "epoch": run.plan.epoch_at(run.state.step),

@@ -1,4 +1,4 @@
-"""How many pictures fit into memory at once: tried before the first step, agreed between all processes."""
+"""How many images fit into memory at once: tried before the first step, agreed between all processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from accel_flowers.config.schema import OptimConfig
 from accel_flowers.core.errors import OutOfMemory, UserError
-from accel_flowers.data.sampler import StepPlan
+from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.distributed.collectives import true_everywhere
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.training.optim import build_optimizer
 
 
-def can_run_short(device: torch.device) -> bool:
+def can_run_out_of_memory(device: torch.device) -> bool:
     """Whether a lack of memory would be an error and not the end of the process, as it is on a CPU without a limit."""
     return device.type != "cpu" or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
@@ -33,7 +33,7 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
-def smaller_micro_batches(plan: StepPlan) -> list[int]:
+def smaller_micro_batches(plan: BatchPlan) -> list[int]:
     """Micro-batches to try, the plan's own first, each at most half of the one before, all dividing the global batch."""
     sizes = [plan.micro_batch]
     for size in range(plan.micro_batch, 0, -1):
@@ -46,25 +46,25 @@ def fit_micro_batch(
     network: nn.Module,
     optim: OptimConfig,
     normalizer: Normalizer,
-    plan: StepPlan,
+    plan: BatchPlan,
     size: tuple[int, int],
     accelerator: Accelerator,
 ) -> tuple[int, float]:
     """Find the micro-batch that leaves room for a whole training step on every process; collective.
 
-    Each trial is a few steps on black pictures, with a sixteenth more memory than they need; the weights are put back. It
+    Each trial is a few steps on black images, with a sixteenth more memory than they need; the weights are put back. It
     runs before the processes are tied together by DDP, so one that fails keeps none waiting.
 
     Args:
         network: on its device, not yet prepared.
         optim: its optimizer's state needs memory, too.
-        normalizer: uint8 pictures → network input.
+        normalizer: uint8 images → network input.
         plan: gives the micro-batch that is asked for, and what else divides the global batch.
-        size: height and width of the pictures.
+        size: height and width of the images.
         accelerator: the processes.
 
     Returns:
-        Pictures in one forward pass, and the seconds that a step took.
+        Images in one forward pass, and the seconds that a step took.
 
     Raises:
         UserError: not even the smallest fits.
@@ -87,7 +87,7 @@ def fit_micro_batch(
 
 
 @contextmanager
-def told_when_short() -> Iterator[None]:
+def oom_as_user_error() -> Iterator[None]:
     """Turn a lack of memory in the middle of a run into a message.
 
     Raises:

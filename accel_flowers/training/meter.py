@@ -13,11 +13,11 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from accel_flowers.data.dataset import Batch
-from accel_flowers.data.sampler import StepPlan
+from accel_flowers.data.sampler import BatchPlan
 
 
 @dataclass(frozen=True)
-class Reading:
+class LogWindow:
     """What a line of the log says."""
 
     loss: float
@@ -27,7 +27,7 @@ class Reading:
     step_seconds: float
     """Of an optimizer step."""
     data_wait: float
-    """Share of the time, 0..1, in which this process waited for its pictures."""
+    """Share of the time, 0..1, in which this process waited for its images."""
 
 
 class Meter:
@@ -36,18 +36,18 @@ class Meter:
     Args:
         accelerator: the processes whose losses are read together.
         plan: the run's arithmetic.
-        unread: what `unread` gave before an interruption.
+        pending: what `pending` gave before an interruption.
     """
 
-    def __init__(self, accelerator: Accelerator, plan: StepPlan, unread: Sequence[Sequence[float]] = ()) -> None:
+    def __init__(self, accelerator: Accelerator, plan: BatchPlan, pending: Sequence[Sequence[float]] = ()) -> None:
         self._accelerator, self._plan = accelerator, plan
         self._losses: list[Tensor] = []
         self._micro_batches: list[int] = []
         self._begun, self._waited = time.perf_counter(), 0.0
-        if unread:
-            own: Sequence[float] = unread[accelerator.process_index % len(unread)]
-            if len(unread) != accelerator.num_processes:  # each takes an equal share
-                all_of_them = [loss for losses in unread for loss in losses]
+        if pending:
+            own: Sequence[float] = pending[accelerator.process_index % len(pending)]
+            if len(pending) != accelerator.num_processes:  # each takes an equal share
+                all_of_them = [loss for losses in pending for loss in losses]
                 own = [sum(all_of_them) / len(all_of_them)] * (len(all_of_them) // accelerator.num_processes)
             self._losses = [torch.tensor(loss, device=accelerator.device) for loss in own]
 
@@ -81,18 +81,18 @@ class Meter:
         found: list[tuple[int, float] | None] = gather_object([own])
         return min((bad for bad in found if bad is not None), default=None)
 
-    def unread(self) -> list[list[float]]:
+    def pending(self) -> list[list[float]]:
         """The losses of each process since the last reading, for a checkpoint."""
         own: list[float] = torch.stack(self._losses).tolist() if self._losses else []
         everywhere: list[list[float]] = gather_object([own]) if self._accelerator.num_processes > 1 else [own]
         return everywhere if any(everywhere) else []
 
-    def read(self) -> Reading:
+    def read(self) -> LogWindow:
         """All of it; then it begins anew."""
         mean = float(self._accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean"))
         seconds = max(time.perf_counter() - self._begun, math.ulp(1.0))
         micro_batches = len(self._micro_batches)
-        reading = Reading(
+        reading = LogWindow(
             loss=mean,
             images_per_second=micro_batches * self._plan.micro_batch * self._plan.num_processes / seconds,
             step_seconds=seconds * self._plan.accumulation / max(micro_batches, 1),

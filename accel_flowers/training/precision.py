@@ -26,7 +26,7 @@ from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache, write_text_durably
 from accel_flowers.core.reading import parse_json, read_text
-from accel_flowers.data.sampler import StepPlan
+from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.freezing import freeze, set_training_mode
@@ -37,13 +37,13 @@ from accel_flowers.training.optim import build_optimizer, set_lr
 Precision = Literal["no", "bf16"]
 """In the launcher's words: "no" is float32."""
 PRECISIONS: tuple[Precision, ...] = ("bf16", "no")
-CLEARLY = 1.05
+MIN_SPEEDUP = 1.05
 """float32 must be so many times as fast: what is about equal stays as the launcher has it."""
-PLAINLY = 1.5
+EARLY_EXIT_SPEEDUP = 1.5
 """Where one is so many times as fast as the other, two rounds are enough."""
 BUDGET_SECONDS = 3.0
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 10
-# With few pictures the casting of the weights would weigh more than in training, and count against bf16: as many as the
+# With few images the casting of the weights would weigh more than in training, and count against bf16: as many as the
 # time allows. Beyond 16 little changes.
 _FEW_PICTURES, _MAX_PICTURES = 4, 16
 _STEP_SECONDS = 0.75
@@ -52,7 +52,7 @@ _MAX_REMEMBERED, _MAX_BYTES = 500, 2**20
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrecisionChoice:
     """What a trial found."""
 
     ratio: float
@@ -63,7 +63,7 @@ class Choice:
     @property
     def precision(self) -> Precision:
         """What to train in where the launcher says bf16."""
-        return "no" if self.ratio > CLEARLY else "bf16"
+        return "no" if self.ratio > MIN_SPEEDUP else "bf16"
 
     def words(self, name: str) -> str:
         """The line for people."""
@@ -73,13 +73,13 @@ class Choice:
         return f"precision: {found} ({tried}): {taken}"
 
 
-def faster_precision(config: Config, *, num_processes: int) -> Choice | None:
+def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | None:
     """Find out which precision trains a recipe's network faster on this CPU.
 
     Weights, chance and memory of the run are left alone: the trial has a network of its own and gives it back.
 
     Args:
-        config: says which network, pictures and micro-batch.
+        config: says which network, images and micro-batch.
         num_processes: of the run.
 
     Returns:
@@ -88,16 +88,16 @@ def faster_precision(config: Config, *, num_processes: int) -> Choice | None:
     settings = config.train
     try:
         _, size = build_transform(config.data.train_transforms, field="data.train_transforms")
-        plan = StepPlan(1, 1, settings.global_batch_size, num_processes, settings.micro_batch_size)
+        plan = BatchPlan(1, 1, settings.global_batch_size, num_processes, settings.micro_batch_size)
         key = trial_key(config, size, plan.micro_batch)
         ratio = recall(key)
         if ratio is not None:
-            return Choice(ratio, remembered=True)
+            return PrecisionChoice(ratio, remembered=True)
         with torch.random.fork_rng(devices=[]):
             seconds = _try(config, size, plan.micro_batch)
     except (UserError, RuntimeError, MemoryError):
         return None
-    choice = Choice(round(seconds["bf16"] / seconds["no"], 3))
+    choice = PrecisionChoice(round(seconds["bf16"] / seconds["no"], 3))
     remember(key, choice.ratio)
     return choice
 
@@ -114,8 +114,8 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     set_lr(optimizer, 0.0)  # the same work, and numbers that stay numbers
     normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
 
-    def make_steps(pictures: int) -> dict[Precision, Callable[[], None]]:
-        pixels = torch.randint(0, 256, (pictures, 3, *size), dtype=torch.uint8)
+    def make_steps(images: int) -> dict[Precision, Callable[[], None]]:
+        pixels = torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8)
         return {name: partial(_step, network, optimizer, normalizer, pixels, name) for name in PRECISIONS}
 
     few = make_steps(_FEW_PICTURES)["bf16"]
@@ -150,7 +150,7 @@ def time_in_turn(steps: Mapping[Precision, Callable[[], None]]) -> dict[Precisio
         for name, step in steps.items():
             best[name] = min(best[name], _seconds_of(step))
         enough = number + 1 >= _MIN_ROUNDS and time.perf_counter() - begun > BUDGET_SECONDS
-        if enough or (number > 0 and max(best.values()) > PLAINLY * min(best.values())):
+        if enough or (number > 0 and max(best.values()) > EARLY_EXIT_SPEEDUP * min(best.values())):
             break
     return best
 

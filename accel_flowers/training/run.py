@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config
-from accel_flowers.data.dataset import Batch, Pictures
+from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.placement.resident import ToPixels
-from accel_flowers.data.sampler import StepPlan, TrainStream
+from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler
 from accel_flowers.data.split import Split
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.saved import ModelCard
+from accel_flowers.models.saved import ModelSpec
 from accel_flowers.training.checkpoint import Checkpoints, TrainState
 from accel_flowers.training.optim import LearningRate
 from accel_flowers.training.tasks import Objective
@@ -40,21 +40,21 @@ class Run:
     """As Accelerate wrapped it."""
     loaders: dict[str, DataLoader[Batch]]
     """Part → loader; the one of "train" goes through the whole run, from the step where it stands."""
-    parts: dict[str, Pictures]
-    """Part → its pictures."""
+    parts: dict[str, ImageDataset]
+    """Part → its images."""
     to_pixels: dict[str, ToPixels]
     """Part → what makes a batch's pixels on the device."""
-    plan: StepPlan
+    plan: BatchPlan
     objective: Objective
     lr_at: LearningRate
     normalizer: Normalizer
-    card: ModelCard
+    spec: ModelSpec
     """What the saved model will say of itself."""
     checkpoints: Checkpoints
     state: TrainState
     ema: Ema | None
-    stream: TrainStream
-    """The order of the training pictures; says which are in a micro-batch."""
+    stream: StreamBatchSampler
+    """The order of the training images; says which are in a micro-batch."""
 
     @property
     def kept_network(self) -> nn.Module:
@@ -67,7 +67,7 @@ class Run:
         return self.ema.network if self.ema else None
 
     def files_of(self, micro_batch: int) -> list[str]:
-        """Names of the pictures of a micro-batch of the run."""
+        """Names of the images of a micro-batch of the run."""
         return [self.parts["train"].files[key.sample] for key in self.stream.micro_batch_at(micro_batch)]
 
     def input_of(self, part: str) -> Callable[[Batch], Tensor]:

@@ -28,7 +28,7 @@ def build_objective(config: LossConfig, labels: Tensor, num_classes: int, device
 
     Args:
         config: label smoothing and class weights.
-        labels: of all training pictures, int64 [N]; class weights follow from them.
+        labels: of all training images, int64 [N]; class weights follow from them.
         num_classes: C.
         device: where logits will be.
     """

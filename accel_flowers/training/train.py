@@ -14,15 +14,15 @@ from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.core.progress import Progress, tell
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
-from accel_flowers.distributed.collectives import Processes, check_same_everywhere, decided_by_main
-from accel_flowers.distributed.health import Peers
+from accel_flowers.distributed.collectives import Processes, broadcast_from_main, check_same_everywhere
+from accel_flowers.distributed.health import HealthMonitor
 from accel_flowers.distributed.launch import (
     build_accelerator,
     destroyed_at_the_end,
     launched_precision,
     start_processes,
 )
-from accel_flowers.distributed.preemption import Watch
+from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.tracking.run_dir import (
     METRICS_FILE,
@@ -41,8 +41,8 @@ from accel_flowers.training.build import build_run
 from accel_flowers.training.debugging import shorten, stricter
 from accel_flowers.training.epoch import finish, is_scored, save
 from accel_flowers.training.loop import loop
-from accel_flowers.training.memory import told_when_short
-from accel_flowers.training.precision import faster_precision
+from accel_flowers.training.memory import oom_as_user_error
+from accel_flowers.training.precision import try_precisions
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.run import Run
 
@@ -62,7 +62,7 @@ def train(config: Config) -> dict[str, Any]:
         UserError: a mistake in the configuration, the folder, the weights or the launch, found before the first step;
             a disk that refuses to write; a loss that is no number.
         Interrupted: a signal; a checkpoint was written.
-        PeerLost: another process is gone.
+        RankLost: another process is gone.
     """
     config = shorten(config)
     assert config.run_dir is not None
@@ -74,27 +74,27 @@ def train(config: Config) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(destroyed_at_the_end(processes))
         at_end = stack.enter_context(ExitStack())
-        peers = stack.enter_context(Peers(processes))
+        health = stack.enter_context(HealthMonitor(processes))
         check_same_everywhere(processes, {**versions(), **fixed_fields(config), "precision": launched_precision()})
         lock = stack.enter_context(RunDirLock())
-        decided_by_main(processes, lambda: check_run_dir(run_dir, config, lock))
-        precision = decided_by_main(processes, lambda: choose_precision(config, run_dir, processes))
+        broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
+        precision = broadcast_from_main(processes, lambda: choose_precision(config, run_dir, processes))
         accelerator = build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
         at_end.callback(accelerator.end_training)
         stack.enter_context(fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic))
         run = build_run(config, accelerator)
         stack.callback(run.checkpoints.close)
-        peers.files_of = run.files_of
-        _begin(run, lock)
+        health.files_of = run.files_of
+        _open_run(run, lock)
         progress = stack.enter_context(
             Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process)
         )
-        watch = stack.enter_context(Watch(accelerator, config.checkpoint, peers))
+        watch = stack.enter_context(PreemptionHandler(accelerator, config.checkpoint, health))
         profiler = stack.enter_context(StepProfiler(config.debug, run_dir, accelerator, run.network))
         stack.enter_context(stricter(config.debug))
         while True:
             try:
-                with told_when_short():
+                with oom_as_user_error():
                     loop(run, progress, watch, profiler)
                 results = finish(run, progress, watch)
                 break
@@ -126,7 +126,7 @@ def choose_precision(config: Config, run_dir: Path, processes: Processes) -> str
     # What torch.compile would make of the network is another network's speed.
     if processes.device.type != "cpu" or config.train.compile:
         return None
-    choice = faster_precision(config, num_processes=processes.num_processes)
+    choice = try_precisions(config, num_processes=processes.num_processes)
     if choice is None:
         return None
     tell(choice.words(config.model.name))
@@ -143,10 +143,10 @@ def _draw_report(run_dir: Path) -> None:
         tell(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")
 
 
-def _begin(run: Run, lock: RunDirLock) -> None:
+def _open_run(run: Run, lock: RunDirLock) -> None:
     """Write what the run directory holds from the start, and open the trackers; collective."""
     accelerator, run_dir = run.accelerator, run.run_dir
-    environment = decided_by_main(accelerator, lambda: open_run_dir(run_dir, lock))
+    environment = broadcast_from_main(accelerator, lambda: open_run_dir(run_dir, lock))
 
     def write() -> None:
         if not holds_run(run_dir):
@@ -161,7 +161,7 @@ def _begin(run: Run, lock: RunDirLock) -> None:
             write_config(run_dir, run.config, {**environment, **on})
         forget_after(run_dir / METRICS_FILE, run.state.step, scored=is_scored(run))
 
-    decided_by_main(accelerator, write)
+    broadcast_from_main(accelerator, write)
     values = config_to_dict(run.config)
     start_trackers(accelerator, values, run_id=environment["run_id"], next_step=run.state.step + 1)
     if run.config.train.on_nan == "rollback" and not run.state.step:
@@ -181,12 +181,12 @@ def _roll_back(run: Run, diverged: Diverged, progress: Progress) -> None:
             f"{diverged}{tried} What was saved before is untouched. Try a lower --optim.lr, --optim.max-grad-norm 1, "
             "a warm-up (--schedule.warmup-epochs 1)" + ("." if tried else " or --train.on-nan rollback.")
         )
-    newest, _ = decided_by_main(run.accelerator, run.checkpoints.find_newest)
+    newest, _ = broadcast_from_main(run.accelerator, run.checkpoints.find_newest)
     assert newest is not None, "one is written before the first step"
     run.restore(newest)
     run.optimizer.zero_grad()
     run.state.rollbacks = rollbacks + 1
-    decided_by_main(
+    broadcast_from_main(
         run.accelerator,
         lambda: forget_after(run.run_dir / METRICS_FILE, run.state.step, scored=is_scored(run)),
     )

@@ -74,7 +74,7 @@ def decode_rows(data: bytes, header: JpegHeader, rows: int, *, passing: bool = F
         data: the file.
         header: what `read_header` said of it.
         rows: how many of its rows are needed.
-        passing: whether the result may be overwritten by this thread's next picture, which spares memory its way through
+        passing: whether the result may be overwritten by this thread's next image, which spares memory its way through
             the caches.
 
     Returns:
@@ -92,7 +92,7 @@ def decode_rows(data: bytes, header: JpegHeader, rows: int, *, passing: bool = F
         frame = bytearray(data)
         frame[header.frame : header.frame + 2] = height.to_bytes(2, "big")
     try:
-        # Strict is the whole picture only: of a shortened one the rest is "extraneous bytes". Of other damage to a file
+        # Strict is the whole image only: of a shortened one the rest is "extraneous bytes". Of other damage to a file
         # that has its end Pillow reads over the same.
         simplejpeg.decode_jpeg(frame, "RGB", fastdct=False, fastupsample=False, strict=not shortened, buffer=pixels)
     except ValueError:
@@ -112,7 +112,7 @@ def _scratch(size: int) -> npt.NDArray[np.uint8]:
 
 
 def decode_pixels(data: bytes, name: str) -> Tensor:
-    """Decode a whole picture of any kind, on the quickest way.
+    """Decode a whole image of any kind, on the quickest way.
 
     Args:
         data: the file.

@@ -1,8 +1,8 @@
-"""Picture files in, upright 8-bit RGB pictures out.
+"""Image files in, upright 8-bit RGB images out.
 
 People's folders hold more than plain JPEGs: sideways phone photos, CMYK scans, 16-bit greys, cut-outs with
-transparent edges, half-downloaded files. Everything that reads pictures goes through this module, so that all of them
-either become the picture that a person sees in an image viewer or are refused with the file's name and the cause.
+transparent edges, half-downloaded files. Everything that reads images goes through this module, so that all of them
+either become the image that a person sees in an image viewer or are refused with the file's name and the cause.
 
 Not here: finding files, resizing, tensors, colour management (embedded ICC profiles are ignored), frames after the
 first, and formats that are not for photographs. A file's kind is told by its first bytes, never by its name.
@@ -43,19 +43,19 @@ IMAGE_EXTENSIONS: Final[frozenset[str]] = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
     ".ppm", ".pgm", ".pbm", ".pnm",
 })  # fmt: skip
-"""Lower-case file name suffixes, with the dot, that count as pictures."""
+"""Lower-case file name suffixes, with the dot, that count as images."""
 
 MAX_PIXELS: Final = 178_956_970
 """Largest width times height that is decoded: where Pillow takes a file for an attack and refuses it by default."""
 MAX_ASPECT: Final = 100
 """Largest ratio of the longer to the shorter side: resizing the shorter side of a line to 256 makes a giant of it."""
 MAX_BYTES: Final = 2**30
-"""Largest picture file that is read, for whoever reads it."""
+"""Largest image file that is read, for whoever reads it."""
 MAX_SCANNED: Final = 10**10
 """Largest number of scans of a JPEG times its pixels. Photographs have ten scans; thousands of empty ones, for which
 a hundred kilobytes suffice, take minutes to decode."""
 _LARGE: Final = 2**25
-"""Pixels from which on one thread decodes at a time: a few pictures of `MAX_PIXELS` at once would fill the memory."""
+"""Pixels from which on one thread decodes at a time: a few images of `MAX_PIXELS` at once would fill the memory."""
 
 # What Pillow 13 lets out for damaged files, as fuzzing showed. It is so wide because its readers are mostly Python that
 # trusts the file: a flipped byte ends in whatever unpacking, indexing or an `assert` raises then (AttributeError where
@@ -73,11 +73,11 @@ _TURNS: Final = {
     6: Transpose.ROTATE_270,
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
-}  # EXIF orientation -> what brings the picture upright
+}  # EXIF orientation -> what brings the image upright
 
 
 class BadImageError(UserError):
-    """A picture file that cannot be used.
+    """An image file that cannot be used.
 
     Attributes:
         name: The file, as the caller named it.
@@ -104,7 +104,7 @@ class ImageInfo:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decodes a picture file into an upright RGB picture.
+    """Decodes an image file into an upright RGB image.
 
     Transparent pixels are laid on white: the colours hidden under them are leftovers that no viewer shows, and a model
     must not learn from what a person cannot see. Grey of more than 8 bits is scaled, not clipped. Of an animation or
@@ -115,10 +115,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         name: What to call the file in errors.
 
     Returns:
-        A picture of mode "RGB" (three uint8 channels), turned as its EXIF orientation asks, without metadata.
+        An image of mode "RGB" (three uint8 channels), turned as its EXIF orientation asks, without metadata.
 
     Raises:
-        BadImageError: The file is empty, damaged, cut short, no picture or not of a known kind, has more than
+        BadImageError: The file is empty, damaged, cut short, no image or not of a known kind, has more than
             `MAX_PIXELS` pixels, is a line, or has grey values of which the white point cannot be told.
     """
     with _open(data, name) as image:
@@ -127,13 +127,13 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         if turn is not None:
             rgb = rgb.transpose(turn)
         elif rgb is image:
-            rgb = image.copy()  # a plain picture that does not hold on to its file
-    rgb.info.clear()  # whoever finds the EXIF block in there would turn the picture once more
+            rgb = image.copy()  # a plain image that does not hold on to its file
+    rgb.info.clear()  # whoever finds the EXIF block in there would turn the image once more
     return rgb
 
 
 def verify_image(data: bytes, name: str) -> ImageInfo:
-    """Checks that `decode_image` can decode a picture file, at less cost where the format allows.
+    """Checks that `decode_image` can decode an image file, at less cost where the format allows.
 
     Args:
         data: The whole file.
@@ -175,24 +175,24 @@ def _is_flawless(data: bytes) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
-    """What `glance_at` learnt: `info` as of `verify_image`, the EXIF `orientation` (1 to 8), a `small` upright RGB picture."""
+class Thumbnail:
+    """What `decode_thumbnail` learnt: `info` as of `verify_image`, the EXIF `orientation` (1 to 8), a `small` upright RGB image."""
 
     info: ImageInfo
     orientation: int
     small: Image.Image
 
 
-def glance_at(data: bytes, name: str, *, side: int) -> Glance:
-    """As `verify_image`, and keeps a small version of the picture: one decoding for all that an inspection needs.
+def decode_thumbnail(data: bytes, name: str, *, side: int) -> Thumbnail:
+    """As `verify_image`, and keeps a small version of the image: one decoding for all that an inspection needs.
 
     Args:
         data: The whole file.
         name: What to call the file in errors.
-        side: The small picture is reduced by whole numbers as far as both its sides stay at least this long, in pixels.
+        side: The small image is reduced by whole numbers as far as both its sides stay at least this long, in pixels.
 
     Returns:
-        The facts and the small picture; one that is smaller than `side` keeps its size.
+        The facts and the small image; one that is smaller than `side` keeps its size.
 
     Raises:
         BadImageError: Exactly when `decode_image` would raise it.
@@ -212,7 +212,7 @@ def glance_at(data: bytes, name: str, *, side: int) -> Glance:
         if stored in _TURNS:
             orientation = stored
     info = ImageInfo(width, height, mode, image.format or "")
-    return Glance(info, orientation, small if turn is None else small.transpose(turn))
+    return Thumbnail(info, orientation, small if turn is None else small.transpose(turn))
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
@@ -231,7 +231,7 @@ class _Tiff(TiffImagePlugin.TiffImageFile):
         return exif
 
 
-# The plugins are called directly, not through `Image.open`: that warns about large pictures before their size can be
+# The plugins are called directly, not through `Image.open`: that warns about large images before their size can be
 # asked, and about JPEGs whose list of further frames is broken, and opens what nobody wants opened by mistake (EPS
 # runs Ghostscript).
 _PLUGINS: Final[tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...]] = (
@@ -264,7 +264,7 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
-    """Opens a picture file and turns every error of Pillow in the body of the `with` into a `BadImageError`."""
+    """Opens an image file and turns every error of Pillow in the body of the `with` into a `BadImageError`."""
     if not data:
         raise BadImageError(name, "the file is empty")
     plugin = next((plugin for magic, plugin in _PLUGINS if magic.match(data)), None)
@@ -291,7 +291,7 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
 
 
 def _refusal(image: ImageFile.ImageFile, data: bytes) -> str | None:
-    """Why a picture is not decoded at all, judged by its header."""
+    """Why an image is not decoded at all, judged by its header."""
     size = f"{image.width} x {image.height}"
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
@@ -359,7 +359,7 @@ def _grey_to_8_bits(image: ImageFile.ImageFile, name: str) -> Image.Image:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """The EXIF orientation, 1 to 8, of a loaded picture; 1 where there is none, or none that can be read."""
+    """The EXIF orientation, 1 to 8, of a loaded image; 1 where there is none, or none that can be read."""
     exif = image.info.get("exif")
     return exif_orientation(exif) if isinstance(exif, bytes) else 1
 

@@ -15,33 +15,33 @@ from accelerate import Accelerator
 from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache
-from accel_flowers.data.cache import DecodedPictures, NoCache, open_cache
-from accel_flowers.data.dataset import Pictures
+from accel_flowers.data.cache import DecodedImages, NoCache, open_cache
+from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
-from accel_flowers.data.placement.resident import FinishedPictures, ToPixels, WholePictures, in_threads, loaded_pixels
+from accel_flowers.data.placement.resident import FinishedImages, ToPixels, WholeImages, in_threads, loaded_pixels
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable, read_bytes
-from accel_flowers.data.transforms.build import PictureTransform
+from accel_flowers.data.transforms.build import ImageTransform
 from accel_flowers.data.transforms.gpu.store import bytes_needed
 from accel_flowers.data.workers import local_cores
-from accel_flowers.distributed.collectives import num_local_processes, on_each, tell_main, true_everywhere
+from accel_flowers.distributed.collectives import log_on_main, num_local_processes, run_on_all, true_everywhere
 
 
 @dataclass(frozen=True)
 class Part:
     """A part of the data set, on the way that was chosen."""
 
-    pictures: Pictures
+    images: ImageDataset
     to_pixels: ToPixels = loaded_pixels
     """What makes a batch's pixels on the device."""
 
 
 _LOOKED_AT = 200
-"""Pictures from which the size of all is estimated."""
+"""Images from which the size of all is estimated."""
 
 
 def wants_cache(data: DataConfig, device: torch.device) -> bool:
-    """Whether decoded pictures shall be kept on the disk, if that can be and they are not on the device."""
+    """Whether decoded images shall be kept on the disk, if that can be and they are not on the device."""
     return data.pixels_from == "cache" or (data.pixels_from == "auto" and device.type != "cpu")
 
 
@@ -50,7 +50,7 @@ def open_parts(
     table: ImageTable,
     split: Split,
     contents: Sequence[str],
-    transforms: Mapping[str, tuple[str, PictureTransform]],
+    transforms: Mapping[str, tuple[str, ImageTransform]],
     accelerator: Accelerator,
     *,
     eval_size: tuple[int, int],
@@ -61,27 +61,27 @@ def open_parts(
 
     Args:
         data: says where pixels come from.
-        table: all pictures.
+        table: all images.
         split: which of them are used, and in which part.
-        contents: digest of each picture of the table, where `wants_cache`.
-        transforms: name of each loader → the part that it reads and what is done to its pictures.
+        contents: digest of each image of the table, where `wants_cache`.
+        transforms: name of each loader → the part that it reads and what is done to its images.
         accelerator: the processes; those of one machine share a cache.
-        eval_size: height and width of the evaluation's pictures.
-        compiled: whether the device's work on pictures is compiled, too.
+        eval_size: height and width of the evaluation's images.
+        compiled: whether the device's work on images is compiled, too.
         seed: the run's.
 
     Returns:
         The name of each loader → its part.
 
     Raises:
-        UserError: what the recipe insists on cannot be; a picture that cannot be read any more.
+        UserError: what the recipe insists on cannot be; an image that cannot be read any more.
     """
-    pictures = partial(Pictures, table, split=split, seed=seed)
+    images = partial(ImageDataset, table, split=split, seed=seed)
     if data.pixels_from == "plain":
-        # Training pictures alone: evaluations are the same on all ways, and when the model is scored later.
+        # Training images alone: evaluations are the same on all ways, and when the model is scored later.
         part, transform = transforms["train"]
         transforms = {**transforms, "train": (part, transform.plainly())}
-    parts = {name: pictures(part=part, transform=transform) for name, (part, transform) in transforms.items()}
+    parts = {name: images(part=part, transform=transform) for name, (part, transform) in transforms.items()}
     if data.pixels_from == "device" or (data.pixels_from == "auto" and accelerator.device.type != "cpu"):
         placed = _place_on_device(data, parts, transforms["train"][1], eval_size, accelerator, compiled=compiled)
         if placed:
@@ -89,11 +89,11 @@ def open_parts(
     if wants_cache(data, accelerator.device):
         decoded = _keep_decoded(data, table, split, contents, accelerator)
         return {
-            name: Part(pictures(part=part, transform=transform, decoded=decoded))
+            name: Part(images(part=part, transform=transform, decoded=decoded))
             for name, (part, transform) in transforms.items()
         }
     unused = "" if data.cache_dir is None else " (data.cache_dir is for --data.pixels-from cache)"
-    tell_main(accelerator, _WITHOUT[data.pixels_from] + unused)
+    log_on_main(accelerator, _WITHOUT[data.pixels_from] + unused)
     return {name: Part(each) for name, each in parts.items()}
 
 
@@ -106,14 +106,14 @@ _WITHOUT = {
 
 def _place_on_device(
     data: DataConfig,
-    parts: Mapping[str, Pictures],
-    transform: PictureTransform,
+    parts: Mapping[str, ImageDataset],
+    transform: ImageTransform,
     eval_size: tuple[int, int],
     accelerator: Accelerator,
     *,
     compiled: bool,
 ) -> dict[str, Part] | None:
-    """All pictures in the device's memory: those for training whole, the others finished.
+    """All images in the device's memory: those for training whole, the others finished.
 
     Returns:
         None where they do not fit, or the transforms cannot be done there, and the recipe does not insist.
@@ -126,27 +126,27 @@ def _place_on_device(
         lacking = "the training's transforms hold what cannot be done on the device"
         if insists:
             raise UserError(f"data.train_transforms: {lacking}: take --data.pixels-from auto, or other transforms.")
-        tell_main(accelerator, f"pixels: not on the device, because {lacking}")
+        log_on_main(accelerator, f"pixels: not on the device, because {lacking}")
         return None
 
     train, room = parts["train"], _room(device)
     finished = sum(len(each) for name, each in parts.items() if name != "train") * 3 * eval_size[0] * eval_size[1]
     # A few first: to learn that a set is far too large, nobody needs to read all of it once more.
     for every in sorted({max(1, len(train) // _LOOKED_AT), 1}, reverse=True):
-        sizes = on_each(accelerator, partial(_sizes, train, every, threads))
+        sizes = run_on_all(accelerator, partial(_sizes, train, every, threads))
         needed = bytes_needed(sizes) * len(train) // len(sizes) + finished
         too_large = f"{needed / 2**30:.2f} GiB do not fit on {device} beside the training"
         if not true_everywhere(accelerator, insists or needed <= room * (1 if every == 1 else 2)):
-            tell_main(accelerator, f"pixels: not on the device, because {too_large}")
+            log_on_main(accelerator, f"pixels: not on the device, because {too_large}")
             return None
     on_device.max_bytes = min(on_device.max_bytes, max(2**28, room - needed))
     on_device.compiled = compiled
 
-    def place(name: str, each: Pictures) -> Part:
+    def place(name: str, each: ImageDataset) -> Part:
         if name == "train":
-            whole = WholePictures(each, sizes, on_device, device, threads=threads)
-            return Part(each.away((on_device, sizes)), whole)
-        return Part(each.away(None), FinishedPictures(each, device, threads=threads))
+            whole = WholeImages(each, sizes, on_device, device, threads=threads)
+            return Part(each.without_pixels((on_device, sizes)), whole)
+        return Part(each.without_pixels(None), FinishedImages(each, device, threads=threads))
 
     def place_all() -> dict[str, Part] | None:
         try:
@@ -154,27 +154,27 @@ def _place_on_device(
         except torch.OutOfMemoryError:
             return None  # somebody else took it meanwhile, or the recipe asked for too much
 
-    placed = on_each(accelerator, place_all)
+    placed = run_on_all(accelerator, place_all)
     if not true_everywhere(accelerator, placed is not None):
         if insists:
             raise UserError(f"The pictures cannot be kept on the device: {too_large}. Take --data.pixels-from auto.")
-        tell_main(accelerator, f"pixels: not on the device, because {too_large}")
+        log_on_main(accelerator, f"pixels: not on the device, because {too_large}")
         return None
     seconds = time.monotonic() - begun
-    tell_main(
+    log_on_main(
         accelerator,
         f"pixels: on {device}, {needed / 2**30:.2f} GiB, cropped and coloured there (placed in {seconds:.1f} s)",
     )
     return placed
 
 
-def _sizes(pictures: Pictures, every: int, threads: int) -> list[tuple[int, int]]:
-    """Height and width of every so manieth picture."""
-    return list(in_threads(lambda number: pictures.size(number * every), -(-len(pictures) // every), threads))
+def _sizes(images: ImageDataset, every: int, threads: int) -> list[tuple[int, int]]:
+    """Height and width of every so manieth image."""
+    return list(in_threads(lambda number: images.size(number * every), -(-len(images) // every), threads))
 
 
 def _room(device: torch.device) -> int:
-    """Bytes that pictures may take: half of what is free while the training has all that it needs."""
+    """Bytes that images may take: half of what is free while the training has all that it needs."""
     if device.type != "cuda":
         return 0
     free, _ = torch.cuda.mem_get_info(device)
@@ -184,8 +184,8 @@ def _room(device: torch.device) -> int:
 
 def _keep_decoded(
     data: DataConfig, table: ImageTable, split: Split, contents: Sequence[str], accelerator: Accelerator
-) -> DecodedPictures | None:
-    """The cache of decoded pictures, made now or before.
+) -> DecodedImages | None:
+    """The cache of decoded images, made now or before.
 
     Returns:
         None where it does not fit and the recipe does not insist.
@@ -194,7 +194,7 @@ def _keep_decoded(
 
     begun = time.monotonic()
 
-    def open_or_not() -> tuple[DecodedPictures | None, bool, str]:
+    def open_or_not() -> tuple[DecodedImages | None, bool, str]:
         try:
             limit = int(data.cache_gib * 2**30)
             opened, made = open_cache(cache_root(data), table.files, used, reader_of(table), max_bytes=limit)
@@ -207,20 +207,20 @@ def _keep_decoded(
             return None, False, str(error)
         return opened, made, ""
 
-    decoded, made_here, why_not = on_each(accelerator, open_or_not)
+    decoded, made_here, why_not = run_on_all(accelerator, open_or_not)
     # Whichever process came first made it, while the others waited.
     made_before = true_everywhere(accelerator, not made_here)
     if decoded is None:
-        tell_main(accelerator, f"pixels: decoded anew each time; {why_not}")
+        log_on_main(accelerator, f"pixels: decoded anew each time; {why_not}")
         return None
     how = "made before" if made_before else f"made in {time.monotonic() - begun:.1f} s"
     size = f"{decoded.num_bytes / 2**30:.2f} GiB"
-    tell_main(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
+    log_on_main(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
     return decoded
 
 
 def reader_of(table: ImageTable) -> Callable[[int], bytes]:
-    """Row of the table → its encoded picture.
+    """Row of the table → its encoded image.
 
     Raises:
         BadImageError: (of the function) it cannot be read.
@@ -236,7 +236,7 @@ def reader_of(table: ImageTable) -> Callable[[int], bytes]:
 
 
 def cache_root(data: DataConfig) -> Path:
-    """Where caches of decoded pictures lie.
+    """Where caches of decoded images lie.
 
     Raises:
         NoCache: there is no such place.

@@ -1,7 +1,7 @@
-"""Pictures that lie on the training's device: a batch brings only what is done to them, or nothing.
+"""Images that lie on the training's device: a batch brings only what is done to them, or nothing.
 
-Training pictures are kept whole and are cropped and coloured there (`transform`), with the chance that the loader draws
-for each sample as for all other ways. Evaluation pictures are the same each time, so they are kept as the usual way makes
+Training images are kept whole and are cropped and coloured there (`transform`), with the chance that the loader draws
+for each sample as for all other ways. Evaluation images are the same each time, so they are kept as the usual way makes
 them, to the last bit.
 """
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.dataset import Batch, Pictures
+from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.sampler import SampleKey
-from accel_flowers.data.transforms.gpu.store import DevicePictures
+from accel_flowers.data.transforms.gpu.store import DeviceImages
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform
 
 T = TypeVar("T")
@@ -32,11 +32,11 @@ def loaded_pixels(batch: Batch) -> Tensor:
     return batch["pixels"]
 
 
-class WholePictures:
-    """Training pictures, kept whole.
+class WholeImages:
+    """Training images, kept whole.
 
     Args:
-        pictures: the part.
+        images: the part.
         sizes: height and width of each.
         transform: what is done to them on the device.
         device: where they are kept.
@@ -45,7 +45,7 @@ class WholePictures:
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: ImageDataset,
         sizes: Sequence[tuple[int, int]],
         transform: DeviceTransform,
         device: torch.device,
@@ -53,9 +53,9 @@ class WholePictures:
         threads: int,
     ) -> None:
         self._transform = transform
-        self._store = DevicePictures(sizes, device)
+        self._store = DeviceImages(sizes, device)
         try:
-            self._store.fill(in_threads(pictures.decode, len(pictures), threads))
+            self._store.fill(in_threads(images.decode, len(images), threads))
         except UserError:
             raise
         except ValueError as error:
@@ -63,34 +63,36 @@ class WholePictures:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Crops, flips and colours, as the batch's draws say."""
-        return self._transform.apply(self._store, batch["samples"], batch["draws"], extent=batch["extent"])
+        return self._transform.apply(
+            self._store, batch["samples"], batch["random_params"], output_extent=batch["output_extent"]
+        )
 
 
-class FinishedPictures:
-    """Evaluation pictures, kept as the network takes them.
+class FinishedImages:
+    """Evaluation images, kept as the network takes them.
 
     Args:
-        pictures: the part; its transform is without chance.
+        images: the part; its transform is without chance.
         device: where they are kept.
         threads: of decoding.
     """
 
-    def __init__(self, pictures: Pictures, device: torch.device, *, threads: int) -> None:
+    def __init__(self, images: ImageDataset, device: torch.device, *, threads: int) -> None:
         def make(sample: int) -> Tensor:
-            batch = pictures.__getitems__([SampleKey(sample, 0, 0)])
+            batch = images.__getitems__([SampleKey(sample, 0, 0)])
             if isinstance(batch, BadImageError):
                 raise batch
             return batch["pixels"][0].permute(1, 2, 0)
 
-        made = in_threads(make, len(pictures), threads)
+        made = in_threads(make, len(images), threads)
         first = next(made)
-        self._pixels = torch.empty((len(pictures), *first.shape), dtype=torch.uint8, device=device)
+        self._pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8, device=device)
         self._pixels[0] = first
         for sample, pixels in enumerate(made, start=1):
             self._pixels[sample] = pixels
 
     def __call__(self, batch: Batch) -> Tensor:
-        """The pictures of the batch's samples."""
+        """The images of the batch's samples."""
         return self._pixels.index_select(0, batch["samples"]).permute(0, 3, 1, 2)
 
 

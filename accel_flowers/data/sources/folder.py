@@ -1,8 +1,8 @@
 """An image folder, a zip of one, or a dataset of the hub → rows, labels and class names, the same on every process.
 
-`datasets` holds the rows. A folder is walked here and not by its imagefolder loader: that answers a stray picture by
+`datasets` holds the rows. A folder is walked here and not by its imagefolder loader: that answers a stray image by
 silently dropping every label, takes some class names for splits, follows no linked folders, unpacks whatever zip lies
-about, and takes 0.3 ms a file. Pictures are not opened here.
+about, and takes 0.3 ms a file. Images are not opened here.
 """
 
 from __future__ import annotations
@@ -58,17 +58,17 @@ def load_folder(source: str, root: Path) -> ImageTable:
 
 
 def _rows_of(paths: Sequence[str], labels: Sequence[int], class_names: Sequence[str]) -> datasets.Dataset:
-    """The rows that the imagefolder loader would make: paths, not pictures, so that a million of them fit."""
+    """The rows that the imagefolder loader would make: paths, not images, so that a million of them fit."""
     features = datasets.Features(
         {"image": datasets.Value("string"), "label": datasets.ClassLabel(names=list(class_names))}
     )
     rows = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
-    # A cast, because to be given pictures `from_dict` would go through them one by one.
+    # A cast, because to be given images `from_dict` would go through them one by one.
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
 def _scan(root: Path) -> _Scan:
-    """Walk the folder and what is linked into it: pictures by their ending, in sorted order; hidden files are passed over.
+    """Walk the folder and what is linked into it: images by their ending, in sorted order; hidden files are passed over.
 
     Raises:
         OSError: a folder that cannot be listed.
@@ -76,13 +76,13 @@ def _scan(root: Path) -> _Scan:
     scan = _Scan([], {}, [], [])
 
     def visit(folder: str, prefix: str) -> bool:
-        """Returns whether anything that looks like a picture lies below."""
+        """Returns whether anything that looks like an image lies below."""
         found = False
         with os.scandir(folder) as entries:
             ordered = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
         for entry in ordered:
             name = prefix + entry.name
-            looks_like_picture = looks_like_image(entry.name)
+            named_like_image = looks_like_image(entry.name)
             linked = entry.is_symlink()
             # `entry` knows without asking the disk, but raises for a link that leads to itself.
             is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
@@ -90,12 +90,12 @@ def _scan(root: Path) -> _Scan:
                 scan.ignored.append(name)
             elif is_folder:
                 below = visit(entry.path, name + "/")
-                if looks_like_picture and not below:
+                if named_like_image and not below:
                     scan.unreadable[name] = "a folder, not a picture"
                 elif not below:
                     scan.empty_folders.append(name)
-                found |= below or looks_like_picture
-            elif not looks_like_picture:
+                found |= below or named_like_image
+            elif not named_like_image:
                 scan.ignored.append(name)
             elif os.path.isfile(entry.path) if linked else entry.is_file():
                 scan.files.append(name)
@@ -131,7 +131,7 @@ def _check_names(names: Iterable[str]) -> None:
 
 
 def _check_layout(source: str, scan: _Scan) -> tuple[int, dict[str, str] | None]:
-    """See that every picture lies at class depth.
+    """See that every image lies at class depth.
 
     Returns:
         The depth of the class folder (1, or 2 under split folders) and the part that each split folder stands for.

@@ -58,7 +58,7 @@ def unzip(path: Path) -> Path:
 
 
 def _check_unpacked_size(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuse a zip that would fill the disk; pictures hardly get smaller in a zip. No member unpacks to more than it says.
+    """Refuse a zip that would fill the disk; images hardly get smaller in a zip. No member unpacks to more than it says.
 
     Raises:
         UserError: with both sizes.
@@ -90,7 +90,7 @@ def _visible_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipIn
 
 
 def inner_folder(folder: Path) -> Path:
-    """People zip the folder itself: step into it where nothing else holds pictures."""
+    """People zip the folder itself: step into it where nothing else holds images."""
     while True:
         entries = list(folder.iterdir())
         inner = [entry for entry in entries if entry.is_dir()]

@@ -1,7 +1,7 @@
-"""A recipe's list of transform names → a function from upright RGB pictures to uint8 tensors; and the normalisation.
+"""A recipe's list of transform names → a function from upright RGB images to uint8 tensors; and the normalisation.
 
 The names and arguments are torchvision's own (transforms v2), checked when the recipe is loaded: unknown names, wrong
-arguments, pictures of different sizes and chance in the evaluation end in a message, not in the middle of a run.
+arguments, images of different sizes and chance in the evaluation end in a message, not in the middle of a run.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from accel_flowers.data.transforms.cpu.transform import make_fast
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform, make_device_transform
 
 
-class PictureTransform:
-    """Upright RGB picture → uint8 tensor [3, H, W].
+class ImageTransform:
+    """Upright RGB image → uint8 tensor [3, H, W].
 
     Args:
         steps: transforms of torchvision (v2), in the order they act.
@@ -40,23 +40,23 @@ class PictureTransform:
         self._compose = v2.Compose([*map(_Bounded, steps), _ToUint8()])
         self._fast = make_fast(steps, _ToUint8())
 
-    def __call__(self, picture: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image) -> Tensor:
         """The plain way, which defines what comes out."""
-        pixels: Tensor = self._compose(picture)
+        pixels: Tensor = self._compose(image)
         return pixels
 
-    def plainly(self) -> PictureTransform:
+    def plainly(self) -> ImageTransform:
         """The same transform, which takes the plain way always."""
         plain = copy(self)
         plain._fast = None
         return plain
 
     def on_device(self) -> DeviceTransform | None:
-        """The same for pictures that lie on the device, within a level; None where it cannot be done there."""
+        """The same for images that lie on the device, within a level; None where it cannot be done there."""
         return make_device_transform(self._steps)
 
     def of_file(self, data: bytes, name: str, key: int = 0) -> Tensor:
-        """An encoded picture, on the fast way where there is one: within one level of `self(decode_image(data, name))`.
+        """An encoded image, on the fast way where there is one: within one level of `self(decode_image(data, name))`.
 
         Args:
             data: the file.
@@ -77,19 +77,19 @@ class PictureTransform:
         return self._plain(decode_image(data, name), name, key)
 
     def of_pixels(self, pixels: Tensor, name: str, key: int = 0) -> Tensor:
-        """The same from a picture that was decoded before, upright RGB, uint8 [height, width, 3]."""
+        """The same from an image that was decoded before, upright RGB, uint8 [height, width, 3]."""
         if self._fast:
             torch.default_generator.manual_seed(key)
             with suppress(ValueError, RuntimeError, MemoryError):
                 return self._fast.of_pixels(pixels)
         return self._plain(Image.fromarray(pixels.numpy()), name, key)
 
-    def _plain(self, picture: Image.Image, name: str, key: int) -> Tensor:
+    def _plain(self, image: Image.Image, name: str, key: int) -> Tensor:
         torch.default_generator.manual_seed(key)
         try:
-            return self(picture)
-        except (ValueError, RuntimeError, MemoryError) as error:  # a picture smaller than a crop, for example
-            cause = f"its {picture.width} x {picture.height} pixels cannot be transformed: {error}"
+            return self(image)
+        except (ValueError, RuntimeError, MemoryError) as error:  # an image smaller than a crop, for example
+            cause = f"its {image.width} x {image.height} pixels cannot be transformed: {error}"
             raise BadImageError(name, cause) from None
 
 
@@ -125,21 +125,21 @@ def transform_names() -> list[str]:
 
 
 class _ToUint8(v2.Transform):
-    """Picture → uint8 tensor; tensors pass."""
+    """Image → uint8 tensor; tensors pass."""
 
-    def forward(self, picture: Any) -> Tensor:
-        return picture if isinstance(picture, Tensor) else v2.functional.pil_to_tensor(picture)
+    def forward(self, image: Any) -> Tensor:
+        return image if isinstance(image, Tensor) else v2.functional.pil_to_tensor(image)
 
 
 class _Bounded(v2.Transform):
-    """A transform that stops a chain of transforms before its pictures fill the memory."""
+    """A transform that stops a chain of transforms before its images fill the memory."""
 
     def __init__(self, step: v2.Transform) -> None:
         super().__init__()
         self._step = step
 
-    def forward(self, picture: Any) -> Any:
-        made = self._step(picture)
+    def forward(self, image: Any) -> Any:
+        made = self._step(image)
         if isinstance(made, (Image.Image, Tensor)):
             height, width = v2.functional.get_size(made)
             if height * width > MAX_PIXELS or max(height, width) > MAX_ASPECT * min(height, width):
@@ -147,7 +147,7 @@ class _Bounded(v2.Transform):
         return made
 
 
-def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[PictureTransform, tuple[int, int]]:
+def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[ImageTransform, tuple[int, int]]:
     """Make the transform that a recipe's list describes.
 
     Args:
@@ -155,27 +155,27 @@ def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[Pict
         field: where the list stands, for messages ("data.train_transforms").
 
     Returns:
-        The transform and the size (height, width) of the pictures it makes.
+        The transform and the size (height, width) of the images it makes.
 
     Raises:
-        UserError: an unknown name, arguments that do not fit, or pictures of different sizes come out.
+        UserError: an unknown name, arguments that do not fit, or images of different sizes come out.
     """
     if len(json.dumps(list(specs))) > _LONGEST_LIST:
         raise UserError(f"{field} has more than {_LONGEST_LIST:,} characters: that is no list of transforms.")
-    transform = PictureTransform([build_step(spec, field) for spec in specs])
+    transform = ImageTransform([build_step(spec, field) for spec in specs])
     return transform, _output_size(transform, field)
 
 
-def check_repeatable(transform: PictureTransform, *, field: str) -> None:
-    """Evaluation must give the same picture each time.
+def check_repeatable(transform: ImageTransform, *, field: str) -> None:
+    """Evaluation must give the same image each time.
 
     Raises:
-        UserError: when two passes over one picture differ.
+        UserError: when two passes over one image differ.
     """
-    picture = _noise_picture(320, 240)
+    image = _noise_image(320, 240)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        passes = [transform(picture) for _ in range(8)]
+        passes = [transform(image) for _ in range(8)]
     if any(not torch.equal(passes[0], later) for later in passes[1:]):
         raise UserError(
             f"{field} holds a random transform, so validation would not measure the same thing twice: "
@@ -253,18 +253,18 @@ def _shown(signature: inspect.Signature) -> str:
     return ", ".join(name for name in signature.parameters if name != "kwargs") or "no arguments"
 
 
-def _noise_picture(width: int, height: int) -> Image.Image:
+def _noise_image(width: int, height: int) -> Image.Image:
     pixels = np.random.Generator(np.random.Philox(key=0)).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-def _output_size(transform: PictureTransform, field: str) -> tuple[int, int]:
+def _output_size(transform: ImageTransform, field: str) -> tuple[int, int]:
     sizes = set()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for width, height in ((320, 240), (200, 450), (97, 61)):
             try:
-                pixels = transform(_noise_picture(width, height))
+                pixels = transform(_noise_image(width, height))
             except (TypeError, ValueError, AttributeError, LookupError, RuntimeError, MemoryError) as error:
                 raise UserError(
                     f"{field} cannot be applied to a picture of {width} x {height} pixels: {error}"

@@ -1,7 +1,7 @@
 """What torchvision's transforms draw, from the same generator with the same calls, at a third of the time.
 
 All ways of pixels ask here, so a sample meets the same boxes and flips wherever its pixels come from. Sizes that follow
-from a picture's without chance are here, too.
+from an image's without chance are here, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def whole_number(number: int) -> int:
     return int(torch.empty(1, dtype=torch.int64).random_(0, number).item())
 
 
-class Chance:
+class Bernoulli:
     """Whether something that happens with a probability happens."""
 
     def __init__(self, probability: float) -> None:
@@ -46,7 +46,7 @@ class RandomBox:
         self._log_ratio = tuple(torch.log(torch.tensor(step.ratio)).tolist())
 
     def __call__(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a box in a picture of this size."""
+        """Top, left, height and width of a box in an image of this size."""
         area, drawn = height * width, torch.empty(1)
         for _ in range(10):
             target = area * drawn.uniform_(*self._scale).item()
@@ -55,7 +55,7 @@ class RandomBox:
             if 0 < box_width <= width and 0 < box_height <= height:
                 top = whole_number(height - box_height + 1)
                 return top, whole_number(width - box_width + 1), box_height, box_width
-        # The middle of the picture, as much of it as the ratios allow.
+        # The middle of the image, as much of it as the ratios allow.
         box_height, box_width = height, width
         if width / height < min(self._ratio):
             box_height = round(width / min(self._ratio))
@@ -65,7 +65,7 @@ class RandomBox:
 
 
 def resized_size(size: list[int], height: int, width: int) -> tuple[int, int]:
-    """What Resize makes of a picture's size: two numbers are that, one is for the shorter side.
+    """What Resize makes of an image's size: two numbers are that, one is for the shorter side.
 
     Raises:
         ValueError: it would be a line, or too large.

@@ -1,4 +1,4 @@
-"""torchvision's ColorJitter with the same results on Pillow pictures, and the way back from hue to colours four times as fast.
+"""torchvision's ColorJitter with the same results on Pillow images, and the way back from hue to colours four times as fast.
 
 Half of ColorJitter's time is Pillow's conversion from HSV to RGB. That conversion multiplies the value (V) with factors that
 only hue and saturation decide, so they can be looked up.
@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional
 
 
 class FastColorJitter(v2.Transform):
-    """What `jitter` does, to the last bit, for RGB pictures of Pillow.
+    """What `jitter` does, to the last bit, for RGB images of Pillow.
 
     Args:
         jitter: it draws the chance.
@@ -49,14 +49,14 @@ class FastColorJitter(v2.Transform):
         return inpt
 
 
-def adjust_hue(picture: Image.Image, hue_factor: float) -> Image.Image:
-    """torchvision's `adjust_hue` of an RGB picture.
+def adjust_hue(image: Image.Image, hue_factor: float) -> Image.Image:
+    """torchvision's `adjust_hue` of an RGB image.
 
     Args:
-        picture: mode "RGB".
+        image: mode "RGB".
         hue_factor: turn of the hue, -0.5 to 0.5 of a whole one.
     """
-    hue, saturation, value = (np.asarray(band) for band in picture.convert("HSV").split())
+    hue, saturation, value = (np.asarray(band) for band in image.convert("HSV").split())
     turned = hue + np.array(int(hue_factor * 255) & 255, dtype=np.uint8)  # uint8 starts again after 255, as hues do
     return hsv_to_rgb(turned, saturation, value)
 

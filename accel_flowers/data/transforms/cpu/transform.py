@@ -1,6 +1,6 @@
-"""What a list of transforms does to a picture, on arrays of bytes, with its crop before its resize.
+"""What a list of transforms does to an image, on arrays of bytes, with its crop before its resize.
 
-Chance is asked as torchvision's own code asks it, in its order, so a picture meets the same boxes, flips and
+Chance is asked as torchvision's own code asks it, in its order, so an image meets the same boxes, flips and
 colours as on the plain way (`decode_image`, then the transform); its pixels differ by one level at most.
 """
 
@@ -17,12 +17,12 @@ from torchvision.transforms import v2
 
 from accel_flowers.data.decoding.jpeg import decode_rows, read_header
 from accel_flowers.data.transforms.cpu.hue import FastColorJitter
-from accel_flowers.data.transforms.random import Chance, RandomBox, resized_size
+from accel_flowers.data.transforms.random import Bernoulli, RandomBox, resized_size
 
 _Cut = tuple[int, Callable[[Tensor], Tensor]]
-"""How many rows of a picture are needed, and what makes uint8 [3, H, W] of it once [height, width, 3] is there."""
+"""How many rows of an image are needed, and what makes uint8 [3, H, W] of it once [height, width, 3] is there."""
 _Beginning = Callable[[int, int], _Cut]
-"""Height and width of a picture → its cut, with chance drawn."""
+"""Height and width of an image → its cut, with chance drawn."""
 _Step = Callable[[Tensor], Tensor]
 """uint8 [3, H, W] → the same."""
 
@@ -33,22 +33,22 @@ class FastTransform:
     Args:
         begin: the first step, or the first two.
         steps: those that follow on tensors, in torchvision's order of chance.
-        rest: what then follows on Pillow pictures; None = nothing.
+        rest: what then follows on Pillow images; None = nothing.
     """
 
     def __init__(self, begin: _Beginning, steps: list[_Step], rest: Callable[[Image.Image], Tensor] | None) -> None:
-        self._begin, self._steps, self._rest = begin, steps, rest
+        self._open_run, self._steps, self._rest = begin, steps, rest
 
     def of_jpeg(self, data: bytes) -> Tensor | None:
-        """Encoded picture → uint8 [3, H, W], a view with the channels last; None = it must go the plain way.
+        """Encoded image → uint8 [3, H, W], a view with the channels last; None = it must go the plain way.
 
         Raises:
-            ValueError, RuntimeError: the picture has no size that the steps take.
+            ValueError, RuntimeError: the image has no size that the steps take.
         """
         header = read_header(data)
         if header is None:
             return None
-        rows, cut = self._begin(header.height, header.width)
+        rows, cut = self._open_run(header.height, header.width)
         pixels = decode_rows(data, header, rows, passing=True)
         if pixels is None:
             return None
@@ -56,8 +56,8 @@ class FastTransform:
         return made.clone() if made.untyped_storage().data_ptr() == pixels.untyped_storage().data_ptr() else made
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
-        """The same from a decoded picture, uint8 [height, width, 3]."""
-        _, cut = self._begin(pixels.shape[0], pixels.shape[1])
+        """The same from a decoded image, uint8 [height, width, 3]."""
+        _, cut = self._open_run(pixels.shape[0], pixels.shape[1])
         return self._finish(cut(pixels))
 
     def _finish(self, pixels: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def make_fast(steps: Sequence[Any], tail: Any) -> FastTransform | None:
 
     Args:
         steps: as built for the plain way.
-        tail: the last step of that way: picture or tensor → uint8 tensor.
+        tail: the last step of that way: image or tensor → uint8 tensor.
 
     Returns:
         None where the first step is none that is done here, so that nothing would be won.
@@ -115,9 +115,9 @@ def _as_tensor_step(step: Any) -> _Step | None:
     if isinstance(step, (v2.CenterCrop, v2.RandomCrop)):
         return step
     if isinstance(step, v2.RandomHorizontalFlip):
-        return partial(_flip, Chance(step.p), -1)
+        return partial(_flip, Bernoulli(step.p), -1)
     if isinstance(step, v2.RandomVerticalFlip):
-        return partial(_flip, Chance(step.p), -2)
+        return partial(_flip, Bernoulli(step.p), -2)
     return None
 
 
@@ -159,7 +159,7 @@ def _resize(size: list[int], pixels: Tensor) -> Tensor:
     return _interpolate(pixels, resized_size(size, pixels.shape[1], pixels.shape[2]))
 
 
-def _flip(happens: Chance, dimension: int, pixels: Tensor) -> Tensor:
+def _flip(happens: Bernoulli, dimension: int, pixels: Tensor) -> Tensor:
     return pixels.flip(dimension) if happens() else pixels
 
 

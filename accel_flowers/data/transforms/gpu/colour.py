@@ -1,6 +1,6 @@
-"""Colours on a device: what transforms do to the pixels of a batch in which each picture has its own numbers.
+"""Colours on a device: what transforms do to the pixels of a batch in which each image has its own numbers.
 
-The arithmetic is Pillow's, rounding for rounding, because Pillow's pictures are what the plain way is made of.
+The arithmetic is Pillow's, rounding for rounding, because Pillow's images are what the plain way is made of.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from accel_flowers.data.transforms.gpu.steps import Size, Step
-from accel_flowers.data.transforms.random import Chance, uniform
+from accel_flowers.data.transforms.random import Bernoulli, uniform
 
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 """Weights of red, green and blue in a grey; the sums stay exact in float32."""
 
 
 class Painting(Step):
-    """A step that computes new colours for pictures of one size."""
+    """A step that computes new colours for images of one size."""
 
     def draw(self, height: int, width: int) -> tuple[list[float], int, int]:
         return self.numbers(), height, width
@@ -32,13 +32,13 @@ class Painting(Step):
         """The chance of one sample."""
 
     def takes(self, size: Size) -> bool:
-        """Whether pictures of this size can be painted."""
+        """Whether images of this size can be painted."""
         del size
         return True
 
     @abstractmethod
     def paint(self, pixels: Tensor, numbers: Tensor, *, compiled: bool = False) -> Tensor:
-        """The pictures in their new colours.
+        """The images in their new colours.
 
         Args:
             pixels: uint8 [B, 3, H, W].
@@ -71,7 +71,7 @@ class ColorJitter(Painting):
                 blends += (amount, float(kind == 1), float(kind == 2))
         if amounts[3] is None:
             return blends
-        # As many places before the hue as behind it; what a picture does not use leaves it as it is.
+        # As many places before the hue as behind it; what an image does not use leaves it as it is.
         most = 3 * self._num_blends
         before, behind = blends[:hue_place], blends[hue_place:]
         before += self._NEUTRAL * ((most - len(before)) // 3)
@@ -91,7 +91,7 @@ class Grey(Painting):
     num_columns = 1
 
     def __init__(self, probability: float | None) -> None:
-        self._happens = None if probability is None else Chance(probability)
+        self._happens = None if probability is None else Bernoulli(probability)
 
     def numbers(self) -> list[float]:
         return [self._happens() if self._happens else 1.0]
@@ -157,8 +157,8 @@ def blend(pixels: Tensor, amount: Tensor, contrast: Tensor | None, saturation: T
         base = (mean * contrast).float().view(-1, 1, 1, 1)
     if saturation is not None:
         base = torch.addcmul(base, grey[:, None], saturation.view(-1, 1, 1, 1))
-    away = pixels - base
-    return torch.addcmul(base, away, amount, out=away).clamp_(0, 255).to(torch.uint8)
+    without_pixels = pixels - base
+    return torch.addcmul(base, without_pixels, amount, out=without_pixels).clamp_(0, 255).to(torch.uint8)
 
 
 def turn_hue(pixels: Tensor, shift: Tensor, tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -216,9 +216,9 @@ def jitter(
     num_blends: int,
     kinds: tuple[bool, bool],
 ) -> Tensor:
-    """Brightness, contrast, saturation and hue of each picture, in its own order.
+    """Brightness, contrast, saturation and hue of each image, in its own order.
 
-    One kernel serves the first three, so only the hue's place among them matters: the pictures pass `num_blends` blends, the
+    One kernel serves the first three, so only the hue's place among them matters: the images pass `num_blends` blends, the
     turn of hue, and as many blends again, and what is not theirs leaves them as they are.
 
     Args:

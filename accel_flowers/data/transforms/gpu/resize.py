@@ -1,6 +1,6 @@
-"""Resizing on a device: boxes of pictures, each of another size, to pictures of one size, antialiased as Pillow does it.
+"""Resizing on a device: boxes of images, each of another size, to images of one size, antialiased as Pillow does it.
 
-A resize is two products of matrices, across and down, with the weights of each picture made where it is resized.
+A resize is two products of matrices, across and down, with the weights of each image made where it is resized.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from accel_flowers.data.transforms.random import RandomBox, resized_size
 
 
 class Resizing(Step):
-    """A box of each picture, resized. Its columns: top, left, height, width of the box, height and width it gets."""
+    """A box of each image, resized. Its columns: top, left, height, width of the box, height and width it gets."""
 
     num_columns = 6
     least: Size
@@ -50,7 +50,7 @@ class Resize(Resizing):
         return [0, 0, height, width, new_height, new_width], new_height, new_width
 
     def size_of(self, height: int, width: int) -> Size:
-        """What becomes of a picture of this size."""
+        """What becomes of an image of this size."""
         return self.least if self.short is None else resized_size([self.short], height, width)
 
     def size_after(self, size: Size | None) -> Size | None:
@@ -114,7 +114,7 @@ def resize_weights(
 
 
 def resample(region: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """Resize the pictures of a batch, each by its own weights: first across, rounded, then down, as Pillow does.
+    """Resize the images of a batch, each by its own weights: first across, rounded, then down, as Pillow does.
 
     Args:
         region: uint8 [B, H, W, 3], in any layout.

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from accel_flowers.data.transforms.gpu.resize import resample, resize_weights
-from accel_flowers.data.transforms.gpu.steps import Look, Moving, Size
-from accel_flowers.data.transforms.gpu.store import DevicePictures
+from accel_flowers.data.transforms.gpu.steps import ImageAnalysis, Moving, Size
+from accel_flowers.data.transforms.gpu.store import DeviceImages
 
-Extent: TypeAlias = tuple[tuple[int, int, int, int], ...]
-"""What shapes are chosen by, for each resize: height and width of the largest box, and of the largest picture made."""
+OutputExtent: TypeAlias = tuple[tuple[int, int, int, int], ...]
+"""What shapes are chosen by, for each resize: height and width of the largest box, and of the largest image made."""
 Placed: TypeAlias = tuple[Any, slice]
 """A step and its columns."""
 
@@ -24,24 +24,24 @@ Placed: TypeAlias = tuple[Any, slice]
 class Work:
     """A batch on its way through the stages."""
 
-    pictures: DevicePictures
+    images: DeviceImages
     samples: Tensor
-    draws: Tensor
+    random_params: Tensor
     dtype: torch.dtype
-    extent: list[tuple[int, int, int, int]]
+    output_extent: list[tuple[int, int, int, int]]
     """Of the resizes that are still to come."""
     compiled: bool
     pixels: Tensor | None = None
-    """uint8 [B, 3, H, W]; smaller pictures lie in its upper left corner. None = they still lie in the store."""
+    """uint8 [B, 3, H, W]; smaller images lie in its upper left corner. None = they still lie in the store."""
 
-    def look(self, moves: list[Placed]) -> Look:
-        """How to look at the pictures, moved."""
-        look: Look = (
-            partial(self.pictures.pixels_at, self.samples) if self.pixels is None else partial(_pixels_at, self.pixels)
+    def look(self, moves: list[Placed]) -> ImageAnalysis:
+        """How to look at the images, moved."""
+        look: ImageAnalysis = (
+            partial(self.images.pixels_at, self.samples) if self.pixels is None else partial(_pixels_at, self.pixels)
         )
         for step, columns in moves:
             move: Moving = step
-            look = move.look(look, self.draws[:, columns])
+            look = move.look(look, self.random_params[:, columns])
         return look
 
 
@@ -57,7 +57,7 @@ class Stage:
     """What is computed in one go."""
 
     size: Size | None
-    """Of the pictures that come out; None = each has its own."""
+    """Of the images that come out; None = each has its own."""
 
     def done(self, work: Work) -> Tensor:
         """uint8 [B, 3, H, W]"""
@@ -73,7 +73,7 @@ class MoveStage(Stage):
 
     def done(self, work: Work) -> Tensor:
         assert self.size is not None
-        rows, columns = _grid(self.size, work.draws.device)
+        rows, columns = _grid(self.size, work.random_params.device)
         return work.look(self.moves)(rows, columns).permute(0, 3, 1, 2).contiguous()
 
 
@@ -91,12 +91,12 @@ class PaintStage(Stage):
     def done(self, work: Work) -> Tensor:
         step, columns = self.painting
         assert work.pixels is not None
-        return step.paint(work.pixels, work.draws[:, columns], compiled=work.compiled)
+        return step.paint(work.pixels, work.random_params[:, columns], compiled=work.compiled)
 
 
 @dataclass
 class ResizeStage(Stage):
-    """Boxes of pictures, after some moves, resized; then perhaps a part of that, and flips."""
+    """Boxes of images, after some moves, resized; then perhaps a part of that, and flips."""
 
     resizing: Placed
     moves: list[Placed]
@@ -104,20 +104,20 @@ class ResizeStage(Stage):
     crop: slice | None = None
     """Columns of the crop behind it."""
     flips: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
-    """Columns that say whether the picture is flipped: vertically, horizontally."""
+    """Columns that say whether the image is flipped: vertically, horizontally."""
 
     def done(self, work: Work) -> Tensor:
         step, columns = self.resizing
-        numbers = work.draws[:, columns]
+        numbers = work.random_params[:, columns]
         region, first = self._region(work, numbers)
-        *_, all_height, all_width = work.extent.pop(0)
+        *_, all_height, all_width = work.output_extent.pop(0)
         size, num_in = self.size or (all_height, all_width), (region.shape[1], region.shape[2])
         scale = max(1, *(sides[0] / sides[1] for sides in zip(num_in, step.least, strict=True)))
         weights = resize_weights(
             numbers[:, 2:],
             first,
             self._shift(work),
-            [[work.draws[:, column] for column in columns] for columns in self.flips],
+            [[work.random_params[:, column] for column in columns] for columns in self.flips],
             num_out=size,
             num_in=num_in,
             num_taps=math.ceil(2 * scale) + 1,
@@ -129,17 +129,19 @@ class ResizeStage(Stage):
     def _shift(self, work: Work) -> Tensor | None:
         """The first pixels that are wanted of the whole, float64 [B, 2]; None = all are."""
         if self.crop:
-            return work.draws[:, self.crop][:, :2]
-        return torch.zeros_like(work.draws[:, :2]) if self.size is None else None  # beyond smaller pictures is black
+            return work.random_params[:, self.crop][:, :2]
+        return (
+            torch.zeros_like(work.random_params[:, :2]) if self.size is None else None
+        )  # beyond smaller images is black
 
     def _region(self, work: Work, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels uint8 [B, H, W, 3] in which the boxes lie, and where they begin there, float64 [B, 2]."""
         corner = numbers[:, :2]
         if work.pixels is not None and not self.moves:
             return work.pixels.permute(0, 2, 3, 1), corner
-        height, width, *_ = work.extent[0]
+        height, width, *_ = work.output_extent[0]
         if not self.moves:
-            return work.pictures.region_at(work.samples, corner, height, width)
+            return work.images.region_at(work.samples, corner, height, width)
         top, left = corner.long().unbind(1)
         rows, columns = _grid((height, width), numbers.device)
         look = work.look(self.moves)

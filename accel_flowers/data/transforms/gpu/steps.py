@@ -1,7 +1,7 @@
 """One transform of a list each, in two halves: its chance, drawn on the host for one sample, and what that says on the device.
 
 `draw` asks torch's generator exactly as torchvision's own transform does, so that a sample meets the same box, flip, colour and
-angle on every way; its numbers become columns of a table with a row for each picture of a batch.
+angle on every way; its numbers become columns of a table with a row for each image of a batch.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from accel_flowers.data.transforms.random import Chance, uniform, whole_number
+from accel_flowers.data.transforms.random import Bernoulli, uniform, whole_number
 
 Size: TypeAlias = tuple[int, int]
 """Height and width."""
-Look: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Rows and columns, int64 that broadcast to [B, h, w], → pixels uint8 [B, h, w, 3]; 0 outside of the picture."""
+ImageAnalysis: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Rows and columns, int64 that broadcast to [B, h, w], → pixels uint8 [B, h, w, 3]; 0 outside of the image."""
 
 
 class Step(ABC):
@@ -30,26 +30,26 @@ class Step(ABC):
 
     @abstractmethod
     def draw(self, height: int, width: int) -> tuple[list[float], int, int]:
-        """The chance of one sample, for a picture of this size.
+        """The chance of one sample, for an image of this size.
 
         Returns:
             `num_columns` numbers, and the size of what comes out.
 
         Raises:
-            ValueError: the picture has no size that the transform takes.
+            ValueError: the image has no size that the transform takes.
         """
 
     def size_after(self, size: Size | None) -> Size | None:
-        """Size of the pictures behind this step; None = each has its own."""
+        """Size of the images behind this step; None = each has its own."""
         return size
 
 
 class Moving(Step):
-    """A step that takes each pixel from one place of its picture."""
+    """A step that takes each pixel from one place of its image."""
 
     @abstractmethod
-    def look(self, before: Look, numbers: Tensor) -> Look:
-        """How to look at the pictures behind this step, given how to look at those before it.
+    def look(self, before: ImageAnalysis, numbers: Tensor) -> ImageAnalysis:
+        """How to look at the images behind this step, given how to look at those before it.
 
         Args:
             numbers: float64 [B, num_columns].
@@ -62,12 +62,12 @@ class Flip(Moving):
     num_columns = 2
 
     def __init__(self, probability: float, axis: int) -> None:
-        self.axis, self._happens = axis, Chance(probability)
+        self.axis, self._happens = axis, Bernoulli(probability)
 
     def draw(self, height: int, width: int) -> tuple[list[float], int, int]:
         return [self._happens(), (height, width)[self.axis] - 1], height, width
 
-    def look(self, before: Look, numbers: Tensor) -> Look:
+    def look(self, before: ImageAnalysis, numbers: Tensor) -> ImageAnalysis:
         flipped, last = (column.view(-1, 1, 1) for column in numbers.long().unbind(1))
 
         def turned(place: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Flip(Moving):
 
 
 class Crop(Moving):
-    """CenterCrop, RandomCrop; black where the picture is smaller. Columns: top, left, and the picture's height and width."""
+    """CenterCrop, RandomCrop; black where the image is smaller. Columns: top, left, and the image's height and width."""
 
     num_columns = 4
 
@@ -93,7 +93,7 @@ class Crop(Moving):
         del size
         return self.size
 
-    def look(self, before: Look, numbers: Tensor) -> Look:
+    def look(self, before: ImageAnalysis, numbers: Tensor) -> ImageAnalysis:
         top, left, height, width = (column.view(-1, 1, 1) for column in numbers.long().unbind(1))
 
         def look(rows: Tensor, columns: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _inside(rows: Tensor, columns: Tensor, height: Tensor, width: Tensor) -> Ten
 
 
 def centre_corner(size: Size, height: int, width: int) -> tuple[int, int]:
-    # torchvision pads a smaller picture first; the larger half of an odd rest goes to the right and the bottom.
+    # torchvision pads a smaller image first; the larger half of an odd rest goes to the right and the bottom.
     top, left = (
         round((side - want) / 2) if side >= want else -((want - side) // 2)
         for side, want in zip((height, width), size, strict=True)
@@ -133,7 +133,7 @@ def random_corner(step: v2.RandomCrop, height: int, width: int) -> tuple[int, in
 
 
 class Warp(Moving):
-    """RandomRotation, RandomAffine. Columns: Pillow's six coefficients, and the picture's height and width.
+    """RandomRotation, RandomAffine. Columns: Pillow's six coefficients, and the image's height and width.
 
     Args:
         matrix: (height, width) → where a pixel comes from: x = a·x + b·y + c, y = d·x + e·y + f, at the pixels' corners.
@@ -151,7 +151,7 @@ class Warp(Moving):
             numbers = [math.floor(number * 65536 + 0.5) for number in numbers]
         return [*numbers, height, width], height, width
 
-    def look(self, before: Look, numbers: Tensor) -> Look:
+    def look(self, before: ImageAnalysis, numbers: Tensor) -> ImageAnalysis:
         height, width = (column.view(-1, 1, 1) for column in numbers[:, 6:].long().unbind(1))
         matrix = numbers[:, :6] if self._bilinear else numbers[:, :6].long()
         a, b, c, d, e, f = matrix.reshape(-1, 6, 1, 1).unbind(1)
@@ -167,7 +167,7 @@ class Warp(Moving):
 
 
 def _look_between(
-    before: Look, matrix: list[Tensor], height: Tensor, width: Tensor, rows: Tensor, columns: Tensor
+    before: ImageAnalysis, matrix: list[Tensor], height: Tensor, width: Tensor, rows: Tensor, columns: Tensor
 ) -> Tensor:
     a, b, c, d, e, f = matrix
     x, y = columns * a + (rows * b + c), columns * d + (rows * e + f)

@@ -1,6 +1,6 @@
-"""All pictures of a part on the training's device, decoded once, at their full sizes.
+"""All images of a part on the training's device, decoded once, at their full sizes.
 
-They lie one behind the other in one tensor, because one allocation per picture would waste memory and could not be read by
+They lie one behind the other in one tensor, because one allocation per image would waste memory and could not be read by
 one kernel. What becomes of them there is in `transform`; decoding is somebody else's task.
 """
 
@@ -28,17 +28,17 @@ def region_side(pixels: int) -> int:
 
 
 def bytes_needed(sizes: Sequence[tuple[int, int]]) -> int:
-    """Memory of a store of pictures of these sizes (height, width)."""
+    """Memory of a store of images of these sizes (height, width)."""
     array = _as_array(sizes)
     numbers = 4 * 8 * len(array)  # offset, height, width and length of the lines of each
     return int((array[:, 0] * _pitches(array)).sum()) * CHANNELS + _slack(array) + numbers
 
 
-class DevicePictures:
-    """Upright RGB pictures on a device.
+class DeviceImages:
+    """Upright RGB images on a device.
 
     Args:
-        sizes: (height, width) of each picture, by sample number.
+        sizes: (height, width) of each image, by sample number.
         device: where they are kept. They are empty until `fill` was called.
     """
 
@@ -52,10 +52,10 @@ class DevicePictures:
         """The largest ratio of a longer to a shorter side."""
         self.device = device
         self._starts: list[int] = [0, *(int(end) * CHANNELS for end in ends)]
-        # int64 [N, 4]: where each picture begins and how long its lines are in memory, in runs of `_ALIGNED` pixels; its last
+        # int64 [N, 4]: where each image begins and how long its lines are in memory, in runs of `_ALIGNED` pixels; its last
         # row and column. One table, because each look into one starts a kernel.
-        begins = (ends - array[:, 0] * pitches) // _ALIGNED
-        table = np.column_stack((begins, pitches // _ALIGNED, array - 1))
+        before_step = (ends - array[:, 0] * pitches) // _ALIGNED
+        table = np.column_stack((before_step, pitches // _ALIGNED, array - 1))
         self.table = torch.from_numpy(table).to(device)
         self.flat = torch.zeros(self._starts[-1] + _slack(array), dtype=torch.uint8, device=device)
         self._pixels, self._words = self.flat.view(-1, CHANNELS), self.flat.view(torch.int64)
@@ -64,28 +64,28 @@ class DevicePictures:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def fill(self, pictures: Iterable[Tensor]) -> None:
-        """Copy all pictures, uint8 [H, W, 3] on the host, in the order of the samples.
+    def fill(self, images: Iterable[Tensor]) -> None:
+        """Copy all images, uint8 [H, W, 3] on the host, in the order of the samples.
 
         Raises:
             ValueError: one has another size than was said, or their number differs.
         """
         writer = _Writer(self.flat)
         number = -1
-        for number, picture in enumerate(pictures):
+        for number, image in enumerate(images):
             if number >= len(self):
                 break
-            if picture.dtype != torch.uint8 or tuple(picture.shape) != (*self.sizes[number], CHANNELS):
+            if image.dtype != torch.uint8 or tuple(image.shape) != (*self.sizes[number], CHANNELS):
                 raise ValueError(
-                    f"picture {number} is {picture.dtype} {list(picture.shape)}, not {[*self.sizes[number], CHANNELS]}"
+                    f"picture {number} is {image.dtype} {list(image.shape)}, not {[*self.sizes[number], CHANNELS]}"
                 )
-            writer.write(functional.pad(picture, (0, 0, 0, -picture.shape[1] % _ALIGNED)).reshape(-1))
+            writer.write(functional.pad(image, (0, 0, 0, -image.shape[1] % _ALIGNED)).reshape(-1))
         if number + 1 != len(self):
             raise ValueError(f"{'more' if number + 1 > len(self) else number + 1} pictures for {len(self)} places")
         writer.finish()
 
-    def picture(self, sample: int) -> Tensor:
-        """One picture, uint8 [H, W, 3], as it lies on the device."""
+    def image(self, sample: int) -> Tensor:
+        """One image, uint8 [H, W, 3], as it lies on the device."""
         height, width = self.sizes[sample]
         return self.flat[self._starts[sample] : self._starts[sample + 1]].view(height, -1, CHANNELS)[:, :width]
 
@@ -94,7 +94,7 @@ class DevicePictures:
 
         Args:
             samples: int64 [B].
-            rows, columns: int64, broadcast to [B, h, w]; beyond a picture's edge its last pixel is meant.
+            rows, columns: int64, broadcast to [B, h, w]; beyond an image's edge its last pixel is meant.
 
         Returns:
             uint8 [B, h, w, 3]
@@ -104,12 +104,12 @@ class DevicePictures:
         return self._pixels[(rows * line + begin) * _ALIGNED + columns]
 
     def region_at(self, samples: Tensor, corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """A region of each picture, by whole lines, which is much faster than by single pixels.
+        """A region of each image, by whole lines, which is much faster than by single pixels.
 
         Args:
             samples: int64 [B].
-            corner: float64 [B, 2], top and left of what is wanted, inside the pictures.
-            height, width: of the region, a `region_side`. What lies beyond a picture's edge is filled with anything.
+            corner: float64 [B, 2], top and left of what is wanted, inside the images.
+            height, width: of the region, a `region_side`. What lies beyond an image's edge is filled with anything.
 
         Returns:
             uint8 [B, height, width, 3], and float64 [B, 2], the row and column in it that are `corner`.
@@ -176,7 +176,7 @@ def _as_array(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _slack(array: np.ndarray) -> int:
-    """Bytes behind the last picture: its lines may be read in the width of the widest region."""
+    """Bytes behind the last image: its lines may be read in the width of the widest region."""
     return region_side(int(array[:, 1].max())) * CHANNELS
 
 

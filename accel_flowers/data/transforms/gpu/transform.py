@@ -1,10 +1,10 @@
-"""A list of torchvision's transforms for pictures that lie on the device: chance for each sample here, pixels for a batch there.
+"""A list of torchvision's transforms for images that lie on the device: chance for each sample here, pixels for a batch there.
 
 `draw` gives what torchvision's transforms would draw, as numbers; `apply` does what the numbers say. Between the two lies a table
-with one row a picture, so workers draw, and the device never waits: no shape follows from a value that is there.
+with one row an image, so workers draw, and the device never waits: no shape follows from a value that is there.
 
 A list becomes a few stages. Steps that only move pixels are not done one after the other: the place that each pixel comes from is
-followed back through all of them, and the pixels are taken once. Pictures keep their own sizes until a step makes them alike.
+followed back through all of them, and the pixels are taken once. Images keep their own sizes until a step makes them alike.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from torchvision.transforms import v2
 
 from accel_flowers.data.transforms.gpu.colour import Blur, ColorJitter, Grey, Painting
 from accel_flowers.data.transforms.gpu.resize import RandomResizedCrop, Resize, Resizing
-from accel_flowers.data.transforms.gpu.stages import Extent, MoveStage, PaintStage, Placed, ResizeStage, Stage, Work
+from accel_flowers.data.transforms.gpu.stages import (
+    MoveStage,
+    OutputExtent,
+    PaintStage,
+    Placed,
+    ResizeStage,
+    Stage,
+    Work,
+)
 from accel_flowers.data.transforms.gpu.steps import (
     Crop,
     Flip,
@@ -31,22 +39,22 @@ from accel_flowers.data.transforms.gpu.steps import (
     random_corner,
     rotation_matrix,
 )
-from accel_flowers.data.transforms.gpu.store import CHANNELS, DevicePictures, region_side
+from accel_flowers.data.transforms.gpu.store import CHANNELS, DeviceImages, region_side
 
 
 class DeviceTransform:
-    """What a list of transforms does to pictures on a device. It can be sent to a loader's workers.
+    """What a list of transforms does to images on a device. It can be sent to a loader's workers.
 
     Args:
         steps: in the order they act.
         stages: the same, as they are computed.
 
     Attributes:
-        size: (height, width) of the pictures it makes.
+        size: (height, width) of the images it makes.
         num_columns: numbers that one sample's chance is (K).
         dtype: what resizes are computed in; None = float16 on a GPU (weights rounded to 11 bits, sums in float32), else
             float32.
-        max_bytes: memory for what lies between pictures and result; a batch that needs more is computed in parts.
+        max_bytes: memory for what lies between images and result; a batch that needs more is computed in parts.
         compiled: fuse the changes of colour into a few kernels, by torch.compile.
     """
 
@@ -64,10 +72,10 @@ class DeviceTransform:
         They need float64, and the generator must have been seeded for the sample.
 
         Args:
-            height, width: of the sample's picture.
+            height, width: of the sample's image.
 
         Raises:
-            ValueError: the picture has no size that the steps take.
+            ValueError: the image has no size that the steps take.
         """
         numbers: list[float] = []
         for step in self._steps:
@@ -75,9 +83,9 @@ class DeviceTransform:
             numbers += drawn
         return numbers
 
-    def extent(self, draws: Tensor) -> Extent:
+    def output_extent(self, random_params: Tensor) -> OutputExtent:
         """What shapes a batch needs, from its draws (float64 [B, K]) while they are on the host."""
-        largest = draws.amax(0).tolist()
+        largest = random_params.amax(0).tolist()
         boxes = [largest[stage.resizing[1]] for stage in self._stages if isinstance(stage, ResizeStage)]
         return tuple(
             (region_side(int(box[2])), region_side(int(box[3])), region_side(int(box[4])), region_side(int(box[5])))
@@ -86,65 +94,67 @@ class DeviceTransform:
 
     @torch.no_grad()
     def apply(
-        self, pictures: DevicePictures, samples: Tensor, draws: Tensor, *, extent: Extent | None = None
+        self, images: DeviceImages, samples: Tensor, random_params: Tensor, *, output_extent: OutputExtent | None = None
     ) -> Tensor:
-        """The pictures of a batch.
+        """The images of a batch.
 
         Args:
-            pictures: all of them.
+            images: all of them.
             samples: int64 [B] on their device, which ones are wanted.
-            draws: float64 [B, K] there, a row of `draw` for each.
-            extent: of these draws; None = what the largest picture of all could need. It changes speed and memory alone.
+            random_params: float64 [B, K] there, a row of `draw` for each.
+            output_extent: of these; None = what the largest image of all could need. It changes speed and memory alone.
 
         Returns:
             uint8 [B, 3, H, W]
         """
-        if draws.dtype != torch.float64 or draws.shape != (len(samples), self.num_columns):
+        if random_params.dtype != torch.float64 or random_params.shape != (len(samples), self.num_columns):
             raise ValueError(
-                f"draws must be float64 {[len(samples), self.num_columns]}, not {draws.dtype} {[*draws.shape]}"
+                f"draws must be float64 {[len(samples), self.num_columns]}, not {random_params.dtype} {[*random_params.shape]}"
             )
-        extent = extent or self._largest_extent(pictures)
-        num_parts = -(-len(samples) * self._bytes_each(extent) // self.max_bytes)
+        output_extent = output_extent or self._largest_extent(images)
+        num_parts = -(-len(samples) * self._bytes_each(output_extent) // self.max_bytes)
         at_once = -(-len(samples) // num_parts)
         parts = [
-            self._apply_to_part(pictures, part, rows, extent)
-            for part, rows in zip(samples.split(at_once), draws.split(at_once), strict=True)
+            self._apply_to_part(images, part, rows, output_extent)
+            for part, rows in zip(samples.split(at_once), random_params.split(at_once), strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _apply_to_part(self, pictures: DevicePictures, samples: Tensor, draws: Tensor, extent: Extent) -> Tensor:
-        dtype = self.dtype or (torch.float16 if draws.is_cuda else torch.float32)
-        work = Work(pictures, samples, draws, dtype, list(extent), self.compiled)
+    def _apply_to_part(
+        self, images: DeviceImages, samples: Tensor, random_params: Tensor, output_extent: OutputExtent
+    ) -> Tensor:
+        dtype = self.dtype or (torch.float16 if random_params.is_cuda else torch.float32)
+        work = Work(images, samples, random_params, dtype, list(output_extent), self.compiled)
         for stage in self._stages:
             work.pixels = stage.done(work)
         assert work.pixels is not None
         return work.pixels
 
-    def _largest_extent(self, pictures: DevicePictures) -> Extent:
-        height, width = pictures.max_height, pictures.max_width
-        extent = []
+    def _largest_extent(self, images: DeviceImages) -> OutputExtent:
+        height, width = images.max_height, images.max_width
+        output_extent = []
         for stage in self._stages:
             if isinstance(stage, ResizeStage):
                 for move, _ in stage.moves:
                     height, width = move.size_after(None) or (height, width)
                 step = stage.resizing[0]
                 if isinstance(step, Resize) and step.short:
-                    made = (int(step.short * pictures.max_aspect) + 1,) * 2
+                    made = (int(step.short * images.max_aspect) + 1,) * 2
                 else:
                     made = step.size_after(None)
                 sides = (region_side(height), region_side(width), region_side(made[0]), region_side(made[1]))
-                extent.append(sides)
+                output_extent.append(sides)
                 height, width = made
             if stage.size:
                 height, width = stage.size
-        return tuple(extent)
+        return tuple(output_extent)
 
-    def _bytes_each(self, extent: Extent) -> int:
-        """Memory that one picture needs in the largest stage, roughly."""
+    def _bytes_each(self, output_extent: OutputExtent) -> int:
+        """Memory that one image needs in the largest stage, roughly."""
         height, width = self.size
         needs = [height * width * 4 * 40]
         for (box_height, box_width, all_height, all_width), stage in zip(
-            extent, (stage for stage in self._stages if isinstance(stage, ResizeStage)), strict=True
+            output_extent, (stage for stage in self._stages if isinstance(stage, ResizeStage)), strict=True
         ):
             made_height, made_width = stage.size or (all_height, all_width)
             lines = box_height * CHANNELS * (box_width * 5 + made_width * 10)
@@ -157,7 +167,7 @@ def make_device_transform(steps: Sequence[Any]) -> DeviceTransform | None:
     """What a list of torchvision's transforms (v2), as built for the plain way, does on a device.
 
     Returns:
-        None where a transform has no counterpart here, or changes colours before all pictures have one size.
+        None where a transform has no counterpart here, or changes colours before all images have one size.
     """
     made: list[Step] = []
     for step in steps:
@@ -243,7 +253,7 @@ class _Plan:
         """Do what is still to be moved.
 
         Returns:
-            The size of the pictures then; None = they differ.
+            The size of the images then; None = they differ.
         """
         if self._size and self._moves:
             self.stages.append(MoveStage(self._moves, self._size))

@@ -1,4 +1,4 @@
-"""Read every picture once: which cannot be read, and the digest of each."""
+"""Read every image once: which cannot be read, and the digest of each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from accel_flowers.data.decoding.pillow import BadImageError, verify_image
 from accel_flowers.data.table import ImageTable, content_digest, read_bytes
 
 _CHUNK = 64
-"""Pictures that a thread examines at a time: to hand over each by itself would take longer than to look at a small one."""
+"""Images that a thread examines at a time: to hand over each by itself would take longer than to look at a small one."""
 _SECONDS_EACH = 1e-4
-"""Another thread for so much time that a picture takes. Where a picture takes less, threads wait for Python's lock and get
-in each other's way: two took a third to a half longer than one for pictures of 96 x 96."""
+"""Another thread for so much time that an image takes. Where an image takes less, threads wait for Python's lock and get
+in each other's way: two took a third to a half longer than one for images of 96 x 96."""
 _SHOWN = 100
 """Names that an error lists before it says how many more there are."""
 
 
-def examine(image: dict[str, object], name: str) -> tuple[str, str | None]:
-    """Digest of the encoded picture, and the cause where it cannot be read."""
+def validate_image(image: dict[str, object], name: str) -> tuple[str, str | None]:
+    """Digest of the encoded image, and the cause where it cannot be read."""
     try:
         data = read_bytes(image)
         digest = content_digest(data)
@@ -35,14 +35,14 @@ def examine(image: dict[str, object], name: str) -> tuple[str, str | None]:
     return digest, None
 
 
-def examine_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str | None]]:
-    """`examine` of these rows, in as many threads as help: reading and decoding leave Python's lock."""
+def validate_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str | None]]:
+    """`validate_image` of these rows, in as many threads as help: reading and decoding leave Python's lock."""
     images = table.dataset.with_format("arrow")
 
     def examine_from(first: int) -> Iterator[tuple[str, str | None]]:
         chunk = rows[first : first + _CHUNK]
         for row, image in zip(chunk, images[chunk]["image"].to_pylist(), strict=True):
-            yield examine(image, table.files[row])
+            yield validate_image(image, table.files[row])
 
     if not rows:
         return []
@@ -58,13 +58,13 @@ def examine_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str |
 
 
 def check_readable(table: ImageTable, files: Sequence[str]) -> None:
-    """See that these pictures can be read before a model is asked about them.
+    """See that these images can be read before a model is asked about them.
 
     Raises:
         UserError: naming those that cannot.
     """
     row_of = {name: row for row, name in enumerate(table.files)}
-    found = examine_all(table, [row_of[name] for name in files])
+    found = validate_all(table, [row_of[name] for name in files])
     stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
 
 
