@@ -198,7 +198,7 @@ def test_a_mistake_that_a_command_finds(
         (["evaluate", "model", "--data", "photos", "--part", "all"], "--part"),
         (["predict", "model", "1.png", "--format", "xml"], "--format"),
         (["predict", "model", "1.png", "--topk", "3"], "--topk"),
-        (["sample"], "New folder for the pictures"),
+        (["sample"], "New folder for the images"),
         (["recipes", "all"], "all"),
         (["train", "quickstart", "--train.epoch", "3"], "--train.epoch"),
     ],

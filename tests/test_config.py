@@ -372,7 +372,7 @@ def test_all_values_that_are_not_allowed_come_in_one_message() -> None:
         (["--train.epoch", "3"], ["Unrecognized options: --train.epoch", "--train.epochs INT"]),
         (["--about.summary", "x"], ["Unrecognized options: --about.summary"]),
         (["--data.path"], ["--data.path", "Missing value"]),
-        (["--train.epochs", "many"], ["--train.epochs", "many", "Passes over the training pictures"]),
+        (["--train.epochs", "many"], ["--train.epochs", "many", "Passes over the training images"]),
         (["--loss.class-weights", "all"], ["--loss.class-weights", "all", "balanced"]),
         (["--data.train-transforms", "[Resize"], ["the list of transforms is not valid", "line 1"]),
         (["stray"], ["stray"]),

@@ -204,7 +204,7 @@ def test_a_device_without_room_is_told(table: ImageTable, tmp_path: Path, monkey
     def no_room(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(pixel_source, "WholePictures", no_room)
+    monkeypatch.setattr(pixel_source, "WholeImages", no_room)
     config = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "device"})
     with pytest.raises(UserError, match=r"cannot be kept on the device: .* GiB do not fit"):
         train(config)
