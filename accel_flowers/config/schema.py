@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from accel_flowers.core import registry
 from accel_flowers.core.yaml_text import flow_yaml, parse_yaml
 
 
@@ -71,6 +72,32 @@ TransformList = Annotated[
         str_from_instance=lambda transforms: [flow_yaml(list(transforms))],
     ),
 ]
+
+
+Options = Annotated[
+    dict[str, Any],
+    AfterValidator(_PLAIN_VALUE.validate_python),
+    _allowed("a mapping of names to plain values: '{gamma: 2}'"),
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="YAML",
+        instance_from_str=lambda words: parse_yaml(words[0], "the options"),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda options: [flow_yaml(options)],
+    ),
+]
+"""Arguments of a part, by name; on the command line one word in YAML's flow style."""
+
+
+def _known(kind: registry.Kind, *built_in: str) -> AfterValidator:
+    """The name of a built-in part, or of a registered one of the user's own."""
+
+    def check(name: str) -> str:
+        if name not in built_in and registry.find(kind, name) is None:
+            raise ValueError(registry.unknown(kind, name, built_in))
+        return name
+
+    return AfterValidator(check)
 
 
 def _is_utf8(text: str) -> bool:
@@ -152,6 +179,12 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
+    task: Annotated[str, _known("task", "classification")] = "classification"
+    """What a step computes: classification (the network's scores against the labels by `name`), or a registered task."""
+    name: Annotated[str, _known("loss", "cross_entropy")] = "cross_entropy"
+    """Loss of the scores: cross_entropy, or a registered loss."""
+    options: Options = {}
+    """Arguments of a registered task or loss, as '{gamma: 2}'."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes, 0..1."""
     class_weights: Literal["none", "balanced"] = "none"
@@ -159,8 +192,10 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
-    """Optimizer of torch.optim."""
+    name: Annotated[str, _known("optimizer", "sgd", "adam", "adamw", "rmsprop")] = "sgd"
+    """Optimizer of torch.optim: sgd, adam, adamw or rmsprop; or a registered one."""
+    options: Options = {}
+    """Arguments of a registered optimizer, as '{betas: [0.9, 0.95]}'."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate at its height; the schedule multiplies it."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -217,8 +252,8 @@ class TrainConfig(Section):
     """Images in one forward pass of evaluation."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random follows from it: split, order, augmentation, dropout, first weights."""
-    best_metric: Literal["accuracy", "loss", "macro_f1"] = "accuracy"
-    """Validation metric that names the best epoch."""
+    best_metric: Annotated[str, _known("metric", "accuracy", "loss", "macro_f1")] = "accuracy"
+    """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one."""
     early_stopping_epochs: int | None = Field(default=None, ge=1)
     """Stop after so many epochs without a better best_metric; None = never."""
     on_nan: Literal["stop", "rollback"] = "stop"

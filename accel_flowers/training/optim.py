@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from accel_flowers.config.schema import OptimConfig, ScheduleConfig
+from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 
 LearningRate = Callable[[float], float]
@@ -52,6 +53,17 @@ def build_optimizer(network: nn.Module, config: OptimConfig, *, scaled: bool = F
             return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum)
+    part = registry.find("optimizer", config.name)
+    assert part is not None, "the configuration was checked"
+    try:
+        made = part.make(groups, lr=config.lr, **config.options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optim.options: {config.name} does not take {config.options}: {error}") from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise UserError(
+            f"The optimizer '{config.name}' made a {type(made).__name__}, which is no torch.optim.Optimizer."
+        )
+    return made
 
 
 def _parameter_groups(network: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
