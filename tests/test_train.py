@@ -103,7 +103,7 @@ def test_training_learns(tmp_path: Path) -> None:
         optim={"name": "adamw", "lr": 5e-3},
         train={"epochs": 12},
     )
-    assert train(config)["val"]["accuracy"] >= 5 / 6
+    assert train(config).scores["val"]["accuracy"] >= 5 / 6
 
 
 def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_nothing_is_overwritten(finished: Path, photos: Path) -> None:
 
 def test_a_finished_run_stays_what_it_is(finished: Path, photos: Path) -> None:
     lines, model = read_metrics(finished / "metrics.jsonl"), (finished / "model/config.json").read_text()
-    results = train(tiny_config(photos, finished).model_copy(update={"resume": "auto"}))
+    results = train(tiny_config(photos, finished).model_copy(update={"resume": "auto"})).scores
     assert read_metrics(finished / "metrics.jsonl") == lines
     assert (finished / "model/config.json").read_text() == model
     assert results["test"]["num_images"] == 3

@@ -38,6 +38,6 @@ def benchmark_command(words: Sequence[str]) -> int:
     config = config_from_flags(load_recipe(words[0]), rest, program=program, speaks=is_main_process())
     from accel_flowers.training.benchmark import benchmark
 
-    found = benchmark(config, seconds=asked.seconds)
+    found = benchmark(config, seconds=asked.seconds, owns_process=True)
     print(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
     return 0

@@ -28,7 +28,7 @@ def train_command(words: Sequence[str]) -> int:
         config = config.model_copy(update={"run_dir": _default_run_dir(Path(recipe).stem, config)})
     from accel_flowers.training.train import train
 
-    train(config)
+    train(config, owns_process=True)
     return 0
 
 

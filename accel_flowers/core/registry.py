@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from accel_flowers.core.errors import UserError, did_you_mean
 
-Kind = Literal["transform", "model", "loss", "task", "metric", "optimizer", "tracker"]
+Kind = Literal["transform", "batch_transform", "model", "loss", "task", "metric", "optimizer", "tracker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _NAME = re.compile(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*")

@@ -24,18 +24,23 @@ class PreemptionHandler:
         accelerator: the processes that must agree.
         config: when a checkpoint is due inside an epoch.
         health: to be told where this process stands.
+        listens: False where signals belong to somebody else's program; then checkpoints that are due are all it agrees on.
     """
 
-    def __init__(self, accelerator: Accelerator, config: CheckpointConfig, health: HealthMonitor) -> None:
+    def __init__(
+        self, accelerator: Accelerator, config: CheckpointConfig, health: HealthMonitor, *, listens: bool = True
+    ) -> None:
         self._agreement = FlagAllReduce(accelerator)
         self._health = health
         self._config = config
+        self._listens = listens
         self._signalled = False
         self._saved_at = time.monotonic()
         self._handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> PreemptionHandler:
-        if threading.current_thread() is threading.main_thread():  # only there signals can be set
+        # Only in the main thread signals can be set.
+        if self._listens and threading.current_thread() is threading.main_thread():
             self._handlers_before = {number: signal.signal(number, self._on_signal) for number in Interrupted.SIGNALS}
         return self
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from accel_flowers.core import registry
 from accel_flowers.metrics.confusion import Floats, Ints, precision_recall_f1
 
 
@@ -66,3 +67,9 @@ def summarize(predictions: Predictions, class_names: Sequence[str]) -> dict[str,
 def headline(scores: dict[str, Any]) -> dict[str, float]:
     """The scores that are single numbers, for curves and comparisons."""
     return {name: scores[name] for name in ("accuracy", "loss", "macro_f1")}
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric's best value is its lowest; of a registered one, what it was registered with says so."""
+    part = registry.find("metric", metric)
+    return bool(part.options.get("lower_is_better", False)) if part else metric == "loss"
