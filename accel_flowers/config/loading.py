@@ -21,6 +21,8 @@ RECIPES = resources.files("accel_flowers.config") / "recipes"
 
 ENVIRONMENT_KEY = "environment"
 """Key under which a run's config.yaml records versions and hardware; ignored when such a file is read as a recipe."""
+PARTS_KEY = "parts"
+"""Key inside it: the user's own parts, with the modules that they came from."""
 _SHOWN_MISTAKES = 50
 _SHORT = reprlib.Repr()
 """Writes what was given in a line, whatever it is."""
@@ -85,11 +87,25 @@ def config_from_yaml(text: str, *, source: str) -> Config:
         raise UserError(f"{source} is empty: a recipe has sections such as 'data:' and 'train:'.")
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold sections such as 'data:' and 'train:', not {type(values).__name__}.")
-    values.pop(ENVIRONMENT_KEY, None)
+    environment = values.pop(ENVIRONMENT_KEY, None)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source} has mistakes:\n{describe_mistakes(error)}") from None
+        hint = _recorded_modules(environment)
+        raise UserError(f"{source} has mistakes:\n{describe_mistakes(error)}{hint}") from None
+
+
+def _recorded_modules(environment: object) -> str:
+    """Which modules a run's own parts came from, as it says itself; they are named, never imported."""
+    parts = environment.get(PARTS_KEY) if isinstance(environment, dict) else None
+    if not isinstance(parts, dict):
+        return ""
+    said = [
+        f"\n  The run took {name} from the Python module {part.get('module')!s}."
+        for name, part in list(parts.items())[:_SHOWN_MISTAKES]
+        if isinstance(part, dict)
+    ]
+    return "".join(said)
 
 
 def config_from_flags(recipe: Config, words: Sequence[str], *, program: str, speaks: bool = True) -> Config:

@@ -368,3 +368,33 @@ class Config(Section):
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Plain values for YAML, JSON and trackers."""
     return config.model_dump(mode="json")
+
+
+def own_parts(config: Config) -> dict[str, dict[str, str]]:
+    """The user's own parts that a configuration names: "kind my/name" → module and digest of its source.
+
+    Names that are not registered are left out: whoever builds them tells.
+    """
+    names: dict[registry.Kind, list[str]] = {
+        "transform": transform_parts(*config.data.train_transforms, *config.data.eval_transforms),
+        "batch_transform": transform_parts(*([config.data.batch_transform] if config.data.batch_transform else [])),
+        "model": [config.model.name],
+        "task": [config.loss.task],
+        "loss": [config.loss.name],
+        "optimizer": [config.optim.name],
+        "metric": [config.train.best_metric],
+    }
+    return registry.described(names)
+
+
+def transform_parts(*specs: TransformSpec) -> list[str]:
+    """Names of the transforms, also of those inside others, that have the form of a user's own."""
+    found: list[str] = []
+    for spec in specs:
+        name, arguments = (spec, None) if isinstance(spec, str) else next(iter(spec.items()))
+        if registry.is_own_name(str(name)):
+            found.append(str(name))
+        inner = arguments.get("transforms") if isinstance(arguments, dict) else None
+        if isinstance(inner, list):
+            found += transform_parts(*inner)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from accel_flowers.config.schema import Config, config_to_dict
+from accel_flowers.config.loading import PARTS_KEY
+from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import Diverged
 from accel_flowers.core.progress import Progress, tell
@@ -75,7 +76,7 @@ def train(config: Config, *, owns_process: bool = False) -> TrainResult:
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
-    facts = {**versions(), **fixed_fields(config), "precision": launched_precision()}
+    facts = {**versions(), **fixed_fields(config), "parts": own_parts(config), "precision": launched_precision()}
     with process_session(facts, owns_process=owns_process) as together, RunDirLock() as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
@@ -130,6 +131,9 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
     """Write what the run directory holds from the start, and open the trackers; collective."""
     run, run_dir, accelerator = session.run, session.run_dir, session.run.accelerator
     environment = broadcast_from_main(accelerator, lambda: open_run_dir(run_dir, lock))
+    parts = own_parts(run.config)
+    if holds_run(run_dir) and environment.get(PARTS_KEY, {}) != parts:
+        log_on_main(accelerator, _changed(environment.get(PARTS_KEY), parts))
 
     def write() -> None:
         if not holds_run(run_dir):
@@ -139,6 +143,7 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
                 "precision": accelerator.mixed_precision,
                 "launcher_precision": launched_precision(),
                 "device": str(accelerator.device),
+                **({PARTS_KEY: parts} if parts else {}),
             }
             save_split(run.split, run_dir / SPLIT_FILE)
             write_config(run_dir, run.config, {**environment, **on})
@@ -149,6 +154,13 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
     start_trackers(accelerator, values, run_id=environment["run_id"], next_step=run.state.step + 1)
     if run.config.train.on_nan == "rollback" and not run.state.step:
         save(session)  # something to go back to from the first epoch, too
+
+
+def _changed(before: object, now: Mapping[str, Mapping[str, str]]) -> str:
+    """What to tell of parts of the user's own whose source is another than when the run began."""
+    known = before if isinstance(before, dict) else {}
+    names = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
+    return f"changed since this run began, so it may not go on as it would have: {', '.join(names)}"
 
 
 def _train_to_the_end(session: Session) -> dict[str, dict[str, Any]]:
