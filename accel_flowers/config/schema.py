@@ -159,7 +159,9 @@ class DataConfig(Section):
     """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
     eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
     """The same for validation, test, evaluate and predict."""
-    batch_transform: Annotated[TransformSpec | None, _ONE_TRANSFORM] = None
+    batch_transform: Annotated[
+        str | dict[str, Any] | None, AfterValidator(_PLAIN_VALUE.validate_python), _ONE_TRANSFORM
+    ] = None
     """What is done to a whole batch of inputs, such as mixing: a registered batch transform, by name or as '{my/mixup: {alpha: 0.2}}'; None = nothing."""
     mean: ThreeNumbers = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
