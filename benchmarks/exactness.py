@@ -111,8 +111,8 @@ def plain_training(config: Config) -> None:
 
     from accel_flowers.data.transforms.build import build_transform
     from accel_flowers.models.backbone import wants_channels_last
+    from accel_flowers.models.find import build_network
     from accel_flowers.models.normalizer import Normalizer
-    from accel_flowers.models.torchvision import build_network
     from accel_flowers.training.optim import build_optimizer
 
     data, settings = config.data, config.train

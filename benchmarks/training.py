@@ -38,9 +38,9 @@ from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.data.dataset import Batch
 from accel_flowers.distributed.launch import build_accelerator, start_processes
 from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.find import build_network
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.training.optim import build_optimizer
 from accel_flowers.training.precision import try_precisions
 from accel_flowers.training.step import TrainStep

@@ -18,7 +18,8 @@ from accel_flowers.inspection.findings import ImageFacts, find
 from accel_flowers.inspection.near_duplicates import group_alike
 from accel_flowers.inspection.scan import look_at_table
 from accel_flowers.models.backbone import check_input
-from accel_flowers.models.torchvision import build_network, model_names
+from accel_flowers.models.find import build_network
+from accel_flowers.models.torchvision import model_names
 from tests.images import save
 from tests.runs import TWO_PROCESSES, metrics, run_program
 

@@ -40,10 +40,10 @@ from accel_flowers.distributed.collectives import (
 from accel_flowers.distributed.ddp import disable_buffer_broadcast, warm_up_ddp_buckets
 from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.ema import Ema
+from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
 from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
@@ -328,10 +328,11 @@ def _build_network(
     def build() -> nn.Module:
         # The same seed on every process and whatever was drawn before: the new last layer starts the same anywhere.
         torch.manual_seed(random_key(seed, "first weights"))
-        network, report = build_network(config.name, len(class_names), weights=config.weights, dropout=config.dropout)
-        frozen = freeze(network, config.freeze)
+        backbone = find_backbone(config.name)
+        network, report = backbone.build(len(class_names), weights=config.weights, dropout=config.dropout)
+        frozen = freeze(network, config.freeze, backbone)
         for height, width in sizes:
-            check_input(network, (3, height, width))
+            check_input(network, (3, height, width), num_classes=len(class_names))
         if accelerator.is_main_process:
             trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
             tell(f"{config.name}: {report.summary()}")

@@ -31,9 +31,9 @@ from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.distributed.collectives import Processes
 from accel_flowers.distributed.launch import launched_precision
 from accel_flowers.models.backbone import check_input, wants_channels_last
+from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze, set_training_mode
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.tracking.run_dir import holds_run, recorded_precision
 from accel_flowers.training.optim import build_optimizer, set_lr
 from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch
@@ -133,7 +133,7 @@ def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | N
 
 def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precision, float]:
     network, _ = build_network(config.model.name, _NUM_CLASSES, dropout=config.model.dropout)
-    freeze(network, config.model.freeze)
+    freeze(network, config.model.freeze, find_backbone(config.model.name))
     check_input(network, (3, *size))
     channels_last = wants_channels_last(network)
     if channels_last:
