@@ -36,6 +36,10 @@ _AHEAD = 3
 """Batches that are decoded while one is in the network; bounds the memory."""
 
 
+_LARGEST_BATCH = 4096
+"""Images in one forward pass, whatever a model's file asks for."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the model says of one image, or why it says nothing."""
@@ -138,7 +142,7 @@ class ImageClassifier:
             UserError: as `predict`, once the first answer is asked for.
         """
         check_numbers(self.class_names, top_k=top_k, batch_size=batch_size, num_workers=num_workers)
-        size = batch_size or self.spec.eval_batch_size
+        size = min(batch_size or self.spec.eval_batch_size, _LARGEST_BATCH)
         named = ((_name_of(image, number), image) for number, image in enumerate(_each_of(images)))
         waiting: deque[list[tuple[str, Future[Tensor | str]]]] = deque()
         pool = ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0)))
