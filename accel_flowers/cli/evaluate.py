@@ -36,7 +36,12 @@ def evaluate_command(words: Sequence[str]) -> int:
     from accel_flowers.inference.evaluate import describe_scores, evaluate
 
     scores = evaluate(
-        asked.model_dir, asked.data, split_file=asked.split, part=asked.part, num_workers=asked.num_workers
+        asked.model_dir,
+        asked.data,
+        split_file=asked.split,
+        part=asked.part,
+        num_workers=asked.num_workers,
+        owns_process=True,
     )
     if is_main_process():
         print(json.dumps(scores.as_json(), indent=1, ensure_ascii=False) if asked.json else describe_scores(scores))

@@ -71,17 +71,20 @@ class PreemptionHandler:
         """A checkpoint was written."""
         self._saved_at = time.monotonic()
 
-    def while_scoring(self, step: int) -> Callable[[], None]:
-        """To be called after every round of batches of an evaluation after `step`.
+    def while_scoring(self, step: int | None) -> Callable[[], None]:
+        """To be called after every round of batches of an evaluation.
+
+        Args:
+            step: of the training, after which it is made; None where a saved model is scored.
 
         Raises (the function that is returned):
             Interrupted: a signal says to stop, on every process.
         """
 
-        def look() -> None:
-            self._health.at("evaluating", step)
+        def check() -> None:
+            self._health.at("evaluating", step or 0)
             if self._agreement.any(self._signalled)[0]:
                 raise Interrupted(step)
 
-        self._health.at("evaluating", step)
-        return look
+        self._health.at("evaluating", step or 0)
+        return check
