@@ -10,6 +10,7 @@ import tyro
 
 from accel_flowers.cli.common import is_main_process
 from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
+from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError
 
 
@@ -39,5 +40,5 @@ def benchmark_command(words: Sequence[str]) -> int:
     from accel_flowers.training.benchmark import benchmark
 
     found = benchmark(config, seconds=asked.seconds, owns_process=True)
-    print(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
+    write_result(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
     return 0

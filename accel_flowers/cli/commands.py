@@ -13,6 +13,7 @@ from accel_flowers.cli.predict import predict_command
 from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
 from accel_flowers.cli.train import recipes_command, train_command
+from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError, did_you_mean
 from accel_flowers.core.registry import import_parts
 
@@ -48,10 +49,10 @@ def dispatch(words: Sequence[str]) -> int:
     if not words:
         raise UserError(f"Which command?\n\n{_usage()}")
     if words[0] in ("-h", "--help"):
-        print(_usage())
+        write_result(_usage())
         return 0
     if words[0] == "--version":
-        print(__version__)
+        write_result(__version__)
         return 0
     if words[0] not in COMMANDS:
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Literal
 import tyro
 
 from accel_flowers.cli.common import is_main_process
+from accel_flowers.core.console import write_result
 
 
 @dataclass(frozen=True)
@@ -44,5 +45,7 @@ def evaluate_command(words: Sequence[str]) -> int:
         owns_process=True,
     )
     if is_main_process():
-        print(json.dumps(scores.as_json(), indent=1, ensure_ascii=False) if asked.json else describe_scores(scores))
+        write_result(
+            json.dumps(scores.as_json(), indent=1, ensure_ascii=False) if asked.json else describe_scores(scores)
+        )
     return 0

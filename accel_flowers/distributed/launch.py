@@ -5,6 +5,7 @@ Whatever is pure (order, split, transforms, scores, networks) knows nothing of p
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import threading
@@ -27,7 +28,9 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from accel_flowers.core.errors import Interrupted, UserError
-from accel_flowers.core.progress import tell
+
+_log = logging.getLogger(__name__)
+
 
 _SCHEME = "restarted"
 
@@ -150,7 +153,7 @@ def destroyed_at_the_end(processes: PartialState) -> Iterator[None]:
 
 
 def _end_with(words: str) -> None:
-    tell(words)
+    _log.info(words)
     os._exit(1)
 
 

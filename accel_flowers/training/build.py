@@ -5,6 +5,7 @@ What can be wrong with a configuration, a folder, weights or a launch is found h
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config, DataConfig, ModelConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.progress import tell
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
 from accel_flowers.data.loader import build_loader
@@ -51,6 +51,8 @@ from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
 from accel_flowers.training.step import TrainStep
 from accel_flowers.training.tasks import Task, TaskContext, build_task
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def build_data(
         )
         if not split_file:
             split = subsample_for_debugging(split, table, config)
-        tell(*describe_split(table, split))
+        for line in describe_split(table, split):
+            _log.info(line)
         return split, [digest for digest, _ in validated()] if wants_cache(config.data, accelerator.device) else []
 
     split, contents = broadcast_from_main(accelerator, decide)
@@ -335,8 +338,8 @@ def _build_network(
             check_input(network, (3, height, width), num_classes=len(class_names))
         if accelerator.is_main_process:
             trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-            tell(f"{config.name}: {report.summary()}")
-            tell(f"{trained:,} parameters train" + (f"; {len(frozen)} tensors are frozen" if frozen else ""))
+            _log.info(f"{config.name}: {report.summary()}")
+            _log.info(f"{trained:,} parameters train" + (f"; {len(frozen)} tensors are frozen" if frozen else ""))
         return network
 
     return main_process_first(accelerator, build)

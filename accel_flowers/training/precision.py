@@ -10,6 +10,7 @@ Not for: GPUs.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,7 +25,6 @@ from torch import nn
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache, write_text_durably
-from accel_flowers.core.progress import tell
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.transforms.build import build_transform
@@ -38,6 +38,8 @@ from accel_flowers.tracking.run_dir import holds_run, recorded_precision
 from accel_flowers.training.optim import build_optimizer, set_lr
 from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch
 from accel_flowers.training.tasks import TaskContext, build_task
+
+_log = logging.getLogger(__name__)
 
 Precision = Literal["no", "bf16"]
 """In the launcher's words: "no" is float32."""
@@ -90,7 +92,7 @@ def choose_precision(config: Config, processes: Processes, *, run_dir: Path | No
     if run_dir is not None and holds_run(run_dir):
         began_in = recorded_precision(run_dir, launched)
         if began_in not in (None, launched):
-            tell(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
+            _log.info(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
         return began_in
     # What torch.compile would make of the network is another network's speed.
     if processes.device.type != "cpu" or config.train.compile:
@@ -98,7 +100,7 @@ def choose_precision(config: Config, processes: Processes, *, run_dir: Path | No
     choice = try_precisions(config, num_processes=processes.num_processes)
     if choice is None:
         return None
-    tell(choice.words(config.model.name))
+    _log.info(choice.words(config.model.name))
     return choice.precision
 
 

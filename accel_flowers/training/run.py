@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config
-from accel_flowers.core.progress import Progress
+from accel_flowers.core.console import Progress
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.placement.resident import ToPixels
 from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler

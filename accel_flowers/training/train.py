@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ import torch
 from accel_flowers.config.loading import PARTS_KEY
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
+from accel_flowers.core.console import Progress
 from accel_flowers.core.errors import Diverged
-from accel_flowers.core.progress import Progress, tell
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
@@ -43,6 +44,8 @@ from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.rollback import roll_back
 from accel_flowers.training.run import Session
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def _draw_report(run_dir: Path) -> None:
     from accel_flowers.report.draw import draw_report  # seconds of import
 
     try:
-        tell(f"report: {draw_report(run_dir)}")
+        _log.info(f"report: {draw_report(run_dir)}")
     # What a full disk, short memory, photos that vanish or a library may answer with; the run itself is done.
     except (OSError, RuntimeError, ValueError, LookupError) as error:
-        tell(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")
+        _log.info(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")
