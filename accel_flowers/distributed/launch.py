@@ -5,7 +5,6 @@ Whatever is pure (order, split, transforms, scores, networks) knows nothing of p
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import threading
@@ -27,10 +26,8 @@ from accelerate.utils import (
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not say that it exports them
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
+from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, UserError
-
-_log = logging.getLogger(__name__)
-
 
 _SCHEME = "restarted"
 
@@ -153,7 +150,7 @@ def destroyed_at_the_end(processes: PartialState) -> Iterator[None]:
 
 
 def _end_with(words: str) -> None:
-    _log.info(words)
+    write_error(words)
     os._exit(1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config.schema import CheckpointConfig
@@ -61,7 +62,12 @@ def process_session(facts: Mapping[str, object], *, owns_process: bool) -> Itera
         RankLost: (from the block) another process failed, fell silent or is gone.
     """
     processes = start_processes()
-    # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
-    with destroyed_at_the_end(processes), ExitStack() as at_end, HealthMonitor(processes) as health:
-        check_same_everywhere(processes, facts)
-        yield ProcessSession(processes, health, owns_process, at_end)
+    try:
+        # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
+        with destroyed_at_the_end(processes), ExitStack() as at_end, HealthMonitor(processes) as health:
+            check_same_everywhere(processes, facts)
+            yield ProcessSession(processes, health, owns_process, at_end)
+    finally:
+        # Accelerate keeps its state in its classes: a notebook's next run, or its launcher, must find them as new.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
