@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +180,7 @@ from accelerate import notebook_launcher
 
 def main():
     config = af.load_recipe(sys.argv[1], {"data.path": sys.argv[2], "run_dir": sys.argv[3], "tracking.report": False})
-    notebook_launcher(af.train, (config,), num_processes=2, use_port="0")
+    notebook_launcher(af.train, (config,), num_processes=2, use_port=sys.argv[4])
     print("model", af.load_model(sys.argv[3]).class_names)
 
 main()
@@ -190,7 +191,10 @@ main()
 def test_the_notebook_launcher_runs_it_on_two_processes(
     photos: Path, recipe: Path, result: af.TrainResult, tmp_path: Path
 ) -> None:
-    done = in_a_process(NOTEBOOK, recipe, photos, tmp_path / "run", ACCELERATE_USE_CPU="true")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    done = in_a_process(NOTEBOOK, recipe, photos, tmp_path / "run", port, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "num_processes: 2" in (tmp_path / "run/config.yaml").read_text()
     assert metrics(tmp_path / "run", "train/loss") == pytest.approx(metrics(result.run_dir, "train/loss"), abs=1e-5)
