@@ -66,7 +66,9 @@ def shoot(page: Path, *, dark: bool) -> Image.Image:
     """The top of a page."""
     with Browser() as browser:
         browser.open(page, width=WIDTH, height=HEIGHT, dark=dark)
-        return Image.open(io.BytesIO(browser.screenshot({"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT}))).convert("RGB")
+        return Image.open(io.BytesIO(browser.screenshot({"x": 0, "y": 0, "width": WIDTH, "height": HEIGHT}))).convert(
+            "RGB"
+        )
 
 
 if __name__ == "__main__":

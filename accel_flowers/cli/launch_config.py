@@ -22,17 +22,17 @@ class _LaunchConfigWords:
     accelerate launch --config_file "$(accel-flowers launch-config multi_gpu)" -m accel_flowers train ...
     """
 
-    name: tyro.conf.Positional[str | None] = None
-    """One of the list, such as single_gpu."""
+    name: tyro.conf.Positional[str] = ""
+    """One of the list, such as single_gpu; nothing = list them."""
 
 
 def launch_config_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_LaunchConfigWords, args=words, prog="accel-flowers launch-config")
     files = launch_configs()
-    if asked.name is None:
+    if not asked.name:
         width = max(map(len, files))
-        for name, file in files.items():
-            write_result(f"{name:<{width}}  {_first_remark(file)}")
+        for name, path in files.items():
+            write_result(f"{name:<{width}}  {_first_remark(path)}")
         return 0
     file = files.get(asked.name.removesuffix(".yaml"))
     if file is None:
