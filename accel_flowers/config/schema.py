@@ -372,6 +372,17 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def flat_fields(config: Config) -> dict[str, Any]:
+    """Dotted name → plain value of every field: "optim.lr" → 0.01; a mapping that is a field's value stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in config_to_dict(config).items():
+        if isinstance(getattr(config, name), Section):
+            flat |= {f"{name}.{field}": inner for field, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
 def own_parts(config: Config) -> dict[str, dict[str, str]]:
     """The user's own parts that a configuration names: "kind my/name" → module and digest of its source.
 
