@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored, draw_matrix
+from accel_flowers.tracking.tracker import Tracker
 
 
-class TensorBoardTracker(GeneralTracker):
+class TensorBoardTracker(Tracker):
     """Event files for TensorBoard.
 
     Args:
@@ -21,8 +21,6 @@ class TensorBoardTracker(GeneralTracker):
     """
 
     name = "tensorboard"
-    requires_logging_directory = False
-    main_process_only = True
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -34,8 +32,9 @@ class TensorBoardTracker(GeneralTracker):
         """The `SummaryWriter`."""
         return self._writer
 
-    def open(self, next_step: int) -> None:
+    def open(self, run_id: str, next_step: int) -> None:
         """Begin, or go on: what was written of `next_step` and later ones is hidden."""
+        del run_id
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self._directory), purge_step=next_step)
