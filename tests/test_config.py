@@ -141,7 +141,7 @@ def test_all_mistakes_come_in_one_message() -> None:
         ("train: {epochs: 1.5}", "train.epochs", ["integer", "1.5"]),
         ("train: {epochs: 0}", "train.epochs", ["greater than or equal to 1", "given: 0"]),
         ("train: {seed: 9223372036854775808}", "train.seed", ["less than 9223372036854775808"]),
-        ("train: {best_metric: f1}", "train.best_metric", ["'accuracy', 'loss' or 'macro_f1'", "given: 'f1'"]),
+        ("train: {best_metric: f1}", "train.best_metric", ["Allowed: accuracy, loss, macro_f1", "given: 'f1'"]),
         ("optim: {lr: .nan}", "optim.lr", ["finite", "nan"]),
         ("optim: {lr: .inf}", "optim.lr", ["finite", "inf"]),
         (

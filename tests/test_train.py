@@ -103,7 +103,7 @@ def test_training_learns(tmp_path: Path) -> None:
         optim={"name": "adamw", "lr": 5e-3},
         train={"epochs": 12},
     )
-    assert train(config).scores["val"]["accuracy"] >= 5 / 6
+    assert train(config).scores["val"].accuracy >= 5 / 6
 
 
 def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_finished_run_stays_what_it_is(finished: Path, photos: Path) -> None:
     results = train(tiny_config(photos, finished).model_copy(update={"resume": "auto"})).scores
     assert read_metrics(finished / "metrics.jsonl") == lines
     assert (finished / "model/config.json").read_text() == model
-    assert results["test"]["num_images"] == 3
+    assert results["test"].num_images == 3
 
 
 def test_a_mistake_leaves_no_run_behind(photos: Path, tmp_path: Path) -> None:

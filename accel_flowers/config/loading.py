@@ -41,22 +41,45 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_path: str) -> Config:
+def load_recipe(name_or_path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a recipe by name or a YAML file by path.
 
+    Args:
+        name_or_path: a name of `recipe_names`, or a file.
+        overrides: dotted names of fields → values that go over the recipe's: `{"train.epochs": 5, "run_dir": "runs/a"}`.
+
     Raises:
-        UserError: unknown name, unreadable file, or mistakes in it (all of them in one message).
+        UserError: unknown name, unreadable file, or mistakes in it or in the overrides (all of them in one message).
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or os.path.isfile(path):  # unlike Path's, it answers for any name
-        return read_config(path, what=f"The recipe {path}")
-    names = recipe_names()
-    if name_or_path not in names:
-        raise UserError(
-            f"There is no recipe '{name_or_path}'.{did_you_mean(name_or_path, names)} "
-            f"Recipes: {', '.join(names)}. A recipe of your own is the path of a .yaml file."
+        recipe = read_config(path, what=f"The recipe {path}")
+    else:
+        names = recipe_names()
+        if name_or_path not in names:
+            raise UserError(
+                f"There is no recipe '{name_or_path}'.{did_you_mean(str(name_or_path), names)} "
+                f"Recipes: {', '.join(names)}. A recipe of your own is the path of a .yaml file."
+            )
+        recipe = config_from_yaml(
+            (RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}"
         )
-    return config_from_yaml((RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}")
+    return _with_overrides(recipe, overrides) if overrides else recipe
+
+
+def _with_overrides(recipe: Config, overrides: Mapping[str, Any]) -> Config:
+    values = recipe.model_dump()
+    for name, value in overrides.items():
+        *sections, field = name.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.setdefault(section, {}) if isinstance(place, dict) else {}
+        if isinstance(place, dict):
+            place[field] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"The overrides have mistakes:\n{describe_mistakes(error)}") from None
 
 
 def read_config(path: Path, *, what: str) -> Config:

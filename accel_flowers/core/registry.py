@@ -101,9 +101,9 @@ def registered(kind: Kind) -> list[str]:
     return sorted(name for each, name in _parts if each == kind)
 
 
-def is_own_name(name: str) -> bool:
+def is_own_name(name: object) -> bool:
     """Whether a name has the form of a user's part, and so of none of ours."""
-    return _NAME.fullmatch(name) is not None
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def unknown(kind: Kind, name: str, built_in: Iterable[str] = ()) -> str:

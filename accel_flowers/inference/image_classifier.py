@@ -27,7 +27,8 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, upright_rgb
 from accel_flowers.models import saved as saved_models
-from accel_flowers.models.saved import ModelSpec, SavedModel
+from accel_flowers.models.saved import SPEC_FILE, ModelSpec, SavedModel
+from accel_flowers.tracking.run_dir import MODEL_DIR
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor
 """A file; the bytes of one; an image of Pillow's of any mode; uint8 [H, W, 3] of NumPy; uint8 [3, H, W] of torch."""
@@ -184,13 +185,17 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device | Non
     """Read a model folder.
 
     Args:
-        path: RUN_DIR/model.
+        path: RUN_DIR/model, or RUN_DIR.
         device: where it computes; None = an accelerator where there is one, else the CPU.
 
     Raises:
         UserError: no model folder, a damaged one, or one that needs a part of somebody's own that is not registered.
     """
-    saved = saved_models.load_model(Path(path))
+    folder = Path(path)
+    inside = folder / MODEL_DIR
+    saved = saved_models.load_model(
+        inside if (inside / SPEC_FILE).exists() and not (folder / SPEC_FILE).exists() else folder
+    )
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return ImageClassifier(saved, torch.device(device or "cpu"))

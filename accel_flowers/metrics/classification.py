@@ -79,7 +79,11 @@ class Scores:
         Raises:
             UserError: a registered metric that gives no number.
         """
-        scores = summarize(predictions, class_names)
+        return cls.from_summary(part, summarize(predictions, class_names))
+
+    @classmethod
+    def from_summary(cls, part: str, scores: Mapping[str, Any]) -> Scores:
+        """What `summarize` returned, as an object."""
         return cls(
             part=part,
             num_images=scores["num_images"],

@@ -12,7 +12,7 @@ from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import average_buffers
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.calibration import fit_temperature
-from accel_flowers.metrics.classification import Predictions, headline, lower_is_better, summarize
+from accel_flowers.metrics.classification import Predictions, Scores, headline, lower_is_better, summarize
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
@@ -77,7 +77,7 @@ def end_epoch(session: Session) -> str:
     return f"epoch {epoch}/{run.plan.epochs}  val {_as_text(scored_parts['val'].scores)}{averaged}{best}"
 
 
-def finish(session: Session) -> dict[str, Any]:
+def finish(session: Session) -> dict[str, Scores]:
     """Score the best weights: validation again, and the test part for the first and only time.
 
     Returns:
@@ -117,7 +117,7 @@ def finish(session: Session) -> dict[str, Any]:
     if "test" in results:
         progress.line(f"test (evaluated once): {_as_text(results['test'])}  ({len(run.parts['test'])} pictures)")
     progress.line(f"model: {session.run_dir / MODEL_DIR}")
-    return results
+    return {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
 
 
 def _score(session: Session, part: str, network: nn.Module) -> Scored:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ import torch
 from accel_flowers.config.loading import PARTS_KEY
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
-from accel_flowers.core.console import Progress
-from accel_flowers.core.errors import Diverged
+from accel_flowers.core.console import Progress, attach_to_notebook
+from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
+from accel_flowers.distributed.health import HealthTimes
 from accel_flowers.distributed.launch import launched_precision
 from accel_flowers.distributed.session import ProcessSession, process_session
+from accel_flowers.inference.image_classifier import ImageClassifier, load_model
+from accel_flowers.metrics.classification import Scores
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.tracking.run_dir import (
     METRICS_FILE,
+    MODEL_DIR,
     SPLIT_FILE,
     RunDirLock,
     check_run_dir,
@@ -53,19 +58,30 @@ class TrainResult:
     """What a run came to."""
 
     run_dir: Path
-    scores: dict[str, dict[str, Any]]
+    scores: dict[str, Scores]
     """Part → scores of the best epoch's weights: "val" and, where there is such a part, "test"."""
     best_epoch: int
     """From 1."""
 
+    @cached_property
+    def model(self) -> ImageClassifier:
+        """The best epoch's model, read from the run directory when it is first asked for."""
+        return load_model(self.run_dir / MODEL_DIR)
 
-def train(config: Config, *, owns_process: bool = False) -> TrainResult:
+
+def train(
+    config: Config,
+    *,
+    owns_process: bool = False,
+    times: HealthTimes = HealthTimes(),  # noqa: B008 - it is frozen
+) -> TrainResult:
     """Train, keep the best, score the test part once; collective.
 
     Args:
         config: resolved; `run_dir` and `data.path` are set.
         owns_process: whether SIGTERM and SIGUSR1 mean "checkpoint and leave" and all cores are taken for the report, as on
             the command line; a notebook's or another program's signals and threads are left alone.
+        times: how long the processes wait for each other.
 
     Raises:
         UserError: a mistake in the configuration, the folder, the weights or the launch, found before the first step;
@@ -74,13 +90,16 @@ def train(config: Config, *, owns_process: bool = False) -> TrainResult:
         RankLost: another process is gone.
     """
     config = shorten(config)
-    assert config.run_dir is not None
+    if config.run_dir is None:
+        raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
+    if not owns_process:
+        attach_to_notebook()
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
     facts = {**versions(), **fixed_fields(config), "parts": own_parts(config), "precision": launched_precision()}
-    with process_session(facts, owns_process=owns_process) as together, RunDirLock() as lock:
+    with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock() as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
@@ -90,10 +109,11 @@ def train(config: Config, *, owns_process: bool = False) -> TrainResult:
             _session(config, run_dir, together, lock, accelerator) as session,
         ):
             scores = _train_to_the_end(session)
-        best_epoch = session.run.state.best_epoch
+        best_epoch, on = session.run.state.best_epoch, accelerator.device.type
+        is_main_process = accelerator.is_main_process
     # All is saved, and the other processes may leave: nobody waits for the drawing, nothing is lost where it fails.
-    if accelerator.is_main_process and config.tracking.report:
-        if owns_process and accelerator.device.type != "cpu":
+    if is_main_process and config.tracking.report:
+        if owns_process and on != "cpu":
             torch.set_num_threads(local_cores(1))  # launchers leave each process of several one core
         _draw_report(run_dir)
     return TrainResult(run_dir, scores, best_epoch)
@@ -166,7 +186,7 @@ def _changed(before: object, now: Mapping[str, Mapping[str, str]]) -> str:
     return f"changed since this run began, so it may not go on as it would have: {', '.join(names)}"
 
 
-def _train_to_the_end(session: Session) -> dict[str, dict[str, Any]]:
+def _train_to_the_end(session: Session) -> dict[str, Scores]:
     """The loop and the final scores, again from the last checkpoint where a loss is no number and the recipe says so."""
     while True:
         try:
