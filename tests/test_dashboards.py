@@ -24,8 +24,8 @@ from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.config.schema import TrackingConfig
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.models.saved import load_spec
+from accel_flowers.tracking.figures import draw_confusion
 from accel_flowers.tracking.run_dir import read_metrics
-from accel_flowers.tracking.scored import draw_matrix
 from accel_flowers.tracking.wandb import WandbTracker
 from tests.conftest import make_folder
 from tests.faults import Forked
@@ -177,8 +177,8 @@ def test_tensorboard_shows_each_step_once(killed: Path) -> None:
 
 
 def test_matrix_is_drawn_with_any_names() -> None:
-    plain = draw_matrix(np.array([[3, 1], [0, 4]]), ["$a_{b$", "<script>"])
-    other = draw_matrix(np.array([[1, 3], [4, 0]]), ["$a_{b$", "<script>"])
+    plain = draw_confusion(np.array([[3, 1], [0, 4]]), ["$a_{b$", "<script>"])
+    other = draw_confusion(np.array([[1, 3], [4, 0]]), ["$a_{b$", "<script>"])
     assert plain.dtype == np.uint8
     assert plain.shape[2] == 3
     assert plain.shape == other.shape

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored, draw_matrix
+from accel_flowers.tracking.figures import draw_confusion
+from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored
 from accel_flowers.tracking.tracker import Tracker
 
 
@@ -52,7 +53,7 @@ class TensorBoardTracker(Tracker):
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
         """The confusion matrix and the worst images, as images."""
         del epoch
-        matrix = draw_matrix(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
+        matrix = draw_confusion(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
         self._writer.add_image(f"{scored.part}/confusion_matrix", matrix, global_step=step, dataformats="HWC")
         squares = []
         for sample in scored.worst(WORST_PICTURES):
