@@ -108,7 +108,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     config = tiny_config(folder, tmp_path / "run", tracking={"also": [{"test/spy": {"fails_in": "log"}}]})
     with caplog.at_level(logging.INFO, logger="accel_flowers"):
         result = train(config)
-    assert result.scores["test"]["num_images"] == 3
+    assert result.scores["test"].num_images == 3
     assert len(read_metrics(tmp_path / "run/metrics.jsonl")) > 3
     assert [name for name, *_ in Spy.made[-1].calls] == ["open", "store_init_configuration", "log"], "left alone then"
     said = [record.getMessage() for record in caplog.records if "spy" in record.getMessage()]
