@@ -9,16 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
+from accel_flowers.core.machine import bf16_instructions, cpu_name
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def machine(*packages: str, gpu: bool = False) -> str:
     """The processor (or the GPU before it), cores, load, and the versions of Python and of packages."""
-    info = Path("/proc/cpuinfo")
-    facts = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
-    named = {name.strip(): value.strip() for name, value in facts.items()}
-    cpu = named.get("model name", platform.processor() or platform.machine())
-    bf16 = [flag for flag in named.get("flags", "").split() if flag.endswith("_bf16")]
+    cpu, bf16 = cpu_name() or platform.machine(), bf16_instructions()
     where = f"{cpu} ({', '.join(bf16) or 'no bf16 instructions'}), {len(os.sched_getaffinity(0))} cores"
     if gpu:
         import torch

@@ -21,6 +21,7 @@ from accel_flowers import register
 from accel_flowers.data.sampler import random_key
 from accel_flowers.data.transforms.batch import BatchContext
 from accel_flowers.metrics.classification import Predictions
+from accel_flowers.tracking.tracker import Tracker
 from accel_flowers.training.tasks import Output, TaskContext
 
 
@@ -150,3 +151,21 @@ def worst_recall(predictions: Predictions) -> float:
     """Recall of the class that is recognised worst."""
     right = predictions.predicted == predictions.labels
     return float(min(right[predictions.labels == label].mean() for label in set(predictions.labels.tolist())))
+
+
+@register("tracker", "my/milestones")
+class Milestones(Tracker):
+    """Writes a line to RUN_DIR/milestones.txt each time that validation accuracy passes another `every`."""
+
+    name = "milestones"
+
+    def __init__(self, run_dir: Path, every: float = 0.1) -> None:
+        super().__init__()
+        self.file, self.every, self.passed = run_dir / "milestones.txt", every, 0
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        passed = int(values.get("val/accuracy", 0) / self.every)
+        if passed > self.passed:
+            self.passed = passed
+            with self.file.open("a") as file:
+                file.write(f"step {step}: {passed * self.every:.0%}\n")

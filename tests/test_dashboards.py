@@ -16,14 +16,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from accel_flowers.cli.train import _default_run_dir
 from accel_flowers.config.loading import config_from_flags, load_recipe
+from accel_flowers.config.schema import TrackingConfig
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.models.saved import load_spec
+from accel_flowers.tracking.figures import draw_confusion
 from accel_flowers.tracking.run_dir import read_metrics
-from accel_flowers.tracking.scored import draw_matrix
+from accel_flowers.tracking.wandb import WandbTracker
 from tests.conftest import make_folder
 from tests.faults import Forked
 from tests.ranks import Ranks, finish
@@ -84,6 +87,31 @@ def test_each_step_is_shown_once(killed: Path, wandb_records: list[dict[str, Any
     assert shown == {
         line["step"]: line["train/loss"] for line in read_metrics(killed / "metrics.jsonl") if "train/loss" in line
     }
+
+
+def test_rows_that_an_earlier_version_left_are_recognised(tmp_path: Path) -> None:
+    """Without a kind: by what they hold, whatever the order of their names."""
+    lines: list[dict[str, Any]] = [
+        {"step": 1, "epoch": 0.5, "train/loss": 2.0, "lr/all": 0.1, "speed/data_wait": 0.1},
+        {"step": 2, "epoch": 1.0, "val/accuracy": 0.5, "val/loss": 1.5, "val_ema/loss": 1.4},
+        {"step": 2, "epoch": 1.0, "test/accuracy": 0.5, "test/loss": 1.5},
+    ]
+    run = wandb.init(
+        project="p", id="old", mode="offline", dir=tmp_path, settings=wandb.Settings(quiet=True, console="off")
+    )
+    tables = {"val/per_class": wandb.Table(["class"], [["rose"]]), "val/worst_pictures": wandb.Table(["file"], [["1"]])}
+    for row in (*lines, {"step": 2, "epoch": 1.0, **tables}):
+        run.log(row)
+    run.finish()
+    new = {"step": 3, "epoch": 1.5, "train/loss": 1.0, "lr/all": 0.1}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines, new)))
+    tracker = WandbTracker(tmp_path, TrackingConfig(wandb="offline"))
+    tracker.open("old", 3)
+    tracker.log({"epoch": 1.0, **tables}, step=2, kind="val tables")
+    tracker.log({"epoch": 1.0, "val/accuracy": 0.4}, step=4)
+    tracker.finish()
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: file.stat().st_mtime_ns)
+    assert [(row["step"], row["kind"]) for row in history(read_wandb(files[-1]))] == [(3, "train"), (4, "val")]
 
 
 def test_axes_and_bests(wandb_records: list[dict[str, Any]], killed: Path) -> None:
@@ -149,8 +177,8 @@ def test_tensorboard_shows_each_step_once(killed: Path) -> None:
 
 
 def test_matrix_is_drawn_with_any_names() -> None:
-    plain = draw_matrix(np.array([[3, 1], [0, 4]]), ["$a_{b$", "<script>"])
-    other = draw_matrix(np.array([[1, 3], [4, 0]]), ["$a_{b$", "<script>"])
+    plain = draw_confusion(np.array([[3, 1], [0, 4]]), ["$a_{b$", "<script>"])
+    other = draw_confusion(np.array([[1, 3], [4, 0]]), ["$a_{b$", "<script>"])
     assert plain.dtype == np.uint8
     assert plain.shape[2] == 3
     assert plain.shape == other.shape

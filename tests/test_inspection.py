@@ -99,7 +99,7 @@ def test_clean_images_give_no_finding(drawn: Path, capsys: pytest.CaptureFixture
     assert findings["modes"] == {"RGB": 5 * PER_CLASS}
     assert findings["sizes"] == [{"width": 96, "height": 96, "pictures": 5 * PER_CLASS}]
     code, out, _ = run(capsys, drawn)
-    assert (code, out.splitlines()[0]) == (0, "60 pictures, 5 classes; nothing to mend")
+    assert (code, out.splitlines()[0]) == (0, "60 pictures, 5 classes; no errors")
 
 
 @pytest.mark.slow
@@ -265,8 +265,8 @@ def test_all_faults_at_once(photos: Path, spare: Spare, capsys: pytest.CaptureFi
         assert names_in(findings[kind]) == sorted(names), kind
     _, out, _ = run(capsys, photos)
     assert out.splitlines()[0].endswith(
-        "5 classes; to mend: 4 files that cannot be read; 1 group of identical files across classes; "
-        "1 group of near duplicates across classes"
+        "5 classes; errors: 4 files that cannot be read, 1 group of identical files across classes, "
+        "1 group of near duplicates across classes; 4 warnings"
     )
 
 
@@ -370,7 +370,7 @@ def test_help_says_what_the_exit_code_tells(capsys: pytest.CaptureFixture[str]) 
     code, out, _ = run(capsys, "--help")
     assert code == 0
     text = " ".join(out.replace("│", " ").split())
-    assert "Exit code 1 tells of what harms training: files that cannot be read, and copies" in text
+    assert "Exit code 1: problems that harm training were found: files that cannot be read, and copies" in text
 
 
 # One look at an image
@@ -542,7 +542,7 @@ def test_nothing_readable_is_told() -> None:
     images = [ImageFacts(f"{name}/1.png", name, None, Seen(cause="broken\x1b[2J")) for name in ("a", "b")]
     findings = find("DIR", ("a", "b"), images)
     assert findings.harmful
-    assert headline(findings) == "2 pictures, 2 classes; to mend: 2 files that cannot be read"
+    assert headline(findings) == "2 pictures, 2 classes; errors: 2 files that cannot be read"
     assert "\x1b" not in in_words(findings), "a file cannot write over the terminal"
 
 

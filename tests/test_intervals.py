@@ -12,11 +12,14 @@ LABELS = np.repeat([0, 1, 2], [40, 25, 15])
 PREDICTED = np.array([0] * 33 + [1] * 5 + [2] * 2 + [1] * 20 + [0] * 4 + [2] + [2] * 9 + [1] * 6)
 
 
-def test_accuracy_interval_covers_the_truth() -> None:
-    generator = np.random.default_rng(0)
-    hits = generator.binomial(150, 0.85, 400)
-    found = [accuracy_interval(int(hit), 150, num_resamples=1000, seed=place) for place, hit in enumerate(hits)]
-    assert 0.91 <= np.mean([interval.low <= 0.85 <= interval.high for interval in found]) <= 0.985
+@pytest.mark.parametrize(("num_images", "share"), [(30, 0.97), (150, 0.85), (1000, 0.5)])
+def test_accuracy_interval_covers_the_truth(num_images: int, share: float) -> None:
+    hits = np.random.default_rng(0).binomial(num_images, share, 4000)
+    found = {int(hit): accuracy_interval(int(hit), num_images) for hit in set(hits.tolist())}
+    for hit, interval in found.items():
+        assert interval.low <= interval.value == hit / num_images <= interval.high
+    covered = np.mean([found[int(hit)].low <= share <= found[int(hit)].high for hit in hits])
+    assert 0.945 <= covered <= (0.985 if num_images > 30 else 1), "an exact interval is never too short"
 
 
 def test_class_intervals_are_those_of_plain_resampling() -> None:

@@ -30,6 +30,7 @@ OWN: dict[str, dict[str, Any]] = {
     "loss": {"name": "my/focal", "options": {"gamma": 1.5}},
     "optim": {"name": "my/lion", "options": {"betas": [0.9, 0.98]}, "lr": 1e-3},
     "train": {"best_metric": "my/worst_recall", "epochs": 3},
+    "tracking": {"also": [{"my/milestones": {"every": 0.01}}]},
 }
 """Sections of a recipe in which everything is somebody's own."""
 
@@ -61,6 +62,9 @@ def test_a_run_records_where_its_parts_came_from(whole: Path) -> None:
     spec = json.loads((whole / "model/config.json").read_text())
     assert set(spec["parts"]) == {"model my/tiny"}, "what is needed to predict"
     assert metrics(whole, "val/my/worst_recall"), "a metric of one's own is logged"
+    best = max(metrics(whole, "val/accuracy"))
+    *_, last = (whole / "milestones.txt").read_text().splitlines()
+    assert last.endswith(f": {int(best / 0.01) / 100:.0%}"), "and shown by a tracker of one's own"
 
 
 @pytest.mark.multiprocess

@@ -50,15 +50,16 @@ def luminance(colour: str) -> float:
 
 
 def test_colours_can_be_read_in_both_themes() -> None:
-    style = (Path(__file__).parent.parent / "accel_flowers/report/templates/style.css").read_text()
+    style = (Path(__file__).parent.parent / "accel_flowers/html/templates/style.css").read_text()
     blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)[:2]
     for block in blocks:
         colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", block))
         assert {"page", "card", "ink", "muted", "blue", "orange", "green", "purple"} <= colours.keys()
-        for text in ("ink", "muted", "blue", "orange", "green"):
-            for ground in ("page", "card", "warn"):
+        for text in ("ink", "muted", "blue", "orange", "green", "error"):
+            for ground in ("page", "card", "warning-ground", "error-ground", "good-ground"):
                 high, low = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
-                assert (high + 0.05) / (low + 0.05) >= (4.5 if ground != "warn" or text == "ink" else 3), (text, ground)
+                read = ground in ("page", "card") or text in ("ink", "muted")
+                assert (high + 0.05) / (low + 0.05) >= (4.5 if read else 3), (text, ground)
 
 
 @needs_browser
@@ -93,7 +94,9 @@ def test_nothing_leaves_the_page(browser: Browser, pages: dict[str, Path]) -> No
     assert {address for address in browser.requests if not address.startswith("data:")} <= allowed
     assert allowed <= set(browser.requests)
     policy = browser.evaluate("document.querySelector('meta[http-equiv=Content-Security-Policy]').content")
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    )
 
 
 @needs_browser

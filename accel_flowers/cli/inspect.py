@@ -20,10 +20,10 @@ _log = logging.getLogger(__name__)
 class _InspectWords:
     """Look at all images before any of them costs training time.
 
-    Exit code 1 tells of what harms training: files that cannot be read, and copies (identical files or near duplicates)
-    under two classes or in two parts. All else that is found is for a person to judge and leaves the exit code 0: other
-    copies, images far from every other, classes of very different size, small and long images, EXIF turns, unusual
-    colour modes. 2 is a mistake in the words or in the folder's layout.
+    Exit code 1: problems that harm training were found: files that cannot be read, and copies (identical files or near
+    duplicates) under two classes or in two parts. All else is a warning, for a person to judge, and leaves the exit code
+    0: other copies, images far from every other, classes of very different size, small and long images, EXIF turns,
+    unusual colour modes. 2 is a mistake in the words or in the folder's layout.
     """
 
     source: tyro.conf.Positional[str]
@@ -33,7 +33,7 @@ class _InspectWords:
     html: Path | None = None
     """Also write a page with the images to look at; it stands alone."""
     split: Path | None = None
-    """A run's split.json: tell of copies across its parts."""
+    """A run's split.json: find copies across its parts."""
     near: int = 8
     """Near duplicates differ in at most so many bits of a 64-bit perceptual hash (0 to 16)."""
     show_transforms: str | None = None

@@ -109,6 +109,48 @@ def _known(kind: registry.Kind, *built_in: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _part_name(spec: str | dict[str, Any]) -> str:
+    """Of a part that is given by its name, or by its name with arguments."""
+    return spec if isinstance(spec, str) else str(next(iter(spec), ""))
+
+
+def _tracker(spec: str | dict[str, Any]) -> str | dict[str, Any]:
+    if isinstance(spec, dict) and (len(spec) != 1 or not isinstance(next(iter(spec.values())), dict | None)):
+        raise ValueError("a tracker with arguments is one name and their values: 'my/live: {port: 80}'")
+    name = _part_name(spec)
+    if name not in ACCELERATES_TRACKERS and registry.find("tracker", name) is None:
+        raise ValueError(registry.unknown("tracker", name, ACCELERATES_TRACKERS))
+    return spec
+
+
+ACCELERATES_TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
+"""Names of the trackers that Accelerate has; whether one is installed is seen when it is built."""
+
+TrackerList = Annotated[
+    tuple[
+        Annotated[
+            str | dict[str, Any],
+            AfterValidator(_PLAIN_VALUE.validate_python),
+            _allowed("the name of a tracker, or its name with arguments: 'my/live: {port: 80}'"),
+            AfterValidator(_tracker),
+        ],
+        ...,
+    ],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="YAML",
+        instance_from_str=lambda words: _as_list(parse_yaml(words[0], "the trackers")),
+        is_instance=lambda value: isinstance(value, (list, tuple)),
+        str_from_instance=lambda trackers: [flow_yaml(list(trackers))],
+    ),
+]
+
+
+def _as_list(value: Any) -> Any:
+    """One tracker need not stand in brackets."""
+    return [value] if isinstance(value, (str, dict)) else value
+
+
 def _is_utf8(text: str) -> bool:
     """Not so where the shell gave bytes of another encoding, which no file of a run could hold."""
     try:
@@ -320,13 +362,23 @@ class TrackingConfig(Section):
     wandb: Literal["off", "online", "offline"] = "off"
     """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
     wandb_project: str = "accel-flowers"
-    """Project that the W&B run belongs to."""
+    """Project that the W&B run belongs to, and runs of trackers in `also` that have projects."""
     wandb_name: str | None = None
     """Name of the W&B run; None = the run directory's name."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run directory (needs `pip install tensorboard`)."""
+    also: TrackerList = ()
+    """More trackers, by name or with arguments, as '[mlflow, my/live: {port: 80}]': Accelerate's own (aim, clearml, comet_ml, dvclive, mlflow, swanlab, tensorboard, trackio, wandb), which get numbers and the configuration, or registered ones."""
     report: bool = True
     """Draw report.html at the end of the run, some 20 s on a CPU; `accel-flowers report RUN_DIR` does it at any time."""
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> TrackingConfig:
+        also = [_part_name(spec) for spec in self.also]
+        own = ["wandb"] * (self.wandb != "off") + ["tensorboard"] * self.tensorboard
+        if doubled := sorted({name for name in also if (also + own).count(name) > 1}):
+            raise ValueError(f"also: {', '.join(doubled)} would be opened twice: name each tracker once")
+        return self
 
 
 class Config(Section):
@@ -370,6 +422,17 @@ class Config(Section):
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Plain values for YAML, JSON and trackers."""
     return config.model_dump(mode="json")
+
+
+def flat_fields(config: Config) -> dict[str, Any]:
+    """Dotted name → plain value of every field: "optim.lr" → 0.01; a mapping that is a field's value stays whole."""
+    flat: dict[str, Any] = {}
+    for name, value in config_to_dict(config).items():
+        if isinstance(getattr(config, name), Section):
+            flat |= {f"{name}.{field}": inner for field, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def own_parts(config: Config) -> dict[str, dict[str, str]]:

@@ -1,6 +1,8 @@
 """Pages that stand alone: one HTML file with its style and its images inside, which asks no host for anything.
 
-Whatever a name of a file or a class holds is shown as text. There is no script, and the page's own policy forbids any.
+All pages (report, comparison, inspection, predictions) are filled here, from the templates beside this module: one base, one
+style sheet. Whatever a name of a file or a class holds is shown as text. There is no script, and the page's own policy
+forbids any.
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from accel_flowers import __version__
 from accel_flowers.core.errors import printable
 from accel_flowers.core.files import writing
-from accel_flowers.core.reading import read_file
-from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_thumbnail
+from accel_flowers.data.decoding.pillow import BadImageError, decode_thumbnail
 
 MAX_THUMBNAILS = 240
 """On one page; at 5 to 8 KB each the page stays below 3 MB."""
@@ -31,11 +33,11 @@ class Thumbnails:
     """Small versions of images as data URIs; after `MAX_THUMBNAILS` there are no more.
 
     Args:
-        source_of: name → the encoded image, or the path of its file.
+        read: name → the encoded image; may raise OSError or BadImageError.
     """
 
-    def __init__(self, source_of: Callable[[str], bytes | str]) -> None:
-        self._source_of = source_of
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        self._read = read
         self._made: dict[str, str | None] = {}
 
     def __call__(self, name: str) -> str | None:
@@ -43,68 +45,69 @@ class Thumbnails:
         if name not in self._made:
             if len(self._made) >= MAX_THUMBNAILS:
                 return None
-            self._made[name] = _thumbnail(self._source_of(name), name)
+            self._made[name] = self._make(name)
         return self._made[name]
 
-
-def _thumbnail(source: bytes | str, name: str) -> str | None:
-    try:
-        data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
-        image = decode_thumbnail(data, name, side=_SIDE).small
-    except (BadImageError, OSError):
-        return None
-    return data_uri(image, longest=_SIDE, quality=74)
+    def _make(self, name: str) -> str | None:
+        try:
+            return data_uri(decode_thumbnail(self._read(name), name, side=_SIDE).small)
+        except (BadImageError, OSError):
+            return None
 
 
-def data_uri(image: Image.Image, *, longest: int = 200, quality: int = 80) -> str:
-    """A small JPEG as a `data:` address.
-
-    Args:
-        image: it is left as it is.
-        longest: side in pixels.
-        quality: JPEG's, 1 to 95.
-    """
+def data_uri(image: Image.Image) -> str:
+    """A thumbnail of an image as a `data:` address; the image is left as it is."""
     small = image.copy()
-    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    small.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=quality, optimize=True)
+    small.save(stream, "JPEG", quality=74, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
+def percent(share: float) -> str:
+    """`0.8456` → "84.6 %", with a space that does not break."""
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def shown(text: str) -> str:
+    """As on a terminal, but for the spaces that hold a number and its unit together."""
+    return "\N{NO-BREAK SPACE}".join(printable(piece) for piece in text.split("\N{NO-BREAK SPACE}"))
+
+
 @cache
-def environment_of(package: str) -> Environment:
-    """What fills the templates of a package, `package/templates`: whatever is no markup is escaped."""
+def _environment() -> Environment:
+    """What fills the templates: whatever is no markup is escaped, and a value that is lacking is an error."""
     environment = Environment(
-        loader=PackageLoader(package, "templates"),
+        loader=PackageLoader("accel_flowers.html", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.globals["version"] = __version__
-    environment.filters["shown"] = printable
+    environment.filters["shown"] = shown
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["below"] = lambda name, folder: name.removeprefix(f"{folder}/") if folder else name
-    environment.filters["percent"] = lambda number: f"{number:.1%}"
+    environment.filters["percent"] = percent
+    environment.filters["svg"] = Markup  # Matplotlib's, which escapes what it is given
     return environment
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Fill a template of this package and write the page.
+def write_page(
+    path: Path, template: str, *, advice: str = "Give another file with --html FILE.", **values: Any
+) -> None:
+    """Fill a template and write the page, whole or not at all.
+
+    Args:
+        path: the page.
+        template: file name, such as "report.html".
+        advice: what to do where it cannot be written.
+        values: what the page shows; strings are text, never markup.
 
     Raises:
         UserError: the file cannot be written.
     """
-    text = environment_of("accel_flowers.html").get_template(template).render(**values)
-    write_html(path, text, advice="Give another file with --html FILE.")
-
-
-def write_html(path: Path, text: str, *, advice: str) -> None:
-    """Write a page, whole or not at all.
-
-    Raises:
-        UserError: the file cannot be written; ends with the advice.
-    """
+    text = _environment().get_template(template).render(**values)
     partial = path.with_name(f".{path.name}.part")
     try:
         with writing(f"The page '{path}'", advice):

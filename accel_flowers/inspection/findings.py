@@ -1,7 +1,7 @@
 """What was seen in each image → what a person should know before training. Pure: no files, no clock, no chance.
 
-Some findings harm: an image that cannot be read, and copies under two classes (the model is told both) or in two parts
-(it is measured on what it learned). The others are worth a look, and decide nothing.
+Some findings harm: an image that cannot be read, and copies under two classes (the same image has two different labels) or
+in two parts (the model is evaluated on what it was trained on). The others are warnings, and decide nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from accel_flowers.inspection.outliers import far_from_all
 _T = TypeVar("_T")
 
 SMALL_SIDE = 64
-"""Pixels; an image whose shorter side has fewer is enlarged to several times its size for most networks."""
+"""Pixels; an image whose shorter side has fewer is enlarged to several times its size for most networks, which see 224. By
+reasoning, not measured, as the two below."""
 LONG_RATIO = 3.0
 """An image whose one side is more than so many times the other loses most of itself in a square crop."""
 UNBALANCED = 3.0
@@ -108,18 +109,8 @@ class Findings:
         return tuple(sorted([*self.identical, *self.alike], key=lambda group: not group.harmful))
 
     @property
-    def across_classes(self) -> tuple[Copies, ...]:
-        """Copies under two classes or more."""
-        return tuple(group for group in self.copies if len(group.class_names) > 1)
-
-    @property
-    def across_parts(self) -> tuple[Copies, ...]:
-        """Copies in two parts or more."""
-        return tuple(group for group in self.copies if len(group.parts) > 1)
-
-    @property
     def harmful(self) -> bool:
-        """There is something to mend before training."""
+        """There is an error to fix before training."""
         return bool(self.unreadable) or any(group.harmful for group in self.copies)
 
     @property

@@ -19,9 +19,11 @@ Hashes = npt.NDArray[np.uint64]
 
 BITS = 64
 MAX_BITS = 8
-"""Copies that were resized, compressed again, brightened or blurred differ in at most so many bits of 64."""
+"""Copies that were resized, compressed again, brightened or blurred differ in at most so many bits of 64 (RESULTS.md, "The
+limits of near duplicates": which edits are found)."""
 MIN_CORRELATION = 0.94
-"""Of two sketches: such copies have more (but for hard crops), different images with near hashes have less."""
+"""Of two sketches: such copies have more (but for hard crops; 0.959 was the least), different images with near hashes have
+less (0.906 was the most). Same place in RESULTS.md."""
 _NOISE = 3.0
 """Grey levels; what changes less is the same. Without it two blank images would be compared by their noise."""
 _AT_ONCE = 1 << 20

@@ -1,6 +1,8 @@
 """Which images are unlike all others: a screenshot among flowers, a blank page, a wrong photo with other colours.
 
-A hint where to look and no judgement: it compares where which colours and details are, and knows nothing of flowers.
+A hint where to look and no judgement: it compares where which colours and details are, and knows nothing of flowers. What the
+limit finds and what it leaves alone was measured on photos, drawn flowers and planted pictures: RESULTS.md, "Far from every
+other". The other numbers were chosen for the reasons beside them and were not tuned.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ grows with the number of images and not with its square."""
 _SHORT_LIST = 512
 """Images that are then compared with all others."""
 _SPREADS = 4.0
-"""How far is far: a distance whose logarithm lies so many robust standard deviations above the median."""
+"""How far is far: a distance whose logarithm lies so many robust standard deviations above the median. Measured: of 1,425
+photos three lie beyond, of 1,000 drawn flowers none (at most 2.8); noise lies at 4.5 and more, pages of text at 5.6 and more
+(RESULTS.md, "Far from every other")."""
 _TINY = 1e-3
 """Added to distances before their logarithm is taken: copies have none."""
 _LEAST_SPREAD = 0.2

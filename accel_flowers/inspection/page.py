@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accel_flowers.core.reading import read_file
+from accel_flowers.data.decoding.pillow import MAX_BYTES
 from accel_flowers.data.table import ImageTable
 from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inspection.findings import Findings
@@ -22,22 +24,22 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
     row_of = {name: row for row, name in enumerate(table.files)}
     rows = table.dataset.with_format("arrow")
 
-    def source_of(name: str) -> bytes | str:
+    def read(name: str) -> bytes:
         (image,) = rows[row_of[name] : row_of[name] + 1]["image"].to_pylist()
-        return image["path"] if image["bytes"] is None else image["bytes"]
+        return read_file(image["path"], max_bytes=MAX_BYTES) if image["bytes"] is None else image["bytes"]
 
     told = topics(findings)
     # Each topic with images gets its share of the page, so that a thousand small ones do not displace two leaks.
     share = MAX_THUMBNAILS // max(1, sum(bool(topic.items) for topic in told))
-    shown = {}
+    num_shown = {}
     for topic in told:
         thumbnails = 0
-        shown[topic.kind] = 0
+        num_shown[topic.kind] = 0
         for item in topic.items:
             thumbnails += min(_GROUP, len(item.files))
             if thumbnails > max(share, _GROUP):
                 break
-            shown[topic.kind] += 1
+            num_shown[topic.kind] += 1
     write_page(
         path,
         "inspection.html",
@@ -47,6 +49,6 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
         sizes=sizes_in_words(findings),
         modes=counts_in_words(dict(findings.modes)),
         formats=counts_in_words(dict(findings.formats)),
-        shown=shown,
-        thumbnail=Thumbnails(source_of),
+        num_shown=num_shown,
+        thumbnail=Thumbnails(read),
     )

@@ -5,15 +5,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
 
 JSON_FORMAT = 1
+Level = Literal["error", "warning", "info"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+"""What harms first."""
 _SHOWN = 8
 """Items of a topic that the terminal lists."""
-_WIDTH, _INDENT = 100, "      "
+_WIDTH, _INDENT = 100, " " * 9
 _BAR = 24
 """Characters of the longest class's bar."""
 _TURNS = {
@@ -36,14 +39,14 @@ class Topic:
 
     Attributes:
         kind: its name for programs and anchors.
-        level: "mend" is for what harms (exit code 1), "look" for a person to judge, "note" for what is handled anyway.
+        level: "error" is for what harms (exit code 1), "warning" for a person to judge, "info" for what is handled anyway.
         title: number and kind, a phrase.
         advice: what it means and what to do.
         items: the images.
     """
 
     kind: str
-    level: Literal["mend", "look", "note"]
+    level: Level
     title: str
     advice: str
     items: tuple[Item, ...]
@@ -56,68 +59,67 @@ def topics(findings: Findings) -> list[Topic]:
         *_copies(findings.identical, "identical", "identical files"),
         *_copies(findings.alike, "alike", "near duplicates"),
         Topic(
-            "far", "look", f"{_number(len(findings.far), 'picture')} far from every other",
-            "Look at these: wrong photos, screenshots and blank pages are among such, and so are good pictures that are "
-            "unusual. Compared are colours and detail, not what is shown.",
+            "far", "warning", f"{_number(len(findings.far), 'picture')} far from every other",
+            "Check these: wrong photos, screenshots and blank pages are among them, and so are good pictures that are "
+            "unusual. Colours and detail are compared, not what is shown.",
             tuple(Item((p.file,), f"{distance:.1f} times the usual distance") for p, distance in findings.far),
         ),
         _unbalanced(findings),
         Topic(
-            "small", "look", f"{_number(len(findings.small), 'picture')} smaller than {SMALL_SIDE} pixels",
-            "Networks see them enlarged to several times their size. Look for larger ones.",
+            "small", "warning", f"{_number(len(findings.small), 'picture')} smaller than {SMALL_SIDE} pixels",
+            "They are enlarged to several times their size for most networks. Replace them with larger ones where you can.",
             tuple(Item((p.file,), _size(p)) for p in findings.small),
         ),
         Topic(
-            "long", "look", f"{_number(len(findings.long), 'picture')} more than {LONG_RATIO:g} times as long as wide",
+            "long", "warning", f"{_number(len(findings.long), 'picture')} more than {LONG_RATIO:g} times as long as wide",
             "A square crop shows a small part of them. Cut out what matters.",
             tuple(Item((p.file,), _size(p)) for p in findings.long),
         ),
         Topic(
-            "turned", "note", f"{_number(len(findings.turned), 'picture')} turned by EXIF",
+            "turned", "info", f"{_number(len(findings.turned), 'picture')} turned by EXIF",
             "They are turned upright when they are read, here and in training. Other programs may show them on their side.",
             tuple(Item((p.file,), f"stored {_TURNS[p.seen.orientation]}") for p in findings.turned),
         ),
         Topic(
-            "converted", "note", f"{_number(len(findings.converted), 'picture')} in other colours than plain RGB or grey",
+            "converted", "info", f"{_number(len(findings.converted), 'picture')} in other colours than plain RGB or grey",
             "They become RGB when they are read: transparency is laid on white, deep greys are scaled.",
             tuple(Item((p.file,), f"{p.seen.mode} in {p.seen.format}") for p in findings.converted),
         ),
         Topic(
-            "ignored", "note", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
-            "They are passed over.",
+            "ignored", "info", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
+            "They are ignored.",
             tuple(Item((name,), "") for name in findings.ignored),
         ),
     ]  # fmt: skip
-    levels = ("mend", "look", "note")
-    return sorted((topic for topic in found if topic.items), key=lambda topic: levels.index(topic.level))
+    return sorted((topic for topic in found if topic.items), key=lambda topic: LEVELS.index(topic.level))
 
 
 def _unreadable(findings: Findings) -> Topic:
     return Topic(
-        "unreadable", "mend", f"{_number(len(findings.unreadable), 'file')} that cannot be read",
-        "Mend or remove them: training stops at them, or leaves them out with --data.on-bad-image skip.",
+        "unreadable", "error", f"{_number(len(findings.unreadable), 'file')} that cannot be read",
+        "Repair or remove them: training stops at them, or leaves them out with --data.on-bad-image skip.",
         tuple(Item((name,), cause) for name, cause in findings.unreadable.items()),
     )  # fmt: skip
 
 
 def _copies(groups: Sequence[Copies], kind: str, name: str) -> Iterator[Topic]:
-    for across, level in ((True, "mend"), (False, "look")):
+    for across in (True, False):
         chosen = [group for group in groups if group.harmful == across]
         where, advice = "", "One of each is enough."
         if not across and kind == "alike":
             advice = (
                 "One of each is enough. A split that is drawn keeps identical files on one side, but not these: "
-                "--split RUN_DIR/split.json tells where they stand."
+                "--split RUN_DIR/split.json shows those across parts."
             )
         if across:
             classes = any(len(group.class_names) > 1 for group in chosen)
             parts = any(len(group.parts) > 1 for group in chosen)
             where = " across " + " and ".join(["classes"] * classes + ["parts"] * parts)
-            advice = "The model is told both classes: keep the picture in the right one. " * classes
-            advice += "The model is measured on what it has learned: keep the picture in one part. " * parts
+            advice = "The same image has two different labels: keep it in the right class. " * classes
+            advice += "The model would be evaluated on images that it was trained on: keep each in one part. " * parts
         yield Topic(
             f"{kind}-across" if across else kind,
-            "mend" if level == "mend" else "look",
+            "error" if across else "warning",
             f"{_number(len(chosen), 'group')} of {name}{where}",
             advice.strip(),
             tuple(Item(tuple(p.file for p in group.images), _stands_in(group)) for group in chosen),
@@ -134,9 +136,9 @@ def _unbalanced(findings: Findings) -> Topic:
     sizes = findings.class_sizes
     most, least = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
     return Topic(
-        "unbalanced", "look", "classes of very different size",
-        f"{most} has {sizes[most]:,} pictures, {least} has {sizes[least]:,}. Accuracy will speak of the large classes: "
-        "add pictures to the small ones, and read recall by class.",
+        "unbalanced", "warning", "classes of very different size",
+        f"{most} has {sizes[most]:,} pictures, {least} has {sizes[least]:,}. Accuracy is dominated by the large classes: "
+        "add pictures to the small ones, and compare recall by class.",
         (Item((), f"{most} {sizes[most]:,}, {least} {sizes[least]:,}"),) if findings.unbalanced else (),
     )  # fmt: skip
 
@@ -151,13 +153,13 @@ def _number(count: int, thing: str) -> str:
 
 def headline(findings: Findings) -> str:
     """The answer in one sentence."""
-    told = [topic.title for topic in topics(findings) if topic.level == "mend"]
-    look = sum(topic.level == "look" for topic in topics(findings))
+    found = topics(findings)
+    errors = [topic.title for topic in found if topic.level == "error"]
+    warnings = sum(topic.level == "warning" for topic in found)
     start = f"{_number(findings.num_images, 'picture')}, {_number(len(findings.class_counts), 'class')}"
     start = start.replace("classs", "classes")
-    if told:
-        return f"{start}; to mend: {'; '.join(told)}"
-    return f"{start}; nothing to mend" + (f", {_number(look, 'kind')} of thing to look at" if look else "")
+    answer = f"errors: {', '.join(errors)}" if errors else "no errors"
+    return f"{start}; {answer}" + (f"; {_number(warnings, 'warning')}" if warnings else "")
 
 
 def sizes_in_words(findings: Findings) -> str:
@@ -182,11 +184,11 @@ def in_words(findings: Findings) -> str:
     """For the terminal: the answer first, then each topic, then the tables."""
     lines = [headline(findings), ""]
     for topic in topics(findings):
-        lines.append(f"{topic.level.upper():<4}  {topic.title}")
-        lines += [f"      {_item(item)}" for item in topic.items[:_SHOWN] if item.files]
+        lines.append(f"{topic.level.upper():<7}  {topic.title}")
+        lines += [f"{_INDENT}{_item(item)}" for item in topic.items[:_SHOWN] if item.files]
         if len(topic.items) > _SHOWN:
-            lines.append(f"      and {len(topic.items) - _SHOWN:,} more: --json and --html FILE list them")
-        if topic.level != "note":
+            lines.append(f"{_INDENT}and {len(topic.items) - _SHOWN:,} more: --json and --html FILE list them")
+        if topic.level != "info":
             lines.append(textwrap.fill(topic.advice, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT))
         lines.append("")
     lines += _class_table(findings)

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the one number that mends most of it. NumPy and SciPy; no torch.
+"""Whether probabilities mean what they say, and the one number that corrects most of it. NumPy and SciPy; no torch.
 
 Source of the temperature and of the expected calibration error as used here: Guo et al. 2017, "On Calibration of
 Modern Neural Networks".
@@ -102,11 +102,6 @@ def reliability_bins(probabilities: Floats, labels: Ints, *, num_bins: int = NUM
     """
     values = np.asarray(probabilities, dtype=np.float64)
     return _bins(values.max(axis=1), values.argmax(axis=1) == labels, num_bins)
-
-
-def expected_calibration_error(probabilities: Floats, labels: Ints, *, num_bins: int = NUM_BINS) -> float:
-    """Mean distance between confidence and accuracy over the bins, each weighing as many images as it holds, 0 … 1."""
-    return reliability_bins(probabilities, labels, num_bins=num_bins).error
 
 
 def chance_errors(probabilities: Floats, *, num_draws: int = 1000, num_bins: int = NUM_BINS, seed: int = 0) -> Floats:

@@ -25,3 +25,9 @@ def precision_recall_f1(matrix: Ints) -> tuple[Floats, Floats, Floats]:
     recall = np.divide(hits, true, out=np.zeros_like(hits), where=true > 0)
     both = precision + recall
     return precision, recall, np.divide(2 * precision * recall, both, out=np.zeros_like(hits), where=both > 0)
+
+
+def macro_f1(matrix: Ints) -> float:
+    """Mean of the classes' F1, each class weighing the same; one that neither occurs nor is predicted is left out."""
+    present = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
+    return float(precision_recall_f1(matrix)[2][present].mean())

@@ -1,7 +1,10 @@
 """How sure a score is on so many images, and whether the gain of one model over another could be luck. NumPy, SciPy.
 
-All resampling is of images, seeded, and of counts instead of images: a resample of N images is a draw from the
-multinomial distribution over the cells that they fall into, which is the same thing and much quicker.
+What is a share of images has SciPy's exact binomial interval. F1, the class that is worst and the difference of two models
+have none; there images are resampled, seeded, by their counts: a resample of N images is a draw from the multinomial
+distribution over the cells that they fall into. That is what `scipy.stats.bootstrap` does with the images themselves; its ends
+are the same within the noise of resampling, but 10,000 resamples of F1 took 0.6 s instead of 0.1 s for 285 images of 5 classes,
+and 36 s instead of 2.2 s for 3,000 of 100 (one core of an AMD EPYC, SciPy 1.17). SciPy has no method of Holm.
 """
 
 from __future__ import annotations
@@ -55,26 +58,29 @@ class Paired:
     p_value: float
 
 
-def accuracy_interval(right: int, num_images: int, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of an accuracy.
-
-    Where all or none are right every resample is the same, which would look like certainty: the end that is then open
-    is that of the exact binomial interval (Clopper and Pearson).
+def accuracy_interval(right: int, num_images: int) -> Interval:
+    """Exact binomial interval of an accuracy (Clopper and Pearson), which is not closed where all or none are right.
 
     Args:
         right: images that were classified rightly.
         num_images: of so many, at least 1.
     """
-    share = right / num_images
-    draws = np.random.default_rng(seed).binomial(num_images, share, num_resamples) / num_images
-    return _opened(share, _percentiles(draws), num_images)
+    return Interval(right / num_images, *_exact(right, num_images))
+
+
+def _exact(hits: int, num_images: int) -> tuple[float, float]:
+    from scipy.stats import binomtest  # a second of import
+
+    low, high = binomtest(hits, num_images).proportion_ci(confidence_level=0.95, method="exact")
+    return float(low), float(high)
 
 
 def class_intervals(matrix: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> ClassIntervals:
     """Percentile bootstrap intervals of precision, recall and F1 of each class.
 
     A resample in which a class does not occur (recall) or is never predicted (precision) says nothing of that score
-    and is left out of its interval. Ends are opened as in `accuracy_interval`.
+    and is left out of its interval. Where all or none are right every resample is the same, which would look like certainty:
+    the end that is then open is that of the exact binomial interval.
 
     Args:
         matrix: confusion matrix [C, C], rows: true class, columns: predicted class.
@@ -100,10 +106,9 @@ def class_intervals(matrix: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: i
         h, t, p = int(own_hits[label]), int(own_true[label]), int(own_predicted[label])
         if name == "f1":
             # F1 is 2 J / (1 + J) of the share J of hits among all images that are, or were called, of the class.
-            union = _opened(h / max(t + p - h, 1), (ends[0] / (2 - ends[0]), ends[1] / (2 - ends[1])), t + p - h)
+            union = _opened(h, t + p - h, (ends[0] / (2 - ends[0]), ends[1] / (2 - ends[1])))
             return Interval(2 * h / max(t + p, 1), 2 * union.low / (1 + union.low), 2 * union.high / (1 + union.high))
-        of = t if name == "recall" else p
-        return _opened(h / max(of, 1), ends, of)
+        return _opened(h, t if name == "recall" else p, ends)
 
     precision, recall, f1 = (
         tuple(interval(name, label) for label in range(num_classes)) for name in ("precision", "recall", "f1")
@@ -172,13 +177,10 @@ def _percentiles(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _opened(share: float, ends: tuple[float, float], num_images: int) -> Interval:
+def _opened(hits: int, num_images: int, ends: tuple[float, float]) -> Interval:
     """Interval of a share; where it is 0 or 1 its inner end is the exact binomial one."""
-    low, high = ends
     if num_images == 0:
-        return Interval(share, 0.0, 1.0)
-    if share == 1:
-        low = float(0.025 ** (1 / num_images))
-    if share == 0:
-        high = float(1 - 0.025 ** (1 / num_images))
-    return Interval(share, low, high)
+        return Interval(0.0, 0.0, 1.0)
+    if hits in (0, num_images):
+        ends = _exact(hits, num_images)
+    return Interval(hits / num_images, *ends)

@@ -13,7 +13,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from accel_flowers.metrics.confusion import confusion_matrix, precision_recall_f1
+from accel_flowers.metrics.confusion import confusion_matrix, macro_f1
 
 
 class LabelScores(evaluate.Metric):
@@ -43,9 +43,8 @@ class LabelScores(evaluate.Metric):
 
     def _compute(self, *, predictions: Sequence[int], references: Sequence[int]) -> dict[str, Any]:
         matrix = confusion_matrix(np.asarray(references), np.asarray(predictions), self._num_classes)
-        present = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
         return {
             "accuracy": float(np.trace(matrix) / matrix.sum()),
-            "macro_f1": float(precision_recall_f1(matrix)[2][present].mean()),
+            "macro_f1": macro_f1(matrix),
             "confusion_matrix": matrix.tolist(),
         }

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from accel_flowers.config.schema import config_to_dict
 from accel_flowers.core.errors import UserError
-from accel_flowers.html.pages import data_uri
-from accel_flowers.metrics.confusion import confusion_matrix, precision_recall_f1
+from accel_flowers.html.pages import Thumbnails, write_page
+from accel_flowers.metrics.confusion import Ints, confusion_matrix, macro_f1
 from accel_flowers.metrics.intervals import Interval, Paired, accuracy_interval, compare_paired, holm
 from accel_flowers.metrics.predictions import SavedPredictions
 from accel_flowers.report import text as words
-from accel_flowers.report.findings import answers
-from accel_flowers.report.page import render, write_page
+from accel_flowers.report.draw import ADVICE
+from accel_flowers.report.findings import Answer, answers
 from accel_flowers.report.photos import Photos
 from accel_flowers.report.plots import Course, Plot, course_plot
 from accel_flowers.report.read import RunRecord, read_run
+from accel_flowers.report.settings import differing
 
 NUM_FLIPPED = 8
 """Images that the page shows of those on which two runs differ, for each side."""
@@ -105,7 +105,7 @@ def compare_runs(
     saved = [run.predictions for run in runs if run.predictions]
     comparison = _compare(_names(runs), saved)
     if out is not None:
-        write_page(Path(out), _page(runs, comparison, Photos(data or runs[0].config.data.path)))
+        _write_page(Path(out), runs, comparison, Photos(data or runs[0].config.data.path))
     return comparison
 
 
@@ -151,7 +151,7 @@ def _compare(names: Sequence[str], saved: Sequence[SavedPredictions]) -> Compari
                 name=name,
                 accuracy=accuracy_interval(int(right[place].sum()), len(shared)),
                 loss=float(np.mean([answer.loss for answer in chosen])),
-                macro_f1=_macro_f1([answer.label for answer in chosen], [answer.predicted for answer in chosen]),
+                macro_f1=macro_f1(_matrix(chosen)),
                 own=(float(np.mean(whole)), len(whole)),
                 paired=against,
                 p_value=p_value,
@@ -161,13 +161,14 @@ def _compare(names: Sequence[str], saved: Sequence[SavedPredictions]) -> Compari
     return Comparison(part=part, files=tuple(shared), not_shared=everything - len(shared), rows=tuple(rows))
 
 
-def _macro_f1(labels: Sequence[str], predicted: Sequence[str]) -> float:
-    names = sorted({*labels, *predicted})
+def _matrix(chosen: Sequence[Answer]) -> Ints:
+    names = sorted({name for answer in chosen for name in (answer.label, answer.predicted)})
     number = {name: place for place, name in enumerate(names)}
-    matrix = confusion_matrix(
-        np.array([number[name] for name in labels]), np.array([number[name] for name in predicted]), len(names)
+    labels, predicted = (
+        np.array([number[name] for name in column])
+        for column in zip(*((answer.label, answer.predicted) for answer in chosen), strict=True)
     )
-    return float(precision_recall_f1(matrix)[2].mean())
+    return confusion_matrix(labels, predicted, len(names))
 
 
 def in_words(comparison: Comparison) -> str:
@@ -191,18 +192,20 @@ def in_words(comparison: Comparison) -> str:
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
-def _page(runs: Sequence[RunRecord], comparison: Comparison, photos: Photos) -> str:
+def _write_page(path: Path, runs: Sequence[RunRecord], comparison: Comparison, photos: Photos) -> None:
     names = [row.name for row in comparison.rows]
-    values = [config_to_dict(run.config) for run in runs]
-    return render(
+    write_page(
+        path,
         "compare.html",
-        title=f"{len(runs)} runs compared",
+        advice=ADVICE,
         comparison=comparison,
         names=names,
         plots=_plots(names, runs),
-        settings=_differences(values),
+        settings=list(differing(*(run.config for run in runs)).items()),
         recalls=_recalls(runs, comparison),
-        flipped=_flipped(names, runs, comparison, photos),
+        flipped=_flipped(names, runs, comparison),
+        thumbnail=Thumbnails(photos.read),
+        words=words,
     )
 
 
@@ -231,24 +234,6 @@ def _plots(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Plot]:
     return plots
 
 
-def _differences(values: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Fields that are not the same in all configurations: (dotted name, value of each run)."""
-
-    def flat(section: dict[str, Any], prefix: str = "") -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name, value in section.items():
-            if isinstance(value, dict):
-                found |= flat(value, f"{prefix}{name}.")
-            else:
-                found[prefix + name] = "none" if value is None else str(value)
-        return found
-
-    each = [flat(one) for one in values]
-    skipped = ("run_dir", "resume", "about.summary", "about.published", "about.not_told")
-    names = [name for name in each[0] if name not in skipped and len({one.get(name) for one in each}) > 1]
-    return [(name, [one.get(name, "none") for one in each]) for name in names]
-
-
 def _recalls(runs: Sequence[RunRecord], comparison: Comparison) -> list[tuple[str, int, list[float]]]:
     """(class, its shared images, share that each run got right)."""
     wanted = set(comparison.files)
@@ -264,10 +249,23 @@ def _recalls(runs: Sequence[RunRecord], comparison: Comparison) -> list[tuple[st
     ]
 
 
-def _flipped(
-    names: Sequence[str], runs: Sequence[RunRecord], comparison: Comparison, photos: Photos
-) -> list[tuple[str, int, list[tuple[str, str, str, str | None]]]]:
-    """What only the first, and only the last run got right: (heading, images, (file, label, what the other said, photo))."""
+@dataclass(frozen=True)
+class Flipped:
+    """Images that one run got right and another wrong.
+
+    Attributes:
+        heading: which runs, in words.
+        count: how many there are.
+        images: the other run's answers, the worst first, as many as are shown.
+    """
+
+    heading: str
+    count: int
+    images: tuple[Answer, ...]
+
+
+def _flipped(names: Sequence[str], runs: Sequence[RunRecord], comparison: Comparison) -> list[Flipped]:
+    """What only the last, and what only the first run got right."""
     first, last = (
         {answer.file: answer for answer in answers(run.predictions, comparison.part)}
         for run in (runs[0], runs[-1])
@@ -275,12 +273,7 @@ def _flipped(
     )
     sides = []
     for winner, loser, who, other in ((last, first, names[-1], names[0]), (first, last, names[0], names[-1])):
-        files = [file for file in comparison.files if winner[file].right and not loser[file].right]
-        files.sort(key=lambda file: (-loser[file].loss, file))
-        opened = photos.open_all(files[:NUM_FLIPPED]) if not photos.problem else {}
-        rows = []
-        for file in files[:NUM_FLIPPED]:
-            image = opened.get(file)
-            rows.append((file, winner[file].label, loser[file].predicted, data_uri(image) if image else None))
-        sides.append((f"Right in {who}, wrong in {other}", len(files), rows))
+        lost = [loser[file] for file in comparison.files if winner[file].right and not loser[file].right]
+        worst = sorted(lost, key=lambda answer: (-answer.loss, answer.file))[:NUM_FLIPPED]
+        sides.append(Flipped(f"Right in {who}, wrong in {other}", len(lost), tuple(worst)))
     return sides

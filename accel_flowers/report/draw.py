@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from accel_flowers.config.schema import Config, config_to_dict
+from accel_flowers.core.files import writing
 from accel_flowers.data.split import PARTS
-from accel_flowers.html.pages import data_uri
+from accel_flowers.html.pages import Thumbnails, data_uri, write_page
 from accel_flowers.models.saved import load_model
 from accel_flowers.report import text as words
 from accel_flowers.report.findings import (
@@ -20,13 +18,13 @@ from accel_flowers.report.findings import (
     answers,
     find_part,
     find_temperature,
-    least_sure,
+    least_confident,
     worst_mistakes,
 )
 from accel_flowers.report.labels import LabelCandidate, find_label_candidates
-from accel_flowers.report.page import render, write_page, write_plots
 from accel_flowers.report.photos import Photos
 from accel_flowers.report.plots import (
+    MOST_CLASSES,
     Course,
     Plot,
     classes_plot,
@@ -37,22 +35,138 @@ from accel_flowers.report.plots import (
     sizes_plot,
 )
 from accel_flowers.report.read import RunRecord, read_run
-from accel_flowers.tracking.run_dir import CONFIG_FILE, MODEL_DIR
+from accel_flowers.report.settings import settings_of
+from accel_flowers.tracking.run_dir import MODEL_DIR
 
 REPORT_FILE, PLOTS_DIR = "report.html", "plots"
 NUM_MISTAKES, NUM_UNSURE, NUM_LABELS, NUM_TWINS, NUM_OF_WORST = 12, 8, 24, 8, 3
 """Images that the page shows of each kind."""
+MOST_ROWS = 20
+"""Classes of a table that are seen at once."""
+ADVICE = "Make room, or give another place."
+"""Where a page or a plot cannot be written."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """An image on the page: small, with what spoke for the answer, and what is said of it."""
+    """An answer on the page.
+
+    Attributes:
+        answer: what the model said.
+        heat: the image with what spoke for the answer, as a data URI; None where that is not known.
+        doubtful: whether its label looks wrong.
+    """
 
     answer: Answer
-    photo: str | None
     heat: str | None
     doubtful: bool
-    """Whether its label looks wrong."""
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Answers to the three questions that the page begins with: a headline, then what stands behind it."""
+
+    worst: tuple[str, str]
+    labels: tuple[str, str, str]
+    calibration: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class ResultPlots:
+    """Figures of one part."""
+
+    classes: Plot
+    confusion: Plot
+    reliability: Plot
+
+
+@dataclass(frozen=True)
+class Results:
+    """How good a finished run is.
+
+    Attributes:
+        part: what the page speaks of: "test", or "val" where there is no test part.
+        main: its scores.
+        others: those of the other parts.
+        num_evaluations: how often validation was scored during the training.
+        said_of: the part and its size in words.
+        candidates: images whose labels look wrong, as many as are shown.
+        num_candidates: all of them.
+        mistakes, unsure: the worst mistakes and the least confident answers.
+        num_mistakes: all mistakes.
+        method: how the heat was found, in words; empty where there is none.
+        confusions: (true class, predicted class, images, of so many), the most frequent first.
+        of_worst: missed images of the worst class that went to the class it is confused with most.
+    """
+
+    part: str
+    main: PartFindings
+    others: tuple[PartFindings, ...]
+    num_evaluations: int
+    said_of: str
+    candidates: tuple[LabelCandidate, ...]
+    num_candidates: int
+    mistakes: tuple[Shown, ...]
+    unsure: tuple[Shown, ...]
+    num_mistakes: int
+    method: str
+    confusions: tuple[tuple[str, str, int, int], ...]
+    of_worst: tuple[Answer, ...]
+    sentences: Sentences
+    plots: ResultPlots
+
+
+@dataclass(frozen=True)
+class Training:
+    """The course of the training: its figures, and what they say in words."""
+
+    plots: tuple[Plot, ...]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Identical files, with the classes and parts in which they stand."""
+
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    parts: tuple[str, ...]
+
+    @property
+    def torn(self) -> bool:
+        """Under two classes."""
+        return len(self.classes) > 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of a run.
+
+    Attributes:
+        num_images: in all parts.
+        parts: those that hold an image.
+        totals: part → images.
+        counts: class → part → images; None where the class of some images is not known.
+        balance, sizes: sentences on the classes' and on the images' sizes; may be empty.
+        twins: groups of identical files, those under two classes first.
+        left_out: (file, cause).
+        plots: figures.
+    """
+
+    num_images: int
+    parts: tuple[str, ...]
+    totals: Mapping[str, int]
+    counts: Mapping[str, Counter[str]] | None
+    balance: str
+    sizes: str
+    twins: tuple[Twins, ...]
+    left_out: tuple[tuple[str, str], ...]
+    plots: tuple[Plot, ...]
+
+    @property
+    def torn(self) -> int:
+        """Groups of identical files under two classes."""
+        return sum(each.torn for each in self.twins)
 
 
 def draw_report(run_dir: Path, data: str | None = None) -> Path:
@@ -70,25 +184,39 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
     """
     run = read_run(run_dir)
     photos = Photos(data or run.config.data.path)
-    values: dict[str, Any] = {
-        "run": run,
-        "title": run.name,
-        "photos": photos,
-        "moved": _missing(run, photos),
-        "training": _training(run),
-        "data": _data(run, photos),
-        "settings": _settings(run),
-        "results": _results(run, photos) if run.predictions else None,
-    }
-    plots = [
-        *values["training"]["plots"],
-        *values["data"]["plots"],
-        *(values["results"]["plots"].values() if values["results"] else []),
-    ]
+    training, about_data = _training(run), _data(run, photos)
+    results = _results(run, photos) if run.predictions else None
     path = run_dir / REPORT_FILE
-    write_page(path, render("report.html", **values))
-    write_plots(run_dir / PLOTS_DIR, plots)
+    write_page(
+        path,
+        "report.html",
+        advice=ADVICE,
+        run=run,
+        photos=photos,
+        moved=_missing(run, photos),
+        training=training,
+        data=about_data,
+        settings=settings_of(run),
+        results=results,
+        thumbnail=Thumbnails(photos.read),
+        words=words,
+        MOST_CLASSES=MOST_CLASSES,
+        MOST_ROWS=MOST_ROWS,
+        NUM_TWINS=NUM_TWINS,
+    )
+    plots = [*training.plots, *about_data.plots]
+    if results:
+        plots += [results.plots.classes, results.plots.confusion, results.plots.reliability]
+    _write_plots(run_dir / PLOTS_DIR, plots)
     return path
+
+
+def _write_plots(directory: Path, plots: Sequence[Plot]) -> None:
+    """Write each plot as a PNG of its own."""
+    with writing(f"The plots in '{directory}'", ADVICE):
+        directory.mkdir(parents=True, exist_ok=True)
+        for plot in plots:
+            (directory / f"{plot.name}.png").write_bytes(plot.png)
 
 
 def _missing(run: RunRecord, photos: Photos) -> list[str]:
@@ -98,7 +226,7 @@ def _missing(run: RunRecord, photos: Photos) -> list[str]:
     return [file for file in sorted(run.split.parts) if run.split.parts[file] != "train" and not photos.has(file)]
 
 
-def _results(run: RunRecord, photos: Photos) -> dict[str, Any]:
+def _results(run: RunRecord, photos: Photos) -> Results:
     predictions = run.predictions
     assert predictions is not None
     temperature = find_temperature(predictions, run.spec.temperature if run.spec else None)
@@ -106,70 +234,57 @@ def _results(run: RunRecord, photos: Photos) -> dict[str, Any]:
     part = "test" if "test" in found else "val"
     main = found[part]
     candidates = find_label_candidates(predictions)
-    doubtful = {each.file for each in candidates}
-    held_out = [answer for each in predictions.parts for answer in answers(predictions, each)]
-    judged = [answer for answer in held_out if answer.part == part]
-    mistakes, unsure = worst_mistakes(judged, NUM_MISTAKES), least_sure(judged, NUM_UNSURE)
-    shown, method = _show([*mistakes, *unsure], doubtful, run, photos)
+    num_held_out = sum(len(rows.labels) for rows in predictions.parts.values())
+    judged = answers(predictions, part)
+    mistakes, unsure = worst_mistakes(judged, NUM_MISTAKES), least_confident(judged, NUM_UNSURE)
+    shown, method = _show([*mistakes, *unsure], {each.file for each in candidates}, run, photos)
     said_of = f"{words.part_name(part)}, {words.images(main.num_images)}"
-    return {
-        "part": part,
-        "main": main,
-        "others": [each for name, each in found.items() if name != part],
-        "looks": _looks(run),
-        "said_of": said_of,
-        "candidates": _with_thumbnails(candidates[:NUM_LABELS], photos),
-        "num_candidates": len(candidates),
-        "held_out": len(held_out),
-        "mistakes": shown[: len(mistakes)],
-        "num_mistakes": main.num_images - main.right,
-        "unsure": shown[len(mistakes) :],
-        "method": method,
-        "confusions": _confusions(main),
-        "of_worst": _of_worst(main, judged, photos),
-        "sentences": {
-            "worst": words.worst_class(main),
-            "labels": words.label_candidates(
-                candidates, len(held_out), len(run.split.files_of("train")), main.accuracy.value
+    return Results(
+        part=part,
+        main=main,
+        others=tuple(each for name, each in found.items() if name != part),
+        num_evaluations=sum("val/accuracy" in line for line in run.lines),
+        said_of=said_of,
+        candidates=tuple(candidates[:NUM_LABELS]),
+        num_candidates=len(candidates),
+        mistakes=tuple(shown[: len(mistakes)]),
+        unsure=tuple(shown[len(mistakes) :]),
+        num_mistakes=main.num_images - main.right,
+        method=method,
+        confusions=_confusions(main),
+        of_worst=_of_worst(main, judged, photos),
+        sentences=Sentences(
+            worst=words.worst_class(main),
+            labels=words.label_candidates(
+                candidates, num_held_out, len(run.split.files_of("train")), main.accuracy.value
             ),
-            "calibration": words.calibration(main.calibration),
-        },
-        "plots": _plots(main, said_of),
-    }
+            calibration=words.calibration(main.calibration),
+        ),
+        plots=ResultPlots(
+            classes=classes_plot(main, said_of),
+            confusion=confusion_plot(main, said_of),
+            reliability=reliability_plot(main.calibration, said_of),
+        ),
+    )
 
 
-def _plots(main: PartFindings, said_of: str) -> dict[str, Plot]:
-    return {
-        "classes": classes_plot(main, said_of),
-        "confusion": confusion_plot(main, said_of),
-        "reliability": reliability_plot(main.calibration, said_of),
-    }
-
-
-def _of_worst(found: PartFindings, judged: Sequence[Answer], photos: Photos) -> list[tuple[Answer, str]]:
-    """A few missed images of the worst class, small: those that went to the class it is confused with most."""
+def _of_worst(found: PartFindings, judged: Sequence[Answer], photos: Photos) -> tuple[Answer, ...]:
+    """A few missed images of the worst class: those that went to the class it is confused with most."""
     worst = found.worst
     if photos.problem or not worst.taken_for:
-        return []
+        return ()
     missed = [answer for answer in judged if answer.label == worst.name and answer.predicted == worst.taken_for[0][0]]
-    opened = photos.open_all([answer.file for answer in worst_mistakes(missed, NUM_OF_WORST)])
-    of_file = {answer.file: answer for answer in missed}
-    return [(of_file[file], data_uri(image)) for file, image in opened.items() if image is not None]
+    return tuple(answer for answer in worst_mistakes(missed, NUM_OF_WORST) if photos.has(answer.file))
 
 
-def _confusions(found: PartFindings, count: int = 8) -> list[tuple[str, str, int, int]]:
-    """(true class, what was said, images, of so many), the most frequent first."""
+def _confusions(found: PartFindings, count: int = 8) -> tuple[tuple[str, str, int, int], ...]:
+    """(true class, predicted class, images, of so many), the most frequent first."""
     pairs = [(each.name, other, images, each.num_images) for each in found.classes for other, images in each.taken_for]
-    return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:count]
-
-
-def _looks(run: RunRecord) -> int:
-    """How often validation was scored during the training."""
-    return sum("val/accuracy" in line for line in run.lines)
+    return tuple(sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))[:count])
 
 
 def _show(chosen: Sequence[Answer], doubtful: set[str], run: RunRecord, photos: Photos) -> tuple[list[Shown], str]:
-    """Each answer with its photo and where the network looked; and how that was found, in words."""
+    """Each answer with where the network looked; and how that was found, in words."""
     opened = photos.open_all([answer.file for answer in chosen]) if not photos.problem else {}
     there = {file: image for file, image in opened.items() if image is not None}
     predicted = {answer.file: answer.predicted_index for answer in chosen}
@@ -181,26 +296,12 @@ def _show(chosen: Sequence[Answer], doubtful: set[str], run: RunRecord, photos: 
         found = explain(load_model(run.run_dir / MODEL_DIR), list(there.values()), [predicted[file] for file in there])
         heat, method = dict(zip(there, found.images, strict=True)), found.method
     return [
-        Shown(
-            answer=answer,
-            photo=data_uri(there[answer.file]) if answer.file in there else None,
-            heat=data_uri(heat[answer.file]) if answer.file in heat else None,
-            doubtful=answer.file in doubtful,
-        )
+        Shown(answer, data_uri(heat[answer.file]) if answer.file in heat else None, answer.file in doubtful)
         for answer in chosen
     ], method
 
 
-def _with_thumbnails(candidates: Sequence[LabelCandidate], photos: Photos) -> list[tuple[LabelCandidate, str | None]]:
-    opened = photos.open_all([each.file for each in candidates]) if not photos.problem else {}
-    rows = []
-    for each in candidates:
-        image = opened.get(each.file)
-        rows.append((each, data_uri(image) if image else None))
-    return rows
-
-
-def _training(run: RunRecord) -> dict[str, Any]:
+def _training(run: RunRecord) -> Training:
     train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
     averaged = Course("averaged weights", *run.course("val_ema/loss"))
     accuracy = Course("validation", *run.course("val/accuracy"))
@@ -238,127 +339,61 @@ def _training(run: RunRecord) -> dict[str, Any]:
         )
     if rates:
         plots.append(course_plot("lr", "learning rate", "", rates, marked=False, alt="Learning rate over the epochs."))
-    return {
-        "plots": plots,
-        "best_epoch": best,
-        "epochs": run.config.train.epochs,
-        "sentence": words.course_of_training(
+    return Training(
+        plots=tuple(plots),
+        sentence=words.course_of_training(
             best,
             run.config.train.epochs,
             train.values[-1] if train.values else None,
             val.values[-1] if val.values else None,
         ),
-        "counts": counts,
-    }
+    )
 
 
-def _class_of(file: str, run: RunRecord) -> str | None:
-    """The class of an image by its folder; None for a dataset whose names tell nothing."""
-    folder = file.split("/")[-2] if "/" in file else None
-    return folder if folder in run.split.class_names else None
+def _class_of_files(run: RunRecord) -> dict[str, str]:
+    """File → class, of those whose class is known.
+
+    Of held-out images the predictions say it. Of the others no file of a run does; there it is the image's folder, as long as
+    the folders of the held-out ones are their classes, too: a dataset of the hub has names such as "train/00000001".
+    """
+    said: dict[str, str] = {}
+    if run.predictions:
+        for rows in run.predictions.parts.values():
+            said |= zip(rows.files, (run.predictions.class_names[label] for label in rows.labels), strict=True)
+    folders = {file: file.split("/")[-2] for file in run.split.parts if "/" in file}
+    if any(folders.get(file) != name for file, name in said.items()):
+        return said
+    return {file: name for file, name in folders.items() if name in run.split.class_names} | said
 
 
-def _data(run: RunRecord, photos: Photos) -> dict[str, Any]:
-    split = run.split
+def _data(run: RunRecord, photos: Photos) -> Data:
+    split, class_of = run.split, _class_of_files(run)
     counts: dict[str, Counter[str]] = {name: Counter() for name in split.class_names}
     for file, part in split.parts.items():
-        if (name := _class_of(file, run)) is not None:
-            counts[name][part] += 1
-    known = sum(counts[name].total() for name in counts) == len(split.parts)
+        if file in class_of:
+            counts[class_of[file]][part] += 1
+    known = all(file in class_of for file in split.parts)
     files = sorted(split.parts)
     sizes = list(photos.sizes(files).values()) if not photos.problem else []
-    twins: list[dict[str, Any]] = []
-    for group in sorted(split.duplicates, key=lambda group: (len({_class_of(f, run) for f in group}) < 2, group)):
-        classes = sorted({_class_of(file, run) or "" for file in group})
-        parts = sorted({split.parts.get(file, "left out") for file in group})
-        twins.append({"files": group, "classes": classes, "parts": parts, "torn": len(classes) > 1, "photo": None})
-    for each in twins[:NUM_TWINS]:
-        image = photos.open(each["files"][0]) if not photos.problem else None
-        each["photo"] = data_uri(image, longest=140) if image else None
+    twins = [
+        Twins(
+            files=tuple(group),
+            classes=tuple(sorted({class_of[file] for file in group if file in class_of})),
+            parts=tuple(sorted({split.parts.get(file, "left out") for file in group})),
+        )
+        for group in split.duplicates
+    ]
     plots = [counts_plot(counts)] if known else []
     if len(set(sizes)) > 1:
         plots.append(sizes_plot(sizes))
-    totals = {name: counts[name].total() for name in counts} if known else {}
-    return {
-        "counts": counts if known else None,
-        "parts": [part for part in PARTS if split.files_of(part)],
-        "totals": {part: len(split.files_of(part)) for part in PARTS},
-        "num_images": len(split.parts),
-        "balance": _balance(totals),
-        "sizes": _sizes_in_words(sizes, len(files)),
-        "twins": twins,
-        "shown_twins": NUM_TWINS,
-        "torn": sum(each["torn"] for each in twins),
-        "left_out": sorted(split.left_out.items()),
-        "plots": plots,
-    }
-
-
-def _balance(totals: dict[str, int]) -> str:
-    if not totals or not min(totals.values()):
-        return ""
-    most, least = max(totals, key=lambda name: totals[name]), min(totals, key=lambda name: totals[name])
-    ratio = totals[most] / totals[least]
-    if ratio < 1.2:
-        return "The classes are about equally large."
-    advice = " Consider --loss.class-weights balanced." if ratio > 3 else ""
-    return f"{most} has {ratio:.1f} times as many pictures as {least}.{advice}"
-
-
-def _sizes_in_words(sizes: Sequence[tuple[int, int]], num_files: int) -> str:
-    if not sizes:
-        return ""
-    of = f" (of {len(sizes):,} looked at)" if len(sizes) < num_files else ""
-    if len(set(sizes)) == 1:
-        return f"All are {_size(sizes[0])} pixels{of}."
-    ordered = sorted(sizes, key=lambda size: size[0] * size[1])
-    smallest, middle, largest = ordered[0], ordered[len(ordered) // 2], ordered[-1]
-    return f"From {_size(smallest)} to {_size(largest)} pixels, in the middle {_size(middle)}{of}."
-
-
-def _size(size: tuple[int, int]) -> str:
-    return "{}\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}{}".format(*size)
-
-
-def _settings(run: RunRecord) -> dict[str, Any]:
-    return {
-        "changed": differing(config_to_dict(run.config), config_to_dict(Config())),
-        "text": run.config_text,
-        "environment": {name: _plain(value) for name, value in run.environment.items()},
-        "command": repeat_command(run),
-    }
-
-
-def differing(values: dict[str, Any], others: dict[str, Any], prefix: str = "") -> list[tuple[str, str, str]]:
-    """Fields in which two configurations differ: (dotted name, first value, second value)."""
-    found = []
-    for name, value in values.items():
-        if isinstance(value, dict) and isinstance(others.get(name), dict):
-            found += differing(value, others[name], f"{prefix}{name}.")
-        elif value != others.get(name) and prefix + name not in ("run_dir", "resume") and prefix != "about.":
-            found.append((prefix + name, _plain(value), _plain(others.get(name))))
-    return found
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value)) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {_plain(each)}" for name, each in value.items())
-    return "none" if value is None else str(value)
-
-
-def repeat_command(run: RunRecord) -> str:
-    """What to type to have the same run again, on as many processes and in the same precision."""
-    processes, precision = run.environment.get("num_processes", 1), run.environment.get("precision", "no")
-    on_cpu = run.environment.get("device") == "cpu"
-    program = ["accel-flowers"]
-    if processes != 1 and on_cpu:
-        program = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2_processes.yaml"]
-    elif processes != 1 or precision != "no":
-        program = ["accelerate", "launch"] + (["--cpu"] if on_cpu else [])
-    if len(program) > 1:
-        program += ["--num_processes", str(processes), "--mixed_precision", str(precision), "-m", "accel_flowers"]
-    again = run.run_dir.with_name(f"{run.run_dir.name}-again")
-    own = ["--train.precision", "launcher"] if on_cpu and precision == "bf16" else []  # no trial that may end otherwise
-    return shlex.join([*program, "train", str(run.run_dir / CONFIG_FILE), "--run-dir", str(again), *own])
+    return Data(
+        num_images=len(split.parts),
+        parts=tuple(part for part in PARTS if split.files_of(part)),
+        totals={part: len(split.files_of(part)) for part in PARTS},
+        counts=counts if known else None,
+        balance=words.balance({name: counts[name].total() for name in counts} if known else {}),
+        sizes=words.sizes(sizes, len(files)),
+        twins=tuple(sorted(twins, key=lambda each: (not each.torn, each.files))),
+        left_out=tuple(sorted(split.left_out.items())),
+        plots=tuple(plots),
+    )

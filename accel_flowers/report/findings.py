@@ -118,9 +118,7 @@ class PartFindings:
         return min((each for each in self.classes if each.num_images), key=lambda each: each.f1.value)
 
 
-def find_part(
-    predictions: SavedPredictions, part: str, *, temperature: float | None, class_names: tuple[str, ...] | None = None
-) -> PartFindings:
+def find_part(predictions: SavedPredictions, part: str, *, temperature: float | None) -> PartFindings:
     """Score one part, with intervals.
 
     Args:
@@ -128,7 +126,7 @@ def find_part(
         part: "val" or "test".
         temperature: fitted on validation.
     """
-    names = class_names or predictions.class_names
+    names = predictions.class_names
     rows = predictions.parts[part]
     scores = summarize(rows, names)
     matrix = confusion_matrix(rows.labels, rows.predicted, len(names))
@@ -222,6 +220,6 @@ def worst_mistakes(found: list[Answer], count: int) -> list[Answer]:
     return sorted((each for each in found if not each.right), key=lambda each: (-each.loss, each.file))[:count]
 
 
-def least_sure(found: list[Answer], count: int) -> list[Answer]:
+def least_confident(found: list[Answer], count: int) -> list[Answer]:
     """Answers whose first choice is hardly ahead of the second, right or wrong."""
     return sorted(found, key=lambda each: (each.probability - each.p_runner_up, each.file))[:count]

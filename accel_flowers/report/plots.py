@@ -17,25 +17,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from accel_flowers.metrics.calibration import ReliabilityBins
 from accel_flowers.report.findings import Calibration, ClassFindings, PartFindings
+from accel_flowers.tracking.figures import COLOURS, paint_confusion, shorten
 
-COLOURS = {
-    "ink": "#1b2126",
-    "muted": "#5b6871",
-    "line": "#d5dce2",
-    "on-fill": "#fefefe",
-    "blue": "#0a6cb0",
-    "orange": "#b84a08",
-    "green": "#00795a",
-    "purple": "#8a4f9e",
-    "brown": "#7d5a1e",
-    "pink": "#b83b7c",
-}
-"""Role → colour on white. Each is unlike all others, so that it can be found again in the SVG."""
 SERIES = ("blue", "orange", "green", "purple", "brown", "pink")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (8, 3)), (0, (3, 1, 1, 1)))
@@ -150,12 +137,6 @@ def _percent(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
 
 
-def shorten(name: str, length: int = 18) -> str:
-    """A class name that leaves room for the figure; the tables have it whole."""
-    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
-    return printable if len(printable) <= length else printable[: length - 1] + "…"
-
-
 def course_plot(
     name: str,
     title: str,
@@ -222,50 +203,14 @@ def _legend_above(axes: Axes) -> None:
 
 
 def confusion_plot(found: PartFindings, words: str) -> Plot:
-    """Rows: true class, columns: what was said; right answers blue, mistakes orange, both darker for more."""
+    """Rows: true class, columns: predicted class; of many classes those with the most mistakes."""
     shown = _classes_worth_showing(found)
     matrix = found.matrix[np.ix_(shown, shown)]
-    of_row = np.maximum(found.matrix.sum(axis=1)[shown], 1)[:, None]
+    totals = found.matrix.sum(axis=1)[shown]
     names = [found.classes[label].name for label in shown]
-    count = len(names)
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.grid(False)
-        for row, column in np.ndindex(matrix.shape):
-            share = matrix[row, column] / of_row[row, 0]
-            strength = (
-                0.0 if not matrix[row, column] else 0.12 + 0.88 * share if row == column else min(1, 0.2 + 1.6 * share)
-            )
-            fill = COLOURS["blue" if row == column else "orange"]
-            axes.add_patch(
-                Rectangle((column + 0.03, row + 0.03), 0.94, 0.94, facecolor=fill, alpha=strength, linewidth=0)
-            )
-            if strength == 0:
-                axes.add_patch(
-                    Rectangle(
-                        (column + 0.03, row + 0.03), 0.94, 0.94, facecolor=COLOURS["line"], alpha=0.35, linewidth=0
-                    )
-                )
-            if count <= 12 and matrix[row, column]:
-                colour = COLOURS["on-fill" if strength > 0.6 else "ink"]
-                axes.text(
-                    column + 0.5, row + 0.5, str(matrix[row, column]), ha="center", va="center", color=colour,
-                    fontsize=12 if count <= 8 else 10,
-                )  # fmt: skip
-        axes.set(xlim=(0, count), ylim=(count, 0), xticks=np.arange(count) + 0.5, yticks=np.arange(count) + 0.5)
-        short = [shorten(name, 14) for name in names]
-        slanted = count > 5 or max(map(len, short)) > 9
-        axes.set_xticklabels(
-            short, rotation=40 if slanted else 0, ha="right" if slanted else "center", rotation_mode="anchor"
-        )
-        axes.set_yticklabels(short)
-        axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.set_xlabel("the model said (pictures)")
-        axes.set_ylabel("the folder says")
-        axes.set_aspect("equal")
+        paint_confusion(figure.subplots(), matrix, totals, names)
 
     return draw("confusion", f"Confusion matrix, {words}.", (430, 400), paint)
 

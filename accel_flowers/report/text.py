@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
-from accel_flowers.report.findings import SURE, Answer, Calibration, ClassFindings, PartFindings
+from accel_flowers.report.findings import SURE, Calibration, ClassFindings, PartFindings
 from accel_flowers.report.labels import LabelCandidate
 
 LUCK = 0.05
 """A p-value below it is called no luck."""
-
-
-def percent(share: float) -> str:
-    """`0.8456` → "84.6 %"."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 def span(interval: Interval) -> str:
@@ -51,8 +47,8 @@ def how_measured(part: str, num_evaluations: int) -> str:
         return "Measured once, at the end, on pictures that neither training nor the choice of the best epoch saw."
     if num_evaluations > 1:
         return (
-            f"There is no test part, so this is validation: the best of {num_evaluations} looks at the same pictures, which "
-            "flatters. For a figure to rely on, train with --data.split 80/10/10."
+            f"There is no test part, so this is validation: the best of {num_evaluations} evaluations on the same pictures, "
+            "so it is optimistically biased. For a figure to rely on, train with --data.split 80/10/10."
         )
     return "There is no test part, so this is validation. For a figure to rely on, train with --data.split 80/10/10."
 
@@ -163,22 +159,15 @@ def course_of_training(best_epoch: int | None, epochs: int, train_loss: float | 
     if best_epoch is not None:
         sentences.append(f"Validation was best after epoch {best_epoch} of {epochs}.")
         if best_epoch == epochs and epochs > 1:
-            sentences.append("That is the last: a longer training may gain more.")
+            sentences.append("That is the last one: a longer training may improve it.")
         elif best_epoch <= 0.6 * epochs:
-            sentences.append("From there on it gained nothing: a shorter training would do.")
+            sentences.append("It did not improve after that: a shorter training would do.")
     if train_loss is not None and val_loss is not None and val_loss > 2 * train_loss + 0.05:
         sentences.append(
-            f"At the end the loss is {train_loss:.2f} on training pictures and {val_loss:.2f} on validation: it learns "
-            "by heart. More pictures, stronger augmentation or fewer trained layers may help."
+            f"At the end the loss is {train_loss:.2f} on training pictures and {val_loss:.2f} on validation: it "
+            "overfits. More pictures, stronger augmentation or fewer trained layers may help."
         )
     return " ".join(sentences)
-
-
-def caption(answer: Answer) -> str:
-    """What was said of an image."""
-    if answer.right:
-        return f"{answer.predicted} {percent(answer.probability)}, {answer.runner_up} {percent(answer.p_runner_up)}"
-    return f"{answer.predicted} {percent(answer.probability)}, {answer.label} {percent(answer.p_label)}"
 
 
 def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[str, str]:
@@ -200,3 +189,40 @@ def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[st
     if p_value < LUCK:
         return f"{ahead}, and that is hardly luck ({p})", where
     return f"{ahead} here, but the difference could be luck ({p})", where
+
+
+def balance(totals: Mapping[str, int]) -> str:
+    """Whether the classes are about equally large; empty where that is not known, or one is empty.
+
+    Args:
+        totals: class → images.
+    """
+    if not totals or not min(totals.values()):
+        return ""
+    most, least = max(totals, key=lambda name: totals[name]), min(totals, key=lambda name: totals[name])
+    ratio = totals[most] / totals[least]
+    if ratio < 1.2:
+        return "The classes are about equally large."
+    advice = " Consider --loss.class-weights balanced." if ratio > 3 else ""
+    return f"{most} has {ratio:.1f} times as many pictures as {least}.{advice}"
+
+
+def sizes(found: Sequence[tuple[int, int]], num_files: int) -> str:
+    """The smallest, the middle and the largest of (width, height); empty where none is known.
+
+    Args:
+        found: in pixels.
+        num_files: images that there are; where fewer were measured, that is told.
+    """
+    if not found:
+        return ""
+    of = f" (of {len(found):,} measured)" if len(found) < num_files else ""
+    if len(set(found)) == 1:
+        return f"All are {_size(found[0])} pixels{of}."
+    ordered = sorted(found, key=lambda size: size[0] * size[1])
+    smallest, middle, largest = ordered[0], ordered[len(ordered) // 2], ordered[-1]
+    return f"From {_size(smallest)} to {_size(largest)} pixels, median {_size(middle)}{of}."
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "{}\N{NO-BREAK SPACE}x\N{NO-BREAK SPACE}{}".format(*size)

@@ -6,22 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import GeneralTracker
-
 from accel_flowers.core.files import write_text_durably, writing
 from accel_flowers.tracking.run_dir import read_metrics
+from accel_flowers.tracking.tracker import Tracker
 
 
-class JsonlTracker(GeneralTracker):
-    """One JSON object a line, each with the optimizer step that it belongs to; written by the main process.
+class JsonlTracker(Tracker):
+    """One JSON object a line, each with the optimizer step that it belongs to; the configuration is config.yaml's.
 
     Args:
         path: the file; lines are added at its end.
     """
 
     name = "jsonl"
-    requires_logging_directory = False
-    main_process_only = True
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -29,11 +26,8 @@ class JsonlTracker(GeneralTracker):
 
     @property
     def tracker(self) -> Path:
-        """What Accelerate hands out for this tracker."""
+        """The file."""
         return self.path
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Nothing: the configuration is the run directory's config.yaml."""
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         """Add a line."""

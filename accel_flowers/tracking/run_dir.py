@@ -28,9 +28,10 @@ import torch
 
 from accel_flowers import __version__
 from accel_flowers.config.loading import ENVIRONMENT_KEY, read_config
-from accel_flowers.config.schema import Config, config_to_dict
+from accel_flowers.config.schema import Config, config_to_dict, flat_fields
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably, writing
+from accel_flowers.core.machine import cpu_name
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from accel_flowers.distributed.launch import identify_launcher, is_restart_of, num_restarts
@@ -103,19 +104,11 @@ def _check_writable(run_dir: Path) -> None:
 
 def fixed_fields(config: Config) -> dict[str, Any]:
     """What makes a run this run and no other: dotted name → value."""
-    flat: dict[str, Any] = {}
-
-    def visit(values: dict[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            name = prefix + key
-            if name in _MAY_CHANGE:
-                continue
-            if isinstance(value, dict):
-                visit(value, f"{name}.")
-            else:
-                flat[name] = value
-
-    visit(config_to_dict(config), "")
+    flat = {
+        name: value
+        for name, value in flat_fields(config).items()
+        if not any(name == free or name.startswith(f"{free}.") for free in _MAY_CHANGE)
+    }
     if flat["data.pixels_from"] == "cache":
         flat["data.pixels_from"] = "files"  # the same pixels to the bit
     return flat
@@ -249,21 +242,11 @@ def _versions_and_hardware() -> dict[str, Any]:
     return {
         **versions(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "threads_per_process": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,25 +50,3 @@ class Scored:
             confidence = float(self.predictions.probabilities[sample, predicted])
             rows.append((sample, self.images.files[sample], *names, confidence, float(self.predictions.losses[sample])))
         return rows
-
-
-def draw_matrix(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """A confusion matrix as an image, uint8 [H, W, 3]: rows are true classes, columns predicted ones."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    size = 2.5 + 0.6 * len(class_names)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(range(len(class_names)), class_names, parse_math=False)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    for row, column in np.ndindex(*matrix.shape):
-        colour = "white" if share[row, column] > 0.5 else "black"
-        axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.tracking import GeneralTracker
 from PIL import Image
 
-from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored, draw_matrix
+from accel_flowers.tracking.figures import draw_confusion
+from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored
+from accel_flowers.tracking.tracker import Tracker
 
 
-class TensorBoardTracker(GeneralTracker):
+class TensorBoardTracker(Tracker):
     """Event files for TensorBoard.
 
     Args:
@@ -21,8 +22,6 @@ class TensorBoardTracker(GeneralTracker):
     """
 
     name = "tensorboard"
-    requires_logging_directory = False
-    main_process_only = True
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -34,8 +33,9 @@ class TensorBoardTracker(GeneralTracker):
         """The `SummaryWriter`."""
         return self._writer
 
-    def open(self, next_step: int) -> None:
+    def open(self, run_id: str, next_step: int) -> None:
         """Begin, or go on: what was written of `next_step` and later ones is hidden."""
+        del run_id
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self._directory), purge_step=next_step)
@@ -53,7 +53,7 @@ class TensorBoardTracker(GeneralTracker):
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
         """The confusion matrix and the worst images, as images."""
         del epoch
-        matrix = draw_matrix(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
+        matrix = draw_confusion(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
         self._writer.add_image(f"{scored.part}/confusion_matrix", matrix, global_step=step, dataformats="HWC")
         squares = []
         for sample in scored.worst(WORST_PICTURES):

@@ -7,21 +7,19 @@ than the newest it has seen; so steps are a value of their own.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config.schema import TrackingConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
 from accel_flowers.tracking.scored import WORST_PICTURES, Scored
+from accel_flowers.tracking.tracker import Tracker
 
 _log = logging.getLogger(__name__)
 
@@ -29,23 +27,7 @@ SECONDS_TO_CONNECT, SECONDS_TO_FINISH = 20.0, 60.0
 """How long a network that does not answer may keep a run from starting and from ending."""
 
 
-def _never_in_the_way(method: Callable[..., None]) -> Callable[..., None]:
-    """W&B's errors after its start end its part, not the training: all numbers are in metrics.jsonl, too."""
-
-    @functools.wraps(method)
-    def guarded(tracker: WandbTracker, *args: Any, **words: Any) -> None:
-        if tracker.run is None:
-            return
-        try:
-            method(tracker, *args, **words)
-        except Exception as error:  # noqa: BLE001 - a network and a process of its own: anything can come
-            tracker.run = None
-            _log.info(f"W&B has failed ({type(error).__name__}: {error}); a resumed run shows it what is missing")
-
-    return guarded
-
-
-class WandbTracker(GeneralTracker):
+class WandbTracker(Tracker):
     """One W&B run for the whole job, also after a resume.
 
     Args:
@@ -54,8 +36,7 @@ class WandbTracker(GeneralTracker):
     """
 
     name = "wandb"
-    requires_logging_directory = False
-    main_process_only = True
+    after_failure = "W&B gets nothing more of this run; a resumed run shows it what is missing"
 
     def __init__(self, run_dir: Path, config: TrackingConfig) -> None:
         super().__init__()
@@ -68,13 +49,15 @@ class WandbTracker(GeneralTracker):
         """The run, for those who want more of it."""
         return self.run
 
-    def open(self, run_id: str) -> None:
+    def open(self, run_id: str, next_step: int) -> None:
         """Begin the run or go on with it; where the network does not answer, offline.
 
         Raises:
             UserError: W&B refuses, for example because nobody is logged in.
         """
         import wandb
+
+        del next_step  # what it has already is asked of it
 
         init = {
             "project": self._config.wandb_project,
@@ -102,6 +85,7 @@ class WandbTracker(GeneralTracker):
             ) from None
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("epoch", hidden=True)
+        self.run.define_metric("kind", hidden=True)
         for group in ("train", "lr", "speed"):
             self.run.define_metric(f"{group}/*", step_metric="step")
         for group in ("val", "val_ema", "test"):
@@ -128,20 +112,23 @@ class WandbTracker(GeneralTracker):
         files = self._run_dir.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
         return [row for file in sorted(files) for row in _read_rows(file)]
 
-    @_never_in_the_way
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Keep the configuration, to search and compare runs by."""
         self.run.config.update(values, allow_val_change=True)
 
-    @_never_in_the_way
-    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-        """Show values once."""
-        row = {"step": step, **values}
+    def log(self, values: dict[str, Any], step: int | None = None, *, kind: str | None = None, **_: Any) -> None:
+        """Show values once.
+
+        Args:
+            values: name → number, or a table.
+            step: the optimizer step; with the kind it says which row this is.
+            kind: what the row is; None = scores or losses, which their names tell.
+        """
+        row = {"step": step, "kind": kind or _kind_of(values), **values}
         if _key(row) not in self._shown:
             self._shown.add(_key(row))
             self.run.log(row)
 
-    @_never_in_the_way
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
         """Confusion matrix, scores of each class, and the worst images."""
         import wandb
@@ -160,9 +147,9 @@ class WandbTracker(GeneralTracker):
             title=f"{scored.part}: true and predicted class",
         )
         tables = {"confusion_matrix": matrix, "per_class": per_class, "worst_pictures": worst}
-        self.log({"epoch": epoch, **{f"{scored.part}/{name}": table for name, table in tables.items()}}, step=step)
+        named = {f"{scored.part}/{name}": table for name, table in tables.items()}
+        self.log({"epoch": epoch, **named}, step=step, kind=f"{scored.part} tables")
 
-    @_never_in_the_way
     def keep_model(self, model_dir: Path, last_weights: Path | None) -> None:
         """The model as an artifact: alias best, and last for the last epoch's weights."""
         import wandb
@@ -177,24 +164,33 @@ class WandbTracker(GeneralTracker):
         best.add_dir(str(model_dir))
         self.run.log_artifact(best, aliases=["best"] if last_weights is not None else ["best", "last"])
 
-    @_never_in_the_way
     def summarize(self, values: dict[str, Any]) -> None:
         """Set what stands for the whole run."""
         self.run.summary.update(values)
 
     def forget_after(self, step: int) -> None:
         """A rollback: later steps will be shown again, with other values."""
-        self._shown = {(shown, names) for shown, names in self._shown if shown <= step}
+        self._shown = {(shown, kind) for shown, kind in self._shown if shown <= step}
 
-    @_never_in_the_way
     def finish(self) -> None:
         """End the run; what a dead network did not take stays on the disk."""
         self.run.finish()
 
 
 def _key(row: Mapping[str, Any]) -> tuple[int, str]:
-    """What makes a row one that was shown: its step, and its last name (W&B writes a table as `name.path` and more)."""
-    return row.get("step", -1), max((name.partition(".")[0] for name in row if "/" in name), default="")
+    """What makes a row one that was shown: its step and its kind."""
+    return row.get("step", -1), row.get("kind") or _kind_of(row)
+
+
+def _kind_of(names: Iterable[str]) -> str:
+    """The kind of a row by what it holds: of one that is logged, and of those that earlier versions left without a kind."""
+    names = [name.partition(".")[0] for name in names]  # W&B writes a table as `name.path` and more
+    for part in ("train", "val", "test"):
+        if f"{part}/worst_pictures" in names:
+            return f"{part} tables"
+        if any(name.startswith(f"{part}/") for name in names):
+            return part
+    return "note"
 
 
 def _split(line: dict[str, Any]) -> dict[str, Any]:

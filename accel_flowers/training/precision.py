@@ -25,6 +25,7 @@ from torch import nn
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache, write_text_durably
+from accel_flowers.core.machine import bf16_instructions, cpu_facts
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.transforms.build import build_transform
@@ -228,11 +229,6 @@ def _read_trials() -> dict[str, Any]:
 
 def _describe_cpu() -> str:
     """Model and the instructions that matter; virtual machines give many models one name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    facts = dict(reversed([(k.strip(), v.strip()) for k, _, v in (line.partition(":") for line in lines)]))
-    flags = [flag for flag in facts.get("flags", "").split() if flag.endswith("_bf16")]
+    facts = cpu_facts()
     named = [facts.get(name, "") for name in ("model name", "cpu family", "model")]
-    return " ".join([*filter(None, named), *flags, torch.backends.cpu.get_cpu_capability()])
+    return " ".join([*filter(None, named), *bf16_instructions(), torch.backends.cpu.get_cpu_capability()])

@@ -1,0 +1,74 @@
+"""What a run was set to: the fields that are not the default, or not the same in several runs, and how to repeat it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from accel_flowers.config.schema import Config, flat_fields
+from accel_flowers.report.read import RunRecord
+from accel_flowers.tracking.run_dir import CONFIG_FILE
+
+_OF_NO_EFFECT = ("run_dir", "resume", "about.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the page tells of a run's configuration.
+
+    Attributes:
+        changed: (dotted name, value) of each field that is not the default.
+        text: config.yaml as it stands.
+        environment: versions and hardware: name → value.
+        command: what to type to have the same run again.
+    """
+
+    changed: tuple[tuple[str, str], ...]
+    text: str
+    environment: dict[str, str]
+    command: str
+
+
+def settings_of(run: RunRecord) -> Settings:
+    """What a run was set to."""
+    return Settings(
+        changed=tuple((name, value) for name, (value, _) in differing(run.config, Config()).items()),
+        text=run.config_text,
+        environment={name: _plain(value) for name, value in run.environment.items()},
+        command=repeat_command(run),
+    )
+
+
+def differing(*configs: Config) -> dict[str, tuple[str, ...]]:
+    """Dotted name → the value in each, of the fields that are not the same in all."""
+    values = [flat_fields(config) for config in configs]
+    return {
+        name: tuple(_plain(each[name]) for each in values)
+        for name, first in values[0].items()
+        if not name.startswith(_OF_NO_EFFECT) and any(each[name] != first for each in values)
+    }
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain(each)}" for name, each in value.items()) or "none"
+    return "none" if value is None else str(value)
+
+
+def repeat_command(run: RunRecord) -> str:
+    """What to type to have the same run again, on as many processes and in the same precision."""
+    processes, precision = run.environment.get("num_processes", 1), run.environment.get("precision", "no")
+    on_cpu = run.environment.get("device") == "cpu"
+    program = ["accel-flowers"]
+    if processes != 1 and on_cpu:
+        program = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2_processes.yaml"]
+    elif processes != 1 or precision != "no":
+        program = ["accelerate", "launch"] + (["--cpu"] if on_cpu else [])
+    if len(program) > 1:
+        program += ["--num_processes", str(processes), "--mixed_precision", str(precision), "-m", "accel_flowers"]
+    again = run.run_dir.with_name(f"{run.run_dir.name}-again")
+    own = ["--train.precision", "launcher"] if on_cpu and precision == "bf16" else []  # no trial that may end otherwise
+    return shlex.join([*program, "train", str(run.run_dir / CONFIG_FILE), "--run-dir", str(again), *own])

@@ -1,0 +1,97 @@
+"""Figures that trackers and pages share: the confusion matrix, and the colours of all plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from accel_flowers.metrics.confusion import Ints
+
+COLOURS = {
+    "ink": "#1b2126",
+    "muted": "#5b6871",
+    "line": "#d5dce2",
+    "on-fill": "#fefefe",
+    "blue": "#0a6cb0",
+    "orange": "#b84a08",
+    "green": "#00795a",
+    "purple": "#8a4f9e",
+    "brown": "#7d5a1e",
+    "pink": "#b83b7c",
+}
+"""Role → colour on white. Each is unlike all others, so that it can be found again in an SVG; orange against blue (Okabe and
+Ito) can be told apart in any colour vision, and never stands for a meaning alone."""
+MOST_NUMBERED = 12
+"""Classes up to which there is room for the counts."""
+
+
+def shorten(name: str, length: int = 18) -> str:
+    """A class name that leaves room for the figure; tables have it whole."""
+    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+    return printable if len(printable) <= length else printable[: length - 1] + "…"
+
+
+def paint_confusion(axes: Any, matrix: Ints, totals: Ints, names: Sequence[str]) -> None:
+    """Rows: true class, columns: predicted class; right answers blue, mistakes orange, both darker for more.
+
+    Args:
+        axes: of Matplotlib.
+        matrix: counts [C, C] of the classes that are shown.
+        totals: images of each of them, [C]; a row's colours are shares of them.
+        names: of the classes.
+    """
+    from matplotlib.patches import Rectangle
+
+    count = len(names)
+    axes.grid(False)
+    for row, column in np.ndindex(matrix.shape):
+        share = int(matrix[row, column]) / max(int(totals[row]), 1)
+        strength = 0.12 + 0.88 * share if row == column else min(1.0, 0.2 + 1.6 * share)
+        fill = "blue" if row == column else "orange"
+        if not matrix[row, column]:
+            fill, strength = "line", 0.35
+        place = (column + 0.03, row + 0.03)
+        axes.add_patch(Rectangle(place, 0.94, 0.94, facecolor=COLOURS[fill], alpha=strength, linewidth=0))
+        if count <= MOST_NUMBERED and matrix[row, column]:
+            axes.text(
+                column + 0.5,
+                row + 0.5,
+                str(matrix[row, column]),
+                ha="center",
+                va="center",
+                color=COLOURS["on-fill" if strength > 0.6 else "ink"],
+                fontsize=12 if count <= 8 else 10,
+            )
+    axes.set(xlim=(0, count), ylim=(count, 0), xticks=np.arange(count) + 0.5, yticks=np.arange(count) + 0.5)
+    short = [shorten(name, 14) for name in names]
+    slanted = count > 5 or max(map(len, short)) > 9
+    axes.set_xticklabels(
+        short,
+        rotation=40 if slanted else 0,
+        ha="right" if slanted else "center",
+        rotation_mode="anchor",
+        parse_math=False,  # a class may be called $5
+    )
+    axes.set_yticklabels(short, parse_math=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel("predicted class (pictures)")
+    axes.set_ylabel("true class")
+    axes.set_aspect("equal")
+
+
+def draw_confusion(matrix: Ints, names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """A confusion matrix [C, C] as an image, uint8 [H, W, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = 2.5 + 0.6 * len(names)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    paint_confusion(figure.add_subplot(), matrix, matrix.sum(axis=1), names)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
