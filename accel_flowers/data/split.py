@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import write_text_durably
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import permutation, random_key
 
@@ -137,7 +138,7 @@ def save_split(split: Split, path: Path) -> None:
     """Write `split.json`: sorted, one file a line, so that two splits can be compared by eye and by diff."""
     document: dict[str, Any] = {"format": _FORMAT, **asdict(split)}
     document["parts"] = dict(sorted(split.parts.items()))
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_durably(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_split(path: Path) -> Split:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from accel_flowers import __version__
 from accel_flowers.core.errors import printable
-from accel_flowers.core.files import writing
+from accel_flowers.core.files import write_durably, writing
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_thumbnail
 
@@ -105,11 +105,6 @@ def write_html(path: Path, text: str, *, advice: str) -> None:
     Raises:
         UserError: the file cannot be written; ends with the advice.
     """
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with writing(f"The page '{path}'", advice):
-            # Names that are no text in any encoding are shown with their bytes written out.
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(f"The page '{path}'", advice):
+        # Names that are no text in any encoding are shown with their bytes written out.
+        write_durably(path, text.encode(errors="backslashreplace"))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
-import shutil
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -13,6 +11,7 @@ from pathlib import Path, PurePosixPath
 import datasets
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import make_folder_once
 from accel_flowers.data.table import LAYOUT, is_hidden, looks_like_image
 
 _ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
@@ -26,12 +25,17 @@ def unzip(path: Path) -> Path:
     target = Path(datasets.config.HF_DATASETS_CACHE) / "accel_flowers_zip" / f"{path.stem}-{key}"
     if target.is_dir():
         return target
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(path) as archive:
             _check_unpacked_size(path, archive)
-            for member in _visible_members(path, archive):
-                archive.extract(member, partial)
+            members = _visible_members(path, archive)
+            if not members:
+                raise UserError(f"The zip '{path}' holds no pictures. {LAYOUT}")
+            with make_folder_once(target) as partial:
+                for member in members:
+                    archive.extract(member, partial)
+    except UserError:
+        raise
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -42,18 +46,9 @@ def unzip(path: Path) -> Path:
         OSError,
         UnicodeError,
     ) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}."
         ) from None
-    if not partial.exists():
-        raise UserError(f"The zip '{path}' holds no pictures. {LAYOUT}")
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(partial)  # another run was quicker
     return target
 
 
