@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What exactness costs: this project's training beside the same training without its guarantees.
 
-  exact  accel_flowers.train: chance that belongs to the sample, one order for any number of processes, an agreement
+  exact  accel_flowers.training: chance that belongs to the sample, one order for any number of processes, an agreement
          after every step, checkpoints that are flushed and have a manifest, every image scored once
   plain  an Accelerate loop as tutorials have it (`plain_training` below), over the same files with the same transforms,
          network, optimizer and precision: a shuffled DataLoader whose workers seed themselves, `prepare`, `accumulate`,
@@ -111,8 +111,8 @@ def plain_training(config: Config) -> None:
 
     from accel_flowers.data.transforms.build import build_transform
     from accel_flowers.models.backbone import wants_channels_last
+    from accel_flowers.models.find import build_network
     from accel_flowers.models.normalizer import Normalizer
-    from accel_flowers.models.torchvision import build_network
     from accel_flowers.training.optim import build_optimizer
 
     data, settings = config.data, config.train

@@ -35,14 +35,16 @@ from torchvision import models
 
 from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
+from accel_flowers.data.dataset import Batch
 from accel_flowers.distributed.launch import build_accelerator, start_processes
 from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.find import build_network
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.training.optim import build_optimizer
 from accel_flowers.training.precision import try_precisions
-from accel_flowers.training.tasks import build_objective
+from accel_flowers.training.step import TrainStep
+from accel_flowers.training.tasks import build_criterion, classification
 
 MODELS = "resnet18,resnet50,mobilenet_v2,mobilenet_v3_small,efficientnet_b0,convnext_tiny"
 CLASSES = 5
@@ -64,15 +66,15 @@ def build_ours(config: Config, pixels: Tensor, labels: Tensor) -> tuple[Step, st
     if channels_last:
         network.to(memory_format=torch.channels_last)
     normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
-    objective = build_objective(config.loss, labels, CLASSES, device)
+    task = classification(build_criterion(config.loss, labels, CLASSES, device))
     model, optimizer = accelerator.prepare(network, build_optimizer(network, config.optim))
     set_training_mode(network)
+    batch = Batch(pixels=pixels, labels=labels, samples=torch.arange(len(labels)), micro_batch=0)
+    train_step = TrainStep(accelerator, model, optimizer, task, lambda batch: normalizer(batch["pixels"]))
 
     def step() -> None:
-        with fast_arithmetic(device), accelerator.accumulate(model):
-            accelerator.backward(objective(model(normalizer(pixels)), labels))
-            optimizer.step()
-            optimizer.zero_grad()
+        with fast_arithmetic(device):
+            train_step(batch)
 
     return step, f"{precision}{', channels last' if channels_last else ''}{found}"
 

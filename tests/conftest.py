@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from accel_flowers.core.console import attach_console
+
 # A busy machine is no failure; and what failed once is written into a test, not into a folder of examples.
 hypothesis.settings.register_profile("accel_flowers", deadline=None, database=None)
 hypothesis.settings.load_profile("accel_flowers")
@@ -67,6 +69,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(cache / "user")
     os.environ["HF_DATASETS_CACHE"] = str(cache / "datasets")
     datasets.config.HF_DATASETS_CACHE = cache / "datasets"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_on_the_command_line() -> None:
+    """Runs that a test starts in its own process say what they say on the command line."""
+    attach_console()
 
 
 @pytest.fixture

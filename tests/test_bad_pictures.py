@@ -30,7 +30,7 @@ from tests.runs import PROJECT, write_recipe
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from accel_flowers.cli import main
+from accel_flowers.cli.main import main
 codes = []
 for words in json.loads(sys.argv[1]):
     try:

@@ -9,10 +9,9 @@ from PIL import Image
 from torch import nn
 
 from accel_flowers.data.transforms.build import build_transform
-from accel_flowers.models.backbone import wants_channels_last
-from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.classifier import Classifier
+from accel_flowers.models.find import find_backbone
 from accel_flowers.models.saved import ModelSpec, SavedModel
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.report.cam import explain, last_feature_map, overlay
 
 LAYERS = {
@@ -31,11 +30,11 @@ SLOW_LAYERS = {"convnext_tiny": "features", "regnet_y_400mf": "trunk_output", "g
 
 def saved(name: str, size: int = 64) -> SavedModel:
     torch.manual_seed(0)
-    network = build_network(name, 3)[0].eval()
+    backbone = find_backbone(name)
+    classifier = Classifier(backbone.build(3)[0], (0.5,) * 3, (0.25,) * 3).eval()
     specs = ({"Resize": {"size": [size, size]}},)
     spec = ModelSpec(architecture=name, class_names=("a", "b", "c"), transforms=specs, mean=(0.5,) * 3, std=(0.25,) * 3)
-    normalizer = Normalizer(spec.mean, spec.std, channels_last=wants_channels_last(network))
-    return SavedModel(spec, network, build_transform(specs, field="here")[0], normalizer)
+    return SavedModel(spec, classifier, build_transform(specs, field="here")[0], backbone)
 
 
 def images(count: int) -> list[Image.Image]:
@@ -46,7 +45,7 @@ def images(count: int) -> list[Image.Image]:
 def check_layer(name: str, expected: str | None, size: int) -> None:
     model = saved(name, size)
     example = model.normalizer(torch.zeros((1, 3, size, size), dtype=torch.uint8))
-    found = last_feature_map(model.network, example)
+    found = last_feature_map(model.network, example, model.backbone.head(model.network))
     assert found == expected
     result = explain(model, images(2), [0, 2])
     assert [image.size for image in result.images] == [(size, size)] * 2
@@ -94,7 +93,9 @@ def test_the_layer_lies_where_the_evidence_is() -> None:
     model = saved("squeezenet1_1")
     black = np.zeros((64, 64, 3), dtype=np.uint8)
     black[8:24, 8:24] = 255
-    model = SavedModel(model.spec, Corner(), model.transform, model.normalizer)
+    model = SavedModel(
+        model.spec, Classifier(Corner(), (0.5,) * 3, (0.25,) * 3).eval(), model.transform, model.backbone
+    )
     found = np.asarray(explain(model, [Image.fromarray(black)], [0]).images[0]).astype(int)
     colour = np.ptp(found, axis=2)  # grey where nothing spoke for the answer
     assert colour[10:22, 10:22].mean() > 60

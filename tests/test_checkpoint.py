@@ -387,7 +387,7 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from accelerate import Accelerator
-from accel_flowers.errors import UserError
+from accel_flowers.core.errors import UserError
 from tests.test_checkpoint import begin
 training = begin(Path(sys.argv[1]), Accelerator(cpu=True))
 training.step()

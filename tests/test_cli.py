@@ -198,7 +198,7 @@ def test_a_mistake_that_a_command_finds(
         (["evaluate", "model", "--data", "photos", "--part", "all"], "--part"),
         (["predict", "model", "1.png", "--format", "xml"], "--format"),
         (["predict", "model", "1.png", "--topk", "3"], "--topk"),
-        (["sample"], "New folder for the pictures"),
+        (["sample"], "New folder for the images"),
         (["recipes", "all"], "all"),
         (["train", "quickstart", "--train.epoch", "3"], "--train.epoch"),
     ],
@@ -261,7 +261,7 @@ def test_the_run_directory_is_named_after_the_recipe(
     import accel_flowers.training.train
 
     seen: list[Config] = []
-    monkeypatch.setattr(accel_flowers.training.train, "train", seen.append)
+    monkeypatch.setattr(accel_flowers.training.train, "train", lambda config, **_: seen.append(config))
     file = tmp_path / "my.recipe.yaml"
     file.write_text("train: {epochs: 3}")
     for words in (["quickstart"], [file], [file, "--run-dir", "elsewhere", "--train.epochs", "4"]):

@@ -141,7 +141,7 @@ def test_all_mistakes_come_in_one_message() -> None:
         ("train: {epochs: 1.5}", "train.epochs", ["integer", "1.5"]),
         ("train: {epochs: 0}", "train.epochs", ["greater than or equal to 1", "given: 0"]),
         ("train: {seed: 9223372036854775808}", "train.seed", ["less than 9223372036854775808"]),
-        ("train: {best_metric: f1}", "train.best_metric", ["'accuracy', 'loss' or 'macro_f1'", "given: 'f1'"]),
+        ("train: {best_metric: f1}", "train.best_metric", ["Allowed: accuracy, loss, macro_f1", "given: 'f1'"]),
         ("optim: {lr: .nan}", "optim.lr", ["finite", "nan"]),
         ("optim: {lr: .inf}", "optim.lr", ["finite", "inf"]),
         (
@@ -372,7 +372,7 @@ def test_all_values_that_are_not_allowed_come_in_one_message() -> None:
         (["--train.epoch", "3"], ["Unrecognized options: --train.epoch", "--train.epochs INT"]),
         (["--about.summary", "x"], ["Unrecognized options: --about.summary"]),
         (["--data.path"], ["--data.path", "Missing value"]),
-        (["--train.epochs", "many"], ["--train.epochs", "many", "Passes over the training pictures"]),
+        (["--train.epochs", "many"], ["--train.epochs", "many", "Passes over the training images"]),
         (["--loss.class-weights", "all"], ["--loss.class-weights", "all", "balanced"]),
         (["--data.train-transforms", "[Resize"], ["the list of transforms is not valid", "line 1"]),
         (["stray"], ["stray"]),

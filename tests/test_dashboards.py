@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from accel_flowers.cli import main as cli
+from accel_flowers.cli.train import _default_run_dir
 from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.models.saved import load_spec
@@ -252,4 +252,4 @@ def test_the_sweep_drives_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sweep["metric"]["name"] == "val/accuracy"
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("WANDB_RUN_ID", "r1")
-    assert cli._default_run_dir("resnet18-finetune", config) == "runs/sweep-s1/r1"
+    assert _default_run_dir("resnet18-finetune", config) == "runs/sweep-s1/r1"

@@ -49,12 +49,12 @@ def test_thinning_keeps_classes_in_proportion(counts: list[int], size: int, seed
 def test_fast_dev_run_sees_every_stage(photos: Path, tmp_path: Path) -> None:
     debug = {"fast_dev_run": True}
     config = tiny_config(photos, tmp_path / "run", train={"epochs": 20, "global_batch_size": 4}, debug=debug)
-    results = train(config)
+    results = train(config).scores
     split = load_split(tmp_path / "run/split.json")
     assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 6, "val": 3, "test": 3}
     assert len(metrics(tmp_path / "run", "train/loss")) == 2
     assert len(metrics(tmp_path / "run", "val/loss")) == 1
-    assert results["test"]["num_images"] == 3
+    assert results["test"].num_images == 3
     assert (tmp_path / "run/model/config.json").exists()
     assert (tmp_path / "run/checkpoints/last").exists()
 
@@ -77,10 +77,10 @@ def test_overfitting_learns_its_few_images(photos: Path, tmp_path: Path) -> None
         "optim": {"name": "adam", "lr": 1e-3},
         "model": {"dropout": 0.0},
     }
-    results = train(tiny_config(photos, tmp_path / "run", **sections))
+    results = train(tiny_config(photos, tmp_path / "run", **sections)).scores
     assert set(results) == {"val"}
-    assert results["val"]["num_images"] == len(load_split(tmp_path / "run/split.json").files_of("train"))
-    assert results["val"]["loss"] < 0.6 < metrics(tmp_path / "run", "val/loss")[0]
+    assert results["val"].num_images == len(load_split(tmp_path / "run/split.json").files_of("train"))
+    assert results["val"].loss < 0.6 < metrics(tmp_path / "run", "val/loss")[0]
 
 
 def test_profile_names_where_the_time_goes(photos: Path, tmp_path: Path) -> None:

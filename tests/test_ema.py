@@ -64,11 +64,11 @@ def test_what_does_not_move_stays_bit_for_bit() -> None:
 def test_both_are_scored_and_the_averaged_is_kept(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=12)
     run_dir = tmp_path / "run"
-    results = train(tiny_config(photos, run_dir, ema={"decay": 0.9}, train={"best_metric": "loss", "epochs": 3}))
+    results = train(tiny_config(photos, run_dir, ema={"decay": 0.9}, train={"best_metric": "loss", "epochs": 3})).scores
     raw, averaged = metrics(run_dir, "val/loss"), metrics(run_dir, "val_ema/loss")
     assert len(raw) == len(averaged) == 3
     assert raw != averaged
-    assert results["val"]["loss"] == pytest.approx(min(averaged), abs=1e-7)
+    assert results["val"].loss == pytest.approx(min(averaged), abs=1e-7)
     kept = load_model(run_dir / "model").network.state_dict()
     best = load_file(run_dir / "checkpoints/best/averaged.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in best.items())

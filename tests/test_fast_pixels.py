@@ -73,7 +73,7 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("picture", PICTURES)
+@pytest.mark.parametrize("image", PICTURES)
 @pytest.mark.parametrize("name", LISTS)
 def test_pixels_are_within_one_level(name: str, image: str) -> None:
     transform = build(name)
@@ -112,7 +112,7 @@ def test_lists_without_a_fast_way_take_decoded_images() -> None:
     assert torch.equal(made, transform(smooth_image(120, 80)))
 
 
-@pytest.mark.parametrize("picture", ["photo", "wide", "4:4:4", "4:2:2", "progressive", "tiny"])
+@pytest.mark.parametrize("image", ["photo", "wide", "4:4:4", "4:2:2", "progressive", "tiny"])
 def test_the_rows_that_were_asked_for_are_right(image: str) -> None:
     data = PICTURES[image]
     header = read_header(data)

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from accel_flowers.metrics.classification import Predictions, headline, summarize
+from accel_flowers.core import registry
+from accel_flowers.core.errors import UserError
+from accel_flowers.metrics.classification import Predictions, Scores, headline, lower_is_better, summarize
 from accel_flowers.metrics.confusion import Floats, Ints, confusion_matrix, precision_recall_f1
-from accel_flowers.metrics.label_metrics import Accuracy, ConfusionMatrix, MacroF1
+from accel_flowers.metrics.label_metrics import LabelScores
 
 NAMES = ("aster", "daisy", "rose", "tulip")
 
@@ -114,24 +116,23 @@ def test_a_confusion_matrix_counts_every_image_once(pairs: list[tuple[int, int]]
         assert ((scores >= 0) & (scores <= 1)).all()
 
 
-# The modules
-
-MODULES = {"accuracy": Accuracy, "macro_f1": MacroF1, "confusion_matrix": ConfusionMatrix}
+# The module
 
 
-@pytest.mark.parametrize(("name", "kind"), MODULES.items(), ids=MODULES)
-def test_a_module_works_as_evaluates_do(name: str, kind: type[Accuracy]) -> None:
+def test_the_module_works_as_evaluates_do() -> None:
     case = CASES["many"]
-    metric = kind(4)
+    metric = LabelScores(4)
     assert isinstance(metric, evaluate.Metric)
     at_once = metric.compute(predictions=case.predicted, references=case.labels)
-    assert at_once == {name: summarize(case, NAMES)[name]}
+    assert at_once == {name: summarize(case, NAMES)[name] for name in ("accuracy", "macro_f1", "confusion_matrix")}
     for rows in np.array_split(np.arange(500), 7):
         metric.add_batch(predictions=case.predicted[rows], references=case.labels[rows])
     assert metric.compute() == at_once
     for label, guess in ((0, 0), (1, 2)):
         metric.add(prediction=guess, reference=label)
-    assert metric.compute() == kind(4).compute(predictions=[0, 2], references=[0, 1]), "nothing is left of before"
+    assert metric.compute() == LabelScores(4).compute(predictions=[0, 2], references=[0, 1]), (
+        "nothing is left of before"
+    )
     assert metric.description
     assert metric.features.keys() == {"predictions", "references"}
 
@@ -144,7 +145,57 @@ def test_no_file_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
     summarize(CASES["many"], NAMES)
-    metric = Accuracy(4)
+    metric = LabelScores(4)
     metric.add_batch(predictions=[0], references=[0])
     metric.compute()
     assert [entry for entry in tmp_path.rglob("*") if entry.parent != tmp_path] == []
+
+
+# Metrics of the user's own
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_parts", {})
+
+    @registry.register("metric", "my/kappa")
+    def kappa(predictions: Predictions) -> float:
+        return sklearn_metrics.cohen_kappa_score(predictions.labels, predictions.predicted)
+
+    @registry.register("metric", "my/brier", lower_is_better=True)
+    def brier(predictions: Predictions) -> float:
+        truth = np.eye(predictions.probabilities.shape[1])[predictions.labels]
+        return ((predictions.probabilities - truth) ** 2).sum(axis=1).mean()
+
+
+def test_own_metrics_stand_behind_the_others(own: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["many"]
+    scores = summarize(case, NAMES)
+    assert scores["my/kappa"] == sklearn_metrics.cohen_kappa_score(case.labels, case.predicted)
+    assert list(headline(scores)) == ["accuracy", "loss", "macro_f1", "my/brier", "my/kappa"]
+    assert all(type(value) is float for value in headline(scores).values())
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+    assert [lower_is_better(name) for name in ("my/brier", "my/kappa", "loss", "accuracy")] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    monkeypatch.setattr(registry, "_parts", {})
+    assert list(summarize(case, NAMES).items()) == list(scores.items())[:-2]
+
+
+def test_scores_as_an_object_are_the_same(own: None) -> None:
+    case = CASES["a class without pictures"]
+    scores = Scores.of("val", case, NAMES)
+    assert json.dumps(scores.as_json()) == json.dumps({"part": "val", **summarize(case, NAMES)})
+    assert scores.per_class["rose"].count == (case.labels == 2).sum()
+    assert scores.own.keys() == {"my/brier", "my/kappa"}
+    assert np.trace(scores.confusion_matrix) == scores.accuracy * scores.num_images
+
+
+@pytest.mark.parametrize("wrong", [None, "high", [1.0, 2.0], {"kappa": 1.0}])
+def test_a_metric_that_gives_no_number_is_told(own: None, wrong: object) -> None:
+    registry.register("metric", "my/odd")(lambda predictions: wrong)
+    with pytest.raises(UserError, match=rf"'my/odd' gave .*, a {type(wrong).__name__}: a metric is a function"):
+        summarize(CASES["few"], NAMES)

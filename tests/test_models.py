@@ -15,15 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.models import regnet
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.models.backbone import check_input, head_module, head_name, wants_channels_last
-from accel_flowers.models.freezing import freeze, set_training_mode, stage_names
-from accel_flowers.models.torchvision import DropoutLinear, build_network, model_names
-from accel_flowers.models.weights import clean_state_dict, load_state, read_weights
+from accel_flowers.models import freezing
+from accel_flowers.models.backbone import check_input, last_layer, wants_channels_last
+from accel_flowers.models.find import find_backbone
+from accel_flowers.models.freezing import set_training_mode
+from accel_flowers.models.torchvision import DropoutLinear, model_names
+from accel_flowers.models.weights import WeightsReport, clean_state_dict, load_state, read_weights
 
 SMALL = "shufflenet_v2_x0_5"  # 0.4 million parameters, batch norms, no dropout
 FAMILIES = {
@@ -53,17 +55,31 @@ FAMILIES = {
 
 
 @pytest.fixture
-def meta(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def meta() -> Iterator[None]:
     """What is built has shapes and no values."""
-    original = regnet.BlockParams.from_init_params.__func__
-
-    def on_cpu(cls: type, **arguments: Any) -> Any:  # RegNet computes its widths with tensors, which need values
-        with torch.device("cpu"):
-            return original(cls, **arguments)
-
-    monkeypatch.setattr(regnet.BlockParams, "from_init_params", classmethod(on_cpu))
     with torch.device("meta"):
         yield
+
+
+def build_network(name: str, num_classes: int, **options: Any) -> tuple[nn.Module, WeightsReport]:
+    """By the adapter; on the meta device as a saved model's is built there, for RegNet computes its widths with tensors."""
+    if torch.get_default_device().type != "meta":
+        return find_backbone(name).build(num_classes, **options)
+    with torch.device("cpu"), init_empty_weights():
+        network, report = find_backbone(name).build(num_classes, **options)
+    return network.to("meta"), report
+
+
+def head_module(network: nn.Module) -> nn.Module:
+    return network.get_submodule(last_layer(network))
+
+
+def freeze(network: nn.Module, how: str | int) -> list[str]:
+    return freezing.freeze(network, how, find_backbone(SMALL))
+
+
+def stage_names(network: nn.Module) -> list[tuple[str, ...]]:
+    return find_backbone(SMALL).stages(network)  # of torchvision all are found in the same way
 
 
 def build(name: str = SMALL, num_classes: int = 5, **options: Any) -> nn.Module:
@@ -110,7 +126,7 @@ def test_every_model_has_a_head_and_stages(meta: None) -> None:
         assert (head.out_features if isinstance(head, nn.Linear) else head.out_channels) == 7, name
         stages = stage_names(network)
         assert 5 <= len(stages) <= 33, name
-        classifier = head_name(network).split(".")[0]
+        classifier = find_backbone(name).head(network).split(".")[0]
         for parameter, _ in network.named_parameters():
             owners = [path for stage in stages for path in stage if f"{parameter}.".startswith(f"{path}.")]
             assert len(owners) == (0 if parameter.startswith(f"{classifier}.") else 1), (name, parameter)
@@ -121,7 +137,7 @@ def test_family(meta: None, name: str) -> None:
     network, report = build_network(name, 7, dropout=0.3)
     side = {"inception_v3": 299, "swin_v2_t": 256}.get(name, 224)
     assert network(torch.zeros(2, 3, side, side)).shape == (2, 7)
-    assert head_name(network) == FAMILIES[name]
+    assert find_backbone(name).head(network) == FAMILIES[name]
     assert network.get_submodule(FAMILIES[name]) is head_module(network)
     frozen = freeze(network, "backbone")
     tensors = ["weight"] if name == "maxvit_t" else ["weight", "bias"]
@@ -371,7 +387,7 @@ def test_vision_transformer_takes_on_the_image_size_of_its_weights(meta: None, t
     assert report.loaded == ("encoder.pos_embedding",)
     check_input(network, (3, 128, 128))
     fresh = build("vit_b_16")
-    load_state(fresh, network.state_dict(), source="w")
+    load_state(fresh, find_backbone("vit_b_16").adapt_state(fresh, network.state_dict()), source="w")
     check_input(fresh, (3, 128, 128))
     with torch.device("cpu"):  # 60 positions are no square of patches and a class token
         content = {"encoder.pos_embedding": torch.zeros(1, 60, 768), "class_token": torch.zeros(1, 1, 768)}

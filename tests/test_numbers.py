@@ -18,19 +18,22 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from accel_flowers.config.schema import OptimConfig
 from accel_flowers.core.errors import OutOfMemory, UserError
+from accel_flowers.core.registry import register
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.split import load_split
 from accel_flowers.distributed import launch as processes
+from accel_flowers.distributed import session
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.tracking.run_dir import read_metrics
-from accel_flowers.training import build
-from accel_flowers.training import train as training
 from accel_flowers.training.checkpoint import Checkpoints, TrainState
 from accel_flowers.training.memory import fit_micro_batch, oom_as_user_error, smaller_micro_batches
 from accel_flowers.training.meter import Meter
+from accel_flowers.training.step import LocalEngine, TrainStep
+from accel_flowers.training.tasks import Output, classification
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks
@@ -42,24 +45,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("data") / "photos", per_class=12)
 
 
-def lose_numbers(monkeypatch: pytest.MonkeyPatch, *calls: int, value: float = math.nan) -> None:
-    """Give these calls of the loss (from 0) another value."""
-    make = build.build_objective
-    count = iter(range(10**6))
+def lossy(*calls: int, value: float = math.nan) -> dict[str, Any]:
+    """The section of a recipe whose loss has another value in these calls (from 0)."""
 
-    def build_objective(*args: Any) -> Callable[[Tensor, Tensor], Tensor]:
-        objective = make(*args)
-        return lambda logits, labels: objective(logits, labels) * (value if next(count) in calls else 1.0)
+    @register("loss", "test/lossy")
+    def make() -> Callable[[Tensor, Tensor], Tensor]:
+        count = iter(range(10**6))
+        return lambda logits, labels: cross_entropy(logits, labels) * (value if next(count) in calls else 1.0)
 
-    monkeypatch.setattr(build, "build_objective", build_objective)
+    return {"name": "test/lossy"}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    lose_numbers(monkeypatch, 11, value=value)  # the second micro-batch of step 6
-    config = tiny_config(photos, tmp_path / "run", train={"log_every_steps": 5}, checkpoint={"every_steps": 1})
+def test_a_loss_that_is_no_number_stops_the_run(photos: Path, tmp_path: Path, value: float) -> None:
+    loss = lossy(11, value=value)  # the second micro-batch of step 6
+    sections = {"train": {"log_every_steps": 5}, "checkpoint": {"every_steps": 1}}
+    config = tiny_config(photos, tmp_path / "run", loss=loss, **sections)
     with pytest.raises(UserError, match=rf"In step 6, at learning rate 0\.0\d+, the loss is {value}") as error:
         train(config)
     training_files = load_split(tmp_path / "run/split.json").files_of("train")
@@ -89,11 +90,10 @@ def test_weights_that_are_no_numbers_are_never_saved(
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
-def test_rollback_goes_on_with_half_the_rate(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rollback_goes_on_with_half_the_rate(photos: Path, tmp_path: Path) -> None:
     schedule = {"name": "constant"}
-    lose_numbers(monkeypatch, 11)
     run_dir = tmp_path / "run"
-    config = tiny_config(photos, run_dir, train={"on_nan": "rollback"}, schedule=schedule)
+    config = tiny_config(photos, run_dir, train={"on_nan": "rollback"}, schedule=schedule, loss=lossy(11))
     train(config)
     steps = [line["step"] for line in read_metrics(run_dir / "metrics.jsonl") if "train/loss" in line]
     assert steps == list(range(1, 9)), "no line is lost or doubled"
@@ -109,7 +109,6 @@ def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the next line of the log would be a mean over fewer of them."""
-    lose_numbers(monkeypatch, 11)
     saved: list[tuple[int, list[list[float]]]] = []
     save = Checkpoints.save
 
@@ -119,7 +118,11 @@ def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
 
     monkeypatch.setattr(Checkpoints, "save", noted)
     config = tiny_config(
-        photos, tmp_path / "run", train={"on_nan": "rollback", "log_every_steps": 100}, checkpoint={"every_steps": 5}
+        photos,
+        tmp_path / "run",
+        train={"on_nan": "rollback", "log_every_steps": 100},
+        checkpoint={"every_steps": 5},
+        loss=lossy(11),
     )
     train(config)
     inside_an_epoch = [pending for step, pending in saved if step == 5]
@@ -128,11 +131,8 @@ def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
     assert len(inside_an_epoch[0][0]) == 2, "two micro-batches after the first epoch's end"
 
 
-def test_rollback_works_before_the_first_checkpoint_and_ends_after_three(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lose_numbers(monkeypatch, *range(100))
-    config = tiny_config(photos, tmp_path / "run", train={"on_nan": "rollback"})
+def test_rollback_works_before_the_first_checkpoint_and_ends_after_three(photos: Path, tmp_path: Path) -> None:
+    config = tiny_config(photos, tmp_path / "run", train={"on_nan": "rollback"}, loss=lossy(*range(100)))
     with pytest.raises(UserError, match=r"In step 1, .* That was after 3 rollbacks"):
         train(config)
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
@@ -163,12 +163,18 @@ def test_a_skipped_step_moves_no_schedule(photos: Path, tmp_path: Path, monkeypa
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
         return accelerator
 
-    monkeypatch.setattr(training, "build_accelerator", build_accelerator)
-    lose_numbers(monkeypatch, *range(1000), value=8.0)
+    monkeypatch.setattr(session, "build_accelerator", build_accelerator)
+    loss = lossy(*range(1000), value=8.0)
     run_dir = tmp_path / "run"
     train(
         tiny_config(
-            photos, run_dir, schedule={"name": "cosine"}, optim={"lr": 1e-4}, ema={"decay": 0.9}, train={"epochs": 4}
+            photos,
+            run_dir,
+            schedule={"name": "cosine"},
+            optim={"lr": 1e-4},
+            ema={"decay": 0.9},
+            train={"epochs": 4},
+            loss=loss,
         )
     )
     state = json.loads((run_dir / "checkpoints/last/state.json").read_text())
@@ -198,7 +204,7 @@ def test_smaller_micro_batches_keep_the_global_batch(micro_batch: int, accumulat
 
 LIMITED = """
 import os, resource, sys
-from accel_flowers import build, cli
+from accel_flowers.cli import main as cli
 
 resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
 fit = build.fit_micro_batch
@@ -216,6 +222,13 @@ build.fit_micro_batch = fit_in_little
 cli.main(sys.argv[2:])
 """
 """Process argv[1] finds 900 MiB left for its trials: under a limit, as `ulimit -v` sets it, a CPU's allocations fail."""
+
+
+def step_of(network: nn.Module) -> TrainStep:
+    """A training step of a network that was not prepared."""
+    normalizer = Normalizer((0, 0, 0), (1, 1, 1), channels_last=False)
+    task = classification(cross_entropy)
+    return TrainStep(LocalEngine(), network, None, task, lambda batch: normalizer(batch["pixels"]))
 
 
 @pytest.mark.slow
@@ -281,14 +294,7 @@ def test_a_trial_takes_the_largest_micro_batch_that_fits(last_works: int) -> Non
     network = Small()
     before = copy.deepcopy(network.state_dict())
     plan = BatchPlan(100, 1, 8, 1, 8)
-    micro_batch, seconds = fit_micro_batch(
-        network,
-        OptimConfig(),
-        Normalizer((0, 0, 0), (1, 1, 1), channels_last=False),
-        plan,
-        (4, 4),
-        Accelerator(cpu=True),
-    )
+    micro_batch, seconds = fit_micro_batch(step_of(network), OptimConfig(), plan, (4, 4), 2, Accelerator(cpu=True))
     assert micro_batch == 2**last_works
     assert seconds > 0
     assert seen == [size for size in (8, 4, 2) if size > micro_batch] + 3 * [micro_batch]
@@ -304,23 +310,27 @@ def test_a_trial_in_which_nothing_fits_tells_the_words_of_the_device() -> None:
         def forward(self, pixels: Tensor) -> Tensor:
             raise RuntimeError("FIND was unable to find an engine to execute this computation\nmore")
 
-    normalizer = Normalizer((0, 0, 0), (1, 1, 1), channels_last=False)
+    plan = BatchPlan(100, 1, 8, 1, 8)
     with pytest.raises(
         UserError, match=r"1 picture\(s\) of 4 x 4 pixels at once \(FIND was unable .* computation\): take"
     ):
-        fit_micro_batch(Large(), OptimConfig(), normalizer, BatchPlan(100, 1, 8, 1, 8), (4, 4), Accelerator(cpu=True))
+        fit_micro_batch(step_of(Large()), OptimConfig(), plan, (4, 4), 2, Accelerator(cpu=True))
 
 
 # The meter
 
 
+def loss_of(value: float) -> Output:
+    return Output(torch.tensor(value), torch.zeros(4, 2))
+
+
 def test_meter_finds_the_first_that_is_no_number() -> None:
     meter = Meter(Accelerator(cpu=True), BatchPlan(100, 1, 8, 1, 4))
     for number, loss in enumerate([1.0, 2.0]):
-        meter.add(number, torch.tensor(loss))
+        meter.add(number, loss_of(loss))
     assert meter.first_bad() is None
-    meter.add(2, torch.tensor(math.inf))
-    meter.add(3, torch.tensor(math.nan))
+    meter.add(2, loss_of(math.inf))
+    meter.add(3, loss_of(math.nan))
     assert meter.first_bad() == (2, math.inf)
 
 
@@ -329,13 +339,13 @@ def test_meter_goes_on_where_it_was_saved() -> None:
     losses = [0.1, 0.7, 1 / 3, 2.0]
     whole, first = Meter(accelerator, plan), Meter(accelerator, plan)
     for number, loss in enumerate(losses):
-        whole.add(number, torch.tensor(loss))
+        whole.add(number, loss_of(loss))
     for number, loss in enumerate(losses[:2]):
-        first.add(number, torch.tensor(loss))
+        first.add(number, loss_of(loss))
     second = Meter(accelerator, plan, json.loads(json.dumps(first.pending())))
     for number, loss in enumerate(losses[2:], start=2):
-        second.add(number, torch.tensor(loss))
+        second.add(number, loss_of(loss))
     assert second.read().loss == whole.read().loss, "to the last bit"
     of_two = Meter(accelerator, plan, [[1.0, 2.0], [3.0, 4.0]])
-    of_two.add(8, torch.tensor(5.0))
+    of_two.add(8, loss_of(5.0))
     assert of_two.read().loss == pytest.approx(3.0), "two processes' losses, read by one"

@@ -14,8 +14,8 @@ from torch.optim import lr_scheduler
 from accel_flowers.config.schema import OptimConfig, ScheduleConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer, set_lr
 
 LR = 0.4
@@ -157,7 +157,7 @@ def test_norms_and_biases_are_found_in_every_kind_of_network(name: str) -> None:
 @pytest.mark.parametrize("spare", [True, False], ids=["spared", "decayed"])
 def test_what_is_frozen_is_in_no_group(spare: bool) -> None:
     network = build_network("shufflenet_v2_x0_5", 3)[0]
-    freeze(network, "backbone")
+    freeze(network, "backbone", find_backbone("shufflenet_v2_x0_5"))
     optimizer = build_optimizer(network, OptimConfig(weight_decay=0.1, decay_norms_and_biases=not spare))
     found = names_in_groups(network, optimizer)
     assert found == ({0.1: {"fc.weight"}, 0.0: {"fc.bias"}} if spare else {0.1: {"fc.weight", "fc.bias"}})

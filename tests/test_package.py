@@ -28,7 +28,7 @@ def test_wheel_holds_the_recipes_and_runs(tmp_path: Path) -> None:
     # From elsewhere and with the unpacked wheel first on the path, so that the checkout is not what runs.
     done = subprocess.run(
         [sys.executable, "-c", "import accel_flowers, sys; sys.argv[1:] = ['recipes']; print(accel_flowers.__file__);"
-         "from accel_flowers.cli import main; main()"],
+         "from accel_flowers.cli.main import main; main()"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.startswith(str(tmp_path / "site"))

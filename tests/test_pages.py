@@ -21,7 +21,7 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.table import ImageTable
 from accel_flowers.html import pages
 from accel_flowers.inference.gallery import Gallery
-from accel_flowers.inference.predict import Row
+from accel_flowers.inference.image_classifier import Prediction
 from accel_flowers.inspection.analysis import Seen
 from accel_flowers.inspection.findings import ImageFacts, find
 from accel_flowers.inspection.page import write_inspection_page
@@ -144,8 +144,8 @@ def hostile_gallery(tmp_path: Path) -> Path:
     for name in HOSTILE_NAMES:
         link = tmp_path / name.replace("/", "")
         link.symlink_to("rose.png")
-        gallery.add(Row(str(link), ((name, 0.75), (name[::-1], 0.25))))
-        gallery.add(Row(name, error=f"broken by {name}"))
+        gallery.add(Prediction(str(link), ((name, 0.75), (name[::-1], 0.25))))
+        gallery.add(Prediction(name, error=f"broken by {name}"))
     gallery.write(model=HOSTILE_NAMES[0], about=HOSTILE_NAMES[1])
     return tmp_path / "page.html"
 
@@ -215,7 +215,7 @@ def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_page_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     gallery = Gallery(tmp_path / "page.html")
-    gallery.add(Row("1.png", (("rose", 1.0),)))
+    gallery.add(Prediction("1.png", (("rose", 1.0),)))
     (tmp_path / "page.html").mkdir()
     (tmp_path / "page.html" / "in").touch()
     with pytest.raises(UserError, match=r"page.html' cannot be written: .* Give another file with --html FILE"):

@@ -126,7 +126,7 @@ def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path:
 STUCK_AT_THE_END = """
 import sys, time
 from types import SimpleNamespace
-from accel_flowers import processes
+from accel_flowers.distributed import launch as processes
 processes._SECONDS_TO_LEAVE = 0.5
 
 def destroy():

@@ -21,7 +21,7 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.build import build_transform
-from accel_flowers.inference.evaluate import evaluate_folder
+from accel_flowers.inference.evaluate import evaluate
 from accel_flowers.tracking.run_dir import fixed_fields
 from accel_flowers.training.build import build_run
 from accel_flowers.training.train import train
@@ -204,7 +204,7 @@ def test_a_device_without_room_is_told(table: ImageTable, tmp_path: Path, monkey
     def no_room(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(pixel_source, "WholePictures", no_room)
+    monkeypatch.setattr(pixel_source, "WholeImages", no_room)
     config = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "device"})
     with pytest.raises(UserError, match=r"cannot be kept on the device: .* GiB do not fit"):
         train(config)
@@ -213,7 +213,7 @@ def test_a_device_without_room_is_told(table: ImageTable, tmp_path: Path, monkey
 def test_a_run_on_the_plain_way_scores_as_its_model(table: ImageTable, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     train(tiny_config(Path(table.source), run_dir, data={"pixels_from": "plain"}, train={"epochs": 1}))
-    scores = evaluate_folder(run_dir / "model", table.source, split_file=run_dir / "split.json", part="test")
+    scores = evaluate(run_dir / "model", table.source, split_file=run_dir / "split.json", part="test").as_json()
     assert metrics(run_dir, "test/loss") == [scores["loss"]]
 
 

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,12 +21,13 @@ from accel_flowers.cli.main import main
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.decoding.pillow import decode_image
 from accel_flowers.html import pages
-from accel_flowers.inference import predict as predict_module
+from accel_flowers.inference import image_classifier
 from accel_flowers.inference.gallery import Gallery
+from accel_flowers.inference.image_classifier import Prediction
 from accel_flowers.inference.outputs import SUFFIXES, Format, RowOutput, choose_format
-from accel_flowers.inference.predict import Row, find_images, predict_files
+from accel_flowers.inference.predict import find_images, predict_files
+from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import SPEC_FILE, ModelSpec, load_model, save_model
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.models.weights import clean_state_dict
 from tests.conftest import CLASSES, draw_image, make_folder
 
@@ -68,7 +70,7 @@ def files(tmp_path: Path) -> list[Path]:
     return found[::-1][:11]
 
 
-def predict(model: Path, files: list[Path], top_k: int = 4) -> list[Row]:
+def predict(model: Path, files: list[Path], top_k: int = 4) -> list[Prediction]:
     return list(predict_files(model, files, top_k=top_k))
 
 
@@ -171,7 +173,7 @@ def test_probabilities_fall_and_sum_to_one(model: Path, files: list[Path]) -> No
 @pytest.mark.parametrize("top_k", [1, 3, 4])
 def test_top_k_tells_the_first(model: Path, files: list[Path], top_k: int) -> None:
     whole = predict(model, files[:2])
-    assert predict(model, files[:2], top_k) == [Row(row.file, row.top[:top_k]) for row in whole]
+    assert predict(model, files[:2], top_k) == [Prediction(row.file, row.top[:top_k]) for row in whole]
 
 
 @pytest.mark.parametrize("top_k", [-3, 0, 5, 10**6])
@@ -256,31 +258,31 @@ def test_batches_and_threads_change_nothing(model: Path, files: list[Path], batc
 def test_rows_come_before_all_files_are_read(model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is bounded by a few batches, whatever the number of files."""
     reads = 0
-    original = predict_module._read
+    original = image_classifier._read
 
     def counting(*words: Any) -> Any:
         nonlocal reads
         reads += 1
         return original(*words)
 
-    monkeypatch.setattr(predict_module, "_read", counting)
+    monkeypatch.setattr(image_classifier, "_read", counting)
     rows = predict_files(model, [files[0]] * 100_000, top_k=1)
     for _ in range(2 * BATCH):
         next(rows)
-    assert 2 * BATCH <= reads <= 2 * BATCH + (predict_module._AHEAD + 1) * BATCH
+    assert 2 * BATCH <= reads <= 2 * BATCH + (image_classifier._AHEAD + 1) * BATCH
     rows.close()  # type: ignore[attr-defined]
 
 
 # How rows are written
 
 ROWS = [
-    Row('a, "b".png', ((NAMES[1], 0.75), (NAMES[2], 0.2499996))),
-    Row("zwei\nZeilen.png", error='broken, "badly"'),
-    Row("花.png", ((NAMES[0], 1.0), (NAMES[3], 0.0))),
+    Prediction('a, "b".png', ((NAMES[1], 0.75), (NAMES[2], 0.2499996))),
+    Prediction("zwei\nZeilen.png", error='broken, "badly"'),
+    Prediction("花.png", ((NAMES[0], 1.0), (NAMES[3], 0.0))),
 ]
 
 
-def write(rows: list[Row], out: Path, *, calibrated: bool = False, width: int = 0) -> Path:
+def write(rows: list[Prediction], out: Path, *, calibrated: bool = False, width: int = 0) -> Path:
     with RowOutput(out, choose_format(None, out), calibrated=calibrated, width=width) as output:
         for row in rows:
             output.write(row)
@@ -321,7 +323,7 @@ def test_json_is_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("times", [1, 3000])
 def test_parquet_is_read_back(tmp_path: Path, times: int) -> None:
-    odd = Row(os.fsdecode(b"caf\xe9.png"), (("tulip", 0.5),))
+    odd = Prediction(os.fsdecode(b"caf\xe9.png"), (("tulip", 0.5),))
     out = write([*ROWS, odd] * times, tmp_path / "rows.parquet", calibrated=True)
     assert parquet.read_table(out).to_pylist() == times * [
         dict(zip(("file", "rank", "class", "probability", "calibrated", "error"), line, strict=True))
@@ -338,7 +340,7 @@ def test_parquet_is_read_back(tmp_path: Path, times: int) -> None:
 
 
 def test_a_table_has_a_line_for_each_file(tmp_path: Path) -> None:
-    rows = [Row("a.png", (("rose", 0.75), ("tulip", 0.05))), Row("two\nlines.png", error="broken")]
+    rows = [Prediction("a.png", (("rose", 0.75), ("tulip", 0.05))), Prediction("two\nlines.png", error="broken")]
     assert write(rows, tmp_path / "rows.txt", width=14).read_text().splitlines() == [
         "a.png           rose  75.0%  tulip   5.0%",
         "two\\nlines.png  error: broken",
@@ -489,9 +491,9 @@ def test_a_gallery_is_bounded_and_says_what_is_left_out(tmp_path: Path, monkeypa
     for number in range(1000):
         link = tmp_path / f"{number:04d}.png"
         link.symlink_to("rose.png")
-        gallery.add(Row(str(link), (("rose", 0.3 if number in (998, 999) else 0.5 + number / 10_000),)))
+        gallery.add(Prediction(str(link), (("rose", 0.3 if number in (998, 999) else 0.5 + number / 10_000),)))
     for number in range(7):
-        gallery.add(Row(f"bad-{number}.png", error="broken"))
+        gallery.add(Prediction(f"bad-{number}.png", error="broken"))
     gallery.write(model="model", about="probabilities are guesses")
     text = (tmp_path / "page.html").read_text()
     assert text.count("<img") == pages.MAX_THUMBNAILS
@@ -503,3 +505,103 @@ def test_a_gallery_is_bounded_and_says_what_is_left_out(tmp_path: Path, monkeypa
     assert "772 more are left out" in text
     assert "0227.png" in text
     assert "0228.png" not in text
+
+
+# From Python
+
+
+def test_every_kind_of_image_gets_the_same_answer(model: Path, files: list[Path]) -> None:
+    classifier = image_classifier.load_model(model, device="cpu")
+    expected = [answer.top for answer in classifier.predict(files, top_k=4)]
+    images = [Image.open(file) for file in files]
+    arrays = [np.asarray(image) for image in images]
+    tensors = [pil_to_tensor(image) for image in images]
+    kinds: list[Any] = [
+        [str(file) for file in files], [file.read_bytes() for file in files], images, arrays, tensors,
+        np.stack(arrays), torch.stack(tensors), (image for image in images),
+    ]  # fmt: skip
+    for several in kinds:
+        found = classifier.predict(several, top_k=4)
+        assert [answer.top for answer in found] == expected
+        assert not any(answer.error for answer in found)
+    for one in (files[0], str(files[0]), files[0].read_bytes(), images[0], arrays[0], tensors[0]):
+        (answer,) = classifier.predict(one)  # type: ignore[arg-type]
+        assert answer.top[0] == pytest.approx(expected[0][0])
+        assert (answer.label, answer.probability) == answer.top[0]
+    assert [answer.file for answer in classifier.predict(arrays[:2])] == ["image 0", "image 1"]
+    assert [answer.file for answer in classifier.predict(files[:2])] == [str(file) for file in files[:2]]
+
+
+def test_the_command_and_python_say_the_same(model: Path, files: list[Path]) -> None:
+    classifier = image_classifier.load_model(model)
+    assert classifier.predict(files, top_k=2, tta=True) == list(predict_files(model, files, top_k=2, tta=True))
+
+
+def test_images_of_pillow_are_brought_upright(model: Path, tmp_path: Path) -> None:
+    """Turned by EXIF, with a palette, transparency or deep grey: as the file would be."""
+    classifier = image_classifier.load_model(model)
+    plain = draw_image("rose", 1, (40, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain.save(tmp_path / "turned.png", exif=exif)
+    plain.quantize(8).save(tmp_path / "palette.png")
+    clear = plain.copy()
+    clear.putalpha(Image.linear_gradient("L").resize(plain.size))
+    clear.save(tmp_path / "clear.png")
+    Image.fromarray(np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40)).save(tmp_path / "deep.png")
+    for file in tmp_path.glob("*.png"):
+        image = Image.open(file)
+        mode = image.mode
+        assert classifier.predict(image, 4)[0].top == classifier.predict(file, 4)[0].top, file
+        assert image.mode == mode, "it stays as it is"
+
+
+def test_what_cannot_be_read_is_said_in_its_answer(model: Path, files: list[Path], tmp_path: Path) -> None:
+    classifier = image_classifier.load_model(model)
+    (tmp_path / "folder").mkdir()
+    cut = Image.open(io.BytesIO(files[0].read_bytes()[:-400]))
+    line = np.zeros((1, 500, 3), dtype=np.uint8)
+    found = classifier.predict(
+        [files[0], b"hello", tmp_path / "gone.png", tmp_path / "folder", cut, Image.fromarray(line)]
+    )
+    assert [bool(answer.error) for answer in found] == [False, True, True, True, True, True]
+    assert found[1].label is found[1].probability is None
+    assert found[1].file == "image 1"
+    assert found[2].error == "No such file or directory"
+    assert found[3].error == "Is a directory"
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (np.zeros((8, 8, 3), dtype=np.float32), r"a NumPy array of float32 \[8, 8, 3\] is no RGB image.*uint8 \[height, width, 3\]"),
+        (np.zeros((3, 8, 8), dtype=np.uint8), r"a NumPy array of uint8 \[3, 8, 8\]"),
+        (np.zeros((8, 8), dtype=np.uint8), r"a NumPy array of uint8 \[8, 8\]"),
+        (np.zeros((0, 8, 3), dtype=np.uint8), r"a NumPy array of uint8 \[0, 8, 3\]"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), r"a tensor of torch.uint8 \[8, 8, 3\].*uint8 \[3, height, width\]"),
+        (torch.zeros(3, 8, 8), r"a tensor of torch.float32 \[3, 8, 8\]"),
+        ([17], "image 0: a int is no image"),
+    ],
+)  # fmt: skip
+def test_arrays_of_another_kind_are_refused(model: Path, image: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        image_classifier.load_model(model).predict(image)
+
+
+def test_numbers_out_of_range_are_told_in_pythons_words(model: Path, files: list[Path]) -> None:
+    classifier = image_classifier.load_model(model)
+    with pytest.raises(UserError, match=r"^top_k 5 is not allowed: it is 1 or more, and at most 4"):
+        classifier.predict(files, top_k=5)
+    with pytest.raises(UserError, match=r"^batch_size 0 is not allowed"):
+        classifier.predict(files, batch_size=0)
+    assert classifier.predict([]) == []
+
+
+def test_a_classifier_says_what_it_is(model: Path, tmp_path: Path) -> None:
+    classifier = image_classifier.load_model(str(model), device="cpu")
+    assert repr(classifier) == "ImageClassifier(shufflenet_v2_x0_5, 4 classes, on cpu)"
+    assert classifier.class_names == NAMES
+    assert classifier.scores == {}
+    assert classifier.device == torch.device("cpu")
+    assert not classifier.calibrated
+    assert image_classifier.load_model(with_temperature(model, tmp_path / "model", 2.0)).calibrated

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from accel_flowers.core.yaml_text import parse_yaml
-from accel_flowers.inference.evaluate import evaluate_folder
+from accel_flowers.inference.evaluate import evaluate
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
 from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, write_recipe
@@ -64,7 +64,7 @@ def test_scores_are_the_same_to_the_last_digit(runs: dict[int, Path], photos: Pa
     words = ["evaluate", runs[1] / "model", "--data", photos, "--json"]
     two = run_program(*words, launcher=TWO_PROCESSES)
     assert two.returncode == 0, two.stderr
-    scores = evaluate_folder(runs[1] / "model", str(photos))
+    scores = evaluate(runs[1] / "model", str(photos)).as_json()
     assert scores["num_images"] == 39
     assert sum(map(sum, scores["confusion_matrix"])) == 39
     assert json.loads(two.stdout) == scores

@@ -350,14 +350,16 @@ def test_a_run_draws_its_report_when_all_is_saved(tmp_path: Path, capsys: pytest
     (photos / "rose").rename(photos / "<script>alert(1)<script>")
     (photos / "tulip/05.png").rename(photos / 'tulip/it\'s "quoted".png')
     run_dir = tmp_path / "run"
-    results = train(tiny_config(photos, run_dir, tracking={"report": True}))
+    results = train(tiny_config(photos, run_dir, tracking={"report": True})).scores
     text = text_of(run_dir / "report.html")
-    assert f"Test accuracy {100 * results['test']['accuracy']:.1f} %" in text
+    assert f"Test accuracy {100 * results['test'].accuracy:.1f} %" in text
     assert "<script>alert(1)<script>" in text
     assert f"report: {run_dir}/report.html" in capsys.readouterr().err
     said = load_predictions(run_dir / "predictions.parquet")
     for part, rows in said.parts.items():
-        assert summarize(rows, said.class_names) == results[part]
+        assert summarize(rows, said.class_names) == {
+            name: value for name, value in results[part].as_json().items() if name != "part"
+        }
     assert load_spec(run_dir / "model").temperature == fit_temperature(
         said.parts["val"].probabilities, said.parts["val"].labels
     )
@@ -370,7 +372,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
     config = tiny_config(folder, run_dir, tracking={"report": True}, train={"epochs": 1})
     (tmp_path / "run").mkdir()
     (tmp_path / "run/plots").write_text("in the way")
-    assert "val" in train(config)
+    assert "val" in train(config).scores
     assert f"try again with accel-flowers report {run_dir}" in capsys.readouterr().err
     assert (run_dir / "model/config.json").exists()
 

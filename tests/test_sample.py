@@ -140,5 +140,5 @@ def test_sizes_that_make_no_sense_are_refused(tmp_path: Path, sizes: dict[str, i
 
 
 def test_drawing_does_not_load_torch() -> None:
-    code = "import sys, accel_flowers.sample; sys.exit('torch' in sys.modules)"
+    code = "import sys, accel_flowers.samples.draw; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,8 +19,8 @@ from torch import nn
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably
 from accel_flowers.models import saved as saved_model
+from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, ModelSpec, load_model, load_spec, save_model
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.models.weights import clean_state_dict
 
 NAMES = ("aster", "Glöckchen", "薔薇")

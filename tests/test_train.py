@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from accel_flowers.config.loading import load_recipe
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, load_split
-from accel_flowers.inference.evaluate import evaluate_folder
+from accel_flowers.inference.evaluate import evaluate
+from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import load_spec
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
@@ -71,7 +71,7 @@ def test_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
 
 def test_saved_model_scores_as_in_training(finished: Path, photos: Path) -> None:
     for part in ("val", "test"):
-        scores = evaluate_folder(finished / "model", str(photos), split_file=finished / "split.json", part=part)
+        scores = evaluate(finished / "model", str(photos), split_file=finished / "split.json", part=part).as_json()
         recorded = load_spec(finished / "model").scores[part]
         assert scores.pop("part") == part
         assert {name: recorded[name] for name in scores} == scores
@@ -103,7 +103,7 @@ def test_training_learns(tmp_path: Path) -> None:
         optim={"name": "adamw", "lr": 5e-3},
         train={"epochs": 12},
     )
-    assert train(config)["val"]["accuracy"] >= 5 / 6
+    assert train(config).scores["val"].accuracy >= 5 / 6
 
 
 def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def test_nothing_is_overwritten(finished: Path, photos: Path) -> None:
 
 def test_a_finished_run_stays_what_it_is(finished: Path, photos: Path) -> None:
     lines, model = read_metrics(finished / "metrics.jsonl"), (finished / "model/config.json").read_text()
-    results = train(tiny_config(photos, finished).model_copy(update={"resume": "auto"}))
+    results = train(tiny_config(photos, finished).model_copy(update={"resume": "auto"})).scores
     assert read_metrics(finished / "metrics.jsonl") == lines
     assert (finished / "model/config.json").read_text() == model
-    assert results["test"]["num_images"] == 3
+    assert results["test"].num_images == 3
 
 
 def test_a_mistake_leaves_no_run_behind(photos: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from accel_flowers.core.yaml_text import parse_yaml
-from accel_flowers.inference.evaluate import evaluate_folder
+from accel_flowers.inference.evaluate import evaluate
+from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import load_spec
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.tracking.run_dir import CONFIG_FILE
 from accel_flowers.training import precision as trial
 from accel_flowers.training.precision import (
@@ -186,7 +186,9 @@ def test_a_run_takes_it_and_keeps_it(
     train(config.model_copy(update={"resume": "auto", "train": by_launcher}))
     assert "1 x cpu, precision bf16;" in capsys.readouterr().err
 
-    scores = evaluate_folder(tmp_path / "auto/model", str(photos), split_file=tmp_path / "auto/split.json", part="test")
+    scores = evaluate(
+        tmp_path / "auto/model", str(photos), split_file=tmp_path / "auto/split.json", part="test"
+    ).as_json()
     recorded = load_spec(tmp_path / "auto/model").scores["test"]
     assert {name: recorded[name] for name in scores if name != "part"} == {
         name: value for name, value in scores.items() if name != "part"

@@ -10,6 +10,7 @@ import tyro
 
 from accel_flowers.cli.common import is_main_process
 from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
+from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError
 
 
@@ -38,6 +39,6 @@ def benchmark_command(words: Sequence[str]) -> int:
     config = config_from_flags(load_recipe(words[0]), rest, program=program, speaks=is_main_process())
     from accel_flowers.training.benchmark import benchmark
 
-    found = benchmark(config, seconds=asked.seconds)
-    print(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
+    found = benchmark(config, seconds=asked.seconds, owns_process=True)
+    write_result(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
     return 0

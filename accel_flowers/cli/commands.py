@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 
 from accel_flowers import __version__
 from accel_flowers.cli.benchmark import benchmark_command
+from accel_flowers.cli.common import split_imports
 from accel_flowers.cli.evaluate import evaluate_command
 from accel_flowers.cli.inspect import inspect_command
 from accel_flowers.cli.predict import predict_command
 from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
 from accel_flowers.cli.train import recipes_command, train_command
+from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError, did_you_mean
+from accel_flowers.core.registry import import_parts
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train_command, "RECIPE [--data.path DIR] [--run-dir DIR] [--section.field VALUE ...]"),
@@ -31,23 +34,30 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 def _usage() -> str:
     lines = [f"accel-flowers {__version__}: fine-tune image classifiers on your own photos", ""]
     lines += [f"  accel-flowers {name} {rest}".rstrip() for name, (_, rest) in COMMANDS.items()]
-    lines += ["", "accel-flowers COMMAND --help tells every flag. On several processes:",
+    lines += ["", "accel-flowers COMMAND --help tells every flag; --import MODULE brings your own parts. On several processes:",
               "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_flowers train ..."]  # fmt: skip
     return "\n".join(lines)
 
 
 def dispatch(words: Sequence[str]) -> int:
+    """Run the command that the words name; returns its exit code.
+
+    Raises:
+        UserError: there is no such command, or whatever the command raises.
+    """
+    modules, words = split_imports(words)
     if not words:
         raise UserError(f"Which command?\n\n{_usage()}")
     if words[0] in ("-h", "--help"):
-        print(_usage())
+        write_result(_usage())
         return 0
     if words[0] == "--version":
-        print(__version__)
+        write_result(__version__)
         return 0
     if words[0] not in COMMANDS:
         raise UserError(
             f"There is no command '{words[0]}'.{did_you_mean(words[0], tuple(COMMANDS))} "
             f"Commands: {', '.join(COMMANDS)}."
         )
+    import_parts(modules)
     return COMMANDS[words[0]][0](words[1:])

@@ -3,7 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+
+from accel_flowers.core.errors import UserError
+
+IMPORT_FLAG = "--import"
 
 
 def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that a launcher started."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def split_imports(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The modules that `--import` names, wherever it stands, and the other words.
+
+    Raises:
+        UserError: the flag without a module.
+    """
+    modules: list[str] = []
+    rest: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == IMPORT_FLAG:
+            module = next(waiting, None)
+            if module is None or module.startswith("-"):
+                raise UserError(
+                    f"{IMPORT_FLAG} wants a module: {IMPORT_FLAG} my_parts, or {IMPORT_FLAG} parts/my_parts.py."
+                )
+            modules.append(module)
+        elif word.startswith(f"{IMPORT_FLAG}="):
+            modules.append(word.removeprefix(f"{IMPORT_FLAG}="))
+        else:
+            rest.append(word)
+    return modules, rest

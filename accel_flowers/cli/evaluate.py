@@ -11,7 +11,7 @@ from typing import Literal
 import tyro
 
 from accel_flowers.cli.common import is_main_process
-from accel_flowers.core.errors import printable
+from accel_flowers.core.console import write_result
 
 
 @dataclass(frozen=True)
@@ -34,27 +34,18 @@ class _EvaluateWords:
 
 def evaluate_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_EvaluateWords, args=words, prog="accel-flowers evaluate")
-    from accel_flowers.inference.evaluate import evaluate_folder
+    from accel_flowers.inference.evaluate import describe_scores, evaluate
 
-    scores = evaluate_folder(
-        asked.model_dir, asked.data, split_file=asked.split, part=asked.part, num_workers=asked.num_workers
+    scores = evaluate(
+        asked.model_dir,
+        asked.data,
+        split_file=asked.split,
+        part=asked.part,
+        num_workers=asked.num_workers,
+        owns_process=True,
     )
     if is_main_process():
-        print(json.dumps(scores, indent=1, ensure_ascii=False) if asked.json else _scores_in_words(scores))
+        write_result(
+            json.dumps(scores.as_json(), indent=1, ensure_ascii=False) if asked.json else describe_scores(scores)
+        )
     return 0
-
-
-def _scores_in_words(scores: dict[str, object]) -> str:
-    per_class = scores["per_class"]
-    assert isinstance(per_class, dict)
-    width = max(len(printable(name)) for name in per_class)
-    lines = [
-        f"{scores['num_images']} pictures ({scores['part']}): accuracy {scores['accuracy']:.4f}, loss {scores['loss']:.4f}, "
-        f"macro F1 {scores['macro_f1']:.4f}",
-        f"{'':<{width}}  precision  recall      F1  pictures",
-    ]
-    lines += [
-        f"{printable(name):<{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  {row['f1']:6.4f}  {row['count']:8d}"
-        for name, row in per_class.items()
-    ]
-    return "\n".join(lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,9 @@ from pathlib import Path
 import tyro
 
 from accel_flowers.cli.common import is_main_process
+from accel_flowers.core.console import write_result
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def inspect_command(words: Sequence[str]) -> int:
         recipe=asked.show_transforms,
         sheet=asked.transforms_out,
     )
-    print(json.dumps(as_json(findings), indent=1, ensure_ascii=False) if asked.json else in_words(findings))
+    write_result(json.dumps(as_json(findings), indent=1, ensure_ascii=False) if asked.json else in_words(findings))
     if asked.html:
-        print(f"the pictures to look at: {asked.html}", file=sys.stderr)
+        _log.info(f"the pictures to look at: {asked.html}")
     if asked.show_transforms:
-        print(f"augmentations of {asked.show_transforms}: {asked.transforms_out}", file=sys.stderr)
+        _log.info(f"augmentations of {asked.show_transforms}: {asked.transforms_out}")
     return 1 if findings.harmful else 0

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.common import is_main_process
+from accel_flowers.core.console import attach_console, write_error
 from accel_flowers.core.errors import Interrupted, RankLost, UserError, printable
 
 _LONGEST_MESSAGE = 20_000
@@ -23,6 +24,7 @@ _LONGEST_MESSAGE = 20_000
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
     words = sys.argv[1:] if words is None else words
+    attach_console()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no name of a file or class ends a program
     try:
@@ -34,17 +36,17 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except Interrupted as stop:
         if is_main_process():
-            print(f"accel-flowers: {stop}", file=sys.stderr)
+            write_error(str(stop))
         sys.exit(Interrupted.RESUME_ME)
     except KeyboardInterrupt:
-        print("accel-flowers: stopped by the keyboard; what was saved is kept", file=sys.stderr)
+        write_error("stopped by the keyboard; what was saved is kept")
         sys.exit(130)
     except RankLost as lost:
-        print(f"accel-flowers: process {os.environ['RANK']}: {lost}", file=sys.stderr)
+        write_error(f"process {os.environ['RANK']}: {lost}")
         sys.exit(1)
     except UserError as error:
         if is_main_process():
-            print(f"accel-flowers: {_message(error)}", file=sys.stderr)
+            write_error(_message(error))
         _let_main_speak()
         sys.exit(2)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import tyro
 
 from accel_flowers.cli.common import is_main_process
+from accel_flowers.core.console import write_result
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def report_command(words: Sequence[str]) -> int:
         return 0
     from accel_flowers.report.draw import draw_report
 
-    print(draw_report(asked.run_dir, asked.data))
+    write_result(str(draw_report(asked.run_dir, asked.data)))
     return 0
 
 
@@ -53,7 +54,7 @@ def compare_command(words: Sequence[str]) -> int:
     from accel_flowers.report.compare import compare_runs, in_words
 
     found = compare_runs(asked.run_dirs, out=asked.out, data=asked.data)
-    print(
+    write_result(
         json.dumps(found.as_json(), indent=1, ensure_ascii=False) if asked.json else f"{in_words(found)}\n\n{asked.out}"
     )
     return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import tyro
 
+from accel_flowers.core.console import write_result
+
 
 @dataclass(frozen=True)
 class _SampleWords:
@@ -30,7 +32,7 @@ def sample_command(words: Sequence[str]) -> int:
     drawn = draw_sample(
         asked.directory, images_per_class=asked.images_per_class, image_size=asked.image_size, seed=asked.seed
     )
-    print(f"{asked.images_per_class} pictures of each of five kinds of flowers in {drawn}")
+    write_result(f"{asked.images_per_class} pictures of each of five kinds of flowers in {drawn}")
     return 0
 
 
@@ -46,5 +48,5 @@ def download_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_DownloadWords, args=words, prog="accel-flowers download")
     from accel_flowers.samples.download import download
 
-    print(f"photos in {download(asked.directory)}, one folder per class; their licence is in LICENSE.txt there")
+    write_result(f"photos in {download(asked.directory)}, one folder per class; their licence is in LICENSE.txt there")
     return 0

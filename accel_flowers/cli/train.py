@@ -12,6 +12,7 @@ import tyro
 from accel_flowers.cli.common import is_main_process
 from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
 from accel_flowers.config.schema import Config
+from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError
 
 
@@ -28,7 +29,7 @@ def train_command(words: Sequence[str]) -> int:
         config = config.model_copy(update={"run_dir": _default_run_dir(Path(recipe).stem, config)})
     from accel_flowers.training.train import train
 
-    train(config)
+    train(config, owns_process=True)
     return 0
 
 
@@ -52,5 +53,6 @@ def recipes_command(words: Sequence[str]) -> int:
         rows.append((name, recipe.model.name, recipe.about.published, recipe.about.summary))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[3], sep="  ")
+        padded = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)]
+        write_result("  ".join([*padded, row[3]]))
     return 0

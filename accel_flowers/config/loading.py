@@ -21,6 +21,8 @@ RECIPES = resources.files("accel_flowers.config") / "recipes"
 
 ENVIRONMENT_KEY = "environment"
 """Key under which a run's config.yaml records versions and hardware; ignored when such a file is read as a recipe."""
+PARTS_KEY = "parts"
+"""Key inside it: the user's own parts, with the modules that they came from."""
 _SHOWN_MISTAKES = 50
 _SHORT = reprlib.Repr()
 """Writes what was given in a line, whatever it is."""
@@ -39,22 +41,45 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_recipe(name_or_path: str) -> Config:
+def load_recipe(name_or_path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a recipe by name or a YAML file by path.
 
+    Args:
+        name_or_path: a name of `recipe_names`, or a file.
+        overrides: dotted names of fields → values that go over the recipe's: `{"train.epochs": 5, "run_dir": "runs/a"}`.
+
     Raises:
-        UserError: unknown name, unreadable file, or mistakes in it (all of them in one message).
+        UserError: unknown name, unreadable file, or mistakes in it or in the overrides (all of them in one message).
     """
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml") or os.path.isfile(path):  # unlike Path's, it answers for any name
-        return read_config(path, what=f"The recipe {path}")
-    names = recipe_names()
-    if name_or_path not in names:
-        raise UserError(
-            f"There is no recipe '{name_or_path}'.{did_you_mean(name_or_path, names)} "
-            f"Recipes: {', '.join(names)}. A recipe of your own is the path of a .yaml file."
+        recipe = read_config(path, what=f"The recipe {path}")
+    else:
+        names = recipe_names()
+        if name_or_path not in names:
+            raise UserError(
+                f"There is no recipe '{name_or_path}'.{did_you_mean(str(name_or_path), names)} "
+                f"Recipes: {', '.join(names)}. A recipe of your own is the path of a .yaml file."
+            )
+        recipe = config_from_yaml(
+            (RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}"
         )
-    return config_from_yaml((RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}")
+    return _with_overrides(recipe, overrides) if overrides else recipe
+
+
+def _with_overrides(recipe: Config, overrides: Mapping[str, Any]) -> Config:
+    values = recipe.model_dump()
+    for name, value in overrides.items():
+        *sections, field = name.split(".")
+        place: Any = values
+        for section in sections:
+            place = place.setdefault(section, {}) if isinstance(place, dict) else {}
+        if isinstance(place, dict):
+            place[field] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"The overrides have mistakes:\n{describe_mistakes(error)}") from None
 
 
 def read_config(path: Path, *, what: str) -> Config:
@@ -85,11 +110,25 @@ def config_from_yaml(text: str, *, source: str) -> Config:
         raise UserError(f"{source} is empty: a recipe has sections such as 'data:' and 'train:'.")
     if not isinstance(values, dict):
         raise UserError(f"{source} must hold sections such as 'data:' and 'train:', not {type(values).__name__}.")
-    values.pop(ENVIRONMENT_KEY, None)
+    environment = values.pop(ENVIRONMENT_KEY, None)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source} has mistakes:\n{describe_mistakes(error)}") from None
+        hint = _recorded_modules(environment)
+        raise UserError(f"{source} has mistakes:\n{describe_mistakes(error)}{hint}") from None
+
+
+def _recorded_modules(environment: object) -> str:
+    """Which modules a run's own parts came from, as it says itself; they are named, never imported."""
+    parts = environment.get(PARTS_KEY) if isinstance(environment, dict) else None
+    if not isinstance(parts, dict):
+        return ""
+    said = [
+        f"\n  The run took {name} from the Python module {part.get('module')!s}."
+        for name, part in list(parts.items())[:_SHOWN_MISTAKES]
+        if isinstance(part, dict)
+    ]
+    return "".join(said)
 
 
 def config_from_flags(recipe: Config, words: Sequence[str], *, program: str, speaks: bool = True) -> Config:

@@ -89,6 +89,15 @@ Options = Annotated[
 """Arguments of a part, by name; on the command line one word in YAML's flow style."""
 
 
+_ONE_TRANSFORM = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="YAML",
+    instance_from_str=lambda words: parse_yaml(words[0], "the transform"),
+    is_instance=lambda value: value is None or isinstance(value, (str, dict)),
+    str_from_instance=lambda transform: [transform if isinstance(transform, str) else flow_yaml(transform)],
+)
+
+
 def _known(kind: registry.Kind, *built_in: str) -> AfterValidator:
     """The name of a built-in part, or of a registered one of the user's own."""
 
@@ -150,6 +159,10 @@ class DataConfig(Section):
     """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
     eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
     """The same for validation, test, evaluate and predict."""
+    batch_transform: Annotated[
+        str | dict[str, Any] | None, AfterValidator(_PLAIN_VALUE.validate_python), _ONE_TRANSFORM
+    ] = None
+    """What is done to a whole batch of inputs, such as mixing: a registered batch transform, by name or as '{my/mixup: {alpha: 0.2}}'; None = nothing."""
     mean: ThreeNumbers = (0.485, 0.456, 0.406)
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
     std: Annotated[ThreeNumbers, StandardDeviation] = (0.229, 0.224, 0.225)
@@ -357,3 +370,33 @@ class Config(Section):
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Plain values for YAML, JSON and trackers."""
     return config.model_dump(mode="json")
+
+
+def own_parts(config: Config) -> dict[str, dict[str, str]]:
+    """The user's own parts that a configuration names: "kind my/name" → module and digest of its source.
+
+    Names that are not registered are left out: whoever builds them tells.
+    """
+    names: dict[registry.Kind, list[str]] = {
+        "transform": transform_parts(*config.data.train_transforms, *config.data.eval_transforms),
+        "batch_transform": transform_parts(*([config.data.batch_transform] if config.data.batch_transform else [])),
+        "model": [config.model.name],
+        "task": [config.loss.task],
+        "loss": [config.loss.name],
+        "optimizer": [config.optim.name],
+        "metric": [config.train.best_metric],
+    }
+    return registry.described(names)
+
+
+def transform_parts(*specs: TransformSpec) -> list[str]:
+    """Names of the transforms, also of those inside others, that have the form of a user's own."""
+    found: list[str] = []
+    for spec in specs:
+        name, arguments = (spec, None) if isinstance(spec, str) else next(iter(spec.items()))
+        if registry.is_own_name(str(name)):
+            found.append(str(name))
+        inner = arguments.get("transforms") if isinstance(arguments, dict) else None
+        if isinstance(inner, list):
+            found += transform_parts(*inner)
+    return found

@@ -21,6 +21,9 @@ class Interrupted(Exception):
     """A signal stopped the run at a step, after a checkpoint was written: it can be resumed.
 
     The command line exits with `RESUME_ME`.
+
+    Args:
+        step: the step; None where a saved model was being scored, of which nothing is kept.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -28,8 +31,9 @@ class Interrupted(Exception):
     RESUME_ME = 75
     """EX_TEMPFAIL of sysexits.h: try again."""
 
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped by a signal after step {step}, which is saved: go on with --resume auto")
+    def __init__(self, step: int | None) -> None:
+        saved = f"stopped by a signal after step {step}, which is saved: go on with --resume auto"
+        super().__init__("stopped by a signal; no score was made: run it again" if step is None else saved)
 
 
 class RankLost(Exception):

@@ -8,6 +8,7 @@ the name and digest of its module, so that a reader without it can be told what 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -21,7 +22,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from accel_flowers.core.errors import UserError, did_you_mean
 
-Kind = Literal["transform", "model", "loss", "task", "metric", "optimizer", "tracker"]
+Kind = Literal["transform", "batch_transform", "model", "loss", "task", "metric", "optimizer", "tracker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _NAME = re.compile(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*")
@@ -42,17 +43,24 @@ class Part:
     @property
     def module(self) -> str:
         """Name of the module that defines it."""
-        return str(self.make.__module__)
+        return str(_definition(self.make).__module__)
 
     def described(self) -> dict[str, str]:
         """Module and digest of its source, for the files of a run."""
-        file = inspect.getsourcefile(self.make)
         try:
+            file = inspect.getsourcefile(_definition(self.make))
             source = Path(file).read_bytes() if file else b""
-        except OSError:  # typed into a notebook or an interpreter
+        except (OSError, TypeError):  # typed into a notebook or an interpreter
             source = b""
         digest = hashlib.blake2b(source, digest_size=16).hexdigest() if source else "unknown"
         return {"module": self.module, "digest": digest}
+
+
+def _definition(make: Any) -> Any:
+    """The class or function behind what was registered, which may be a partial function or an object."""
+    while isinstance(make, functools.partial):
+        make = make.func
+    return make if inspect.isclass(make) or inspect.isroutine(make) else type(make)
 
 
 _parts: dict[tuple[Kind, str], Part] = {}
@@ -93,9 +101,9 @@ def registered(kind: Kind) -> list[str]:
     return sorted(name for each, name in _parts if each == kind)
 
 
-def is_own_name(name: str) -> bool:
+def is_own_name(name: object) -> bool:
     """Whether a name has the form of a user's part, and so of none of ours."""
-    return _NAME.fullmatch(name) is not None
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def unknown(kind: Kind, name: str, built_in: Iterable[str] = ()) -> str:

@@ -134,9 +134,9 @@ class ImageDataset(Dataset[Batch]):
             param_sampler: what draws the chance of each sample for the device, and the sizes of all images; None = there is no
                 chance.
         """
-        without_pixels = copy(self)
-        without_pixels._pixels_on_device, without_pixels._param_sampler = True, param_sampler
-        return without_pixels
+        part = copy(self)
+        part._pixels_on_device, part._param_sampler = True, param_sampler
+        return part
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""

@@ -36,8 +36,8 @@ def permutation(key: int, size: int) -> npt.NDArray[np.int64]:
     Philox's raw numbers are part of its definition, so the order stays the same with every NumPy version; the
     methods of `numpy.random.Generator` promise that for one version only.
     """
-    random_params = np.random.Philox(key=key).random_raw(size)
-    return np.argsort(random_params, kind="stable").astype(np.int64)
+    draws = np.random.Philox(key=key).random_raw(size)
+    return np.argsort(draws, kind="stable").astype(np.int64)
 
 
 @lru_cache(maxsize=4)

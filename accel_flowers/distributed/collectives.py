@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
@@ -14,7 +15,9 @@ from accelerate.utils import (
 )
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.progress import tell
+
+_log = logging.getLogger(__name__)
+
 
 T = TypeVar("T")
 
@@ -90,7 +93,8 @@ def run_on_all(accelerator: Accelerator, do: Callable[[], T]) -> T:
 def log_on_main(accelerator: Accelerator, *lines: str) -> None:
     """Print lines on the main process alone."""
     if accelerator.is_main_process:
-        tell(*lines)
+        for line in lines:
+            _log.info(line)
 
 
 def true_everywhere(accelerator: Accelerator, here: bool) -> bool:

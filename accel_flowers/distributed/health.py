@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, RankLost, UserError
 from accel_flowers.distributed.collectives import Processes
 
@@ -195,7 +195,7 @@ class HealthMonitor:
             apart = [heard - together for heard, together in zip(self._heard_at, self._together_at, strict=True)]
             self._lose(diagnose(self._rank, self._standings(), self._silent(now), apart))
             if self._lost is not None and not self._left.wait(GRACE_SECONDS) and not self._leaving.is_set():
-                print(f"accel-flowers: process {self._rank}: {self._lost}", file=sys.stderr, flush=True)
+                write_error(f"process {self._rank}: {self._lost}")
                 os._exit(1)  # the main thread may be waiting in a collective, from which nothing calls it back
 
     def _standings(self) -> list[Heartbeat]:

@@ -26,8 +26,8 @@ from accelerate.utils import (
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not say that it exports them
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
+from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, UserError
-from accel_flowers.core.progress import tell
 
 _SCHEME = "restarted"
 
@@ -150,7 +150,7 @@ def destroyed_at_the_end(processes: PartialState) -> Iterator[None]:
 
 
 def _end_with(words: str) -> None:
-    tell(words)
+    write_error(words)
     os._exit(1)
 
 

@@ -24,18 +24,23 @@ class PreemptionHandler:
         accelerator: the processes that must agree.
         config: when a checkpoint is due inside an epoch.
         health: to be told where this process stands.
+        listens: False where signals belong to somebody else's program; then checkpoints that are due are all it agrees on.
     """
 
-    def __init__(self, accelerator: Accelerator, config: CheckpointConfig, health: HealthMonitor) -> None:
+    def __init__(
+        self, accelerator: Accelerator, config: CheckpointConfig, health: HealthMonitor, *, listens: bool = True
+    ) -> None:
         self._agreement = FlagAllReduce(accelerator)
         self._health = health
         self._config = config
+        self._listens = listens
         self._signalled = False
         self._saved_at = time.monotonic()
         self._handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> PreemptionHandler:
-        if threading.current_thread() is threading.main_thread():  # only there signals can be set
+        # Only in the main thread signals can be set.
+        if self._listens and threading.current_thread() is threading.main_thread():
             self._handlers_before = {number: signal.signal(number, self._on_signal) for number in Interrupted.SIGNALS}
         return self
 
@@ -66,17 +71,20 @@ class PreemptionHandler:
         """A checkpoint was written."""
         self._saved_at = time.monotonic()
 
-    def while_scoring(self, step: int) -> Callable[[], None]:
-        """To be called after every round of batches of an evaluation after `step`.
+    def while_scoring(self, step: int | None) -> Callable[[], None]:
+        """To be called after every round of batches of an evaluation.
+
+        Args:
+            step: of the training, after which it is made; None where a saved model is scored.
 
         Raises (the function that is returned):
             Interrupted: a signal says to stop, on every process.
         """
 
-        def look() -> None:
-            self._health.at("evaluating", step)
+        def check() -> None:
+            self._health.at("evaluating", step or 0)
             if self._agreement.any(self._signalled)[0]:
                 raise Interrupted(step)
 
-        self._health.at("evaluating", step)
-        return look
+        self._health.at("evaluating", step or 0)
+        return check

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from accel_flowers.core.console import counted
 from accel_flowers.core.errors import printable
-from accel_flowers.core.progress import counted, tell
 from accel_flowers.inference.gallery import Gallery
 from accel_flowers.inference.outputs import Format, RowOutput, choose_format, describe_probabilities
 from accel_flowers.inference.predict import check_words, find_images, predict_files
+
+_log = logging.getLogger(__name__)
 
 
 def predict_to_outputs(
@@ -56,12 +59,12 @@ def predict_to_outputs(
             output.write(row)
             if gallery:
                 gallery.add(row)
-    tell(about)
+    _log.info(about)
     if out:
-        tell(f"{len(files):,} files in {out}")
+        _log.info(f"{len(files):,} files in {out}")
     if gallery:
         gallery.write(model=str(model_dir), about=about)
-        tell(f"gallery in {html}")
+        _log.info(f"gallery in {html}")
     if num_bad:
-        tell(f"{num_bad:,} of {len(files):,} files could not be read")
+        _log.info(f"{num_bad:,} of {len(files):,} files could not be read")
     return num_bad

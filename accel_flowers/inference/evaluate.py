@@ -1,17 +1,16 @@
-"""A network and a loader → what happened to each image, every image exactly once on any number of processes."""
+"""A saved model and a folder → scores, the same on any number of processes."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
+from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.backends import fast_arithmetic
-from accel_flowers.core.errors import UserError
+from accel_flowers.core.errors import UserError, printable
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.sampler import SequentialBatchSampler
@@ -21,66 +20,88 @@ from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import check_readable
 from accel_flowers.data.workers import local_cores, plan_workers
 from accel_flowers.distributed.collectives import broadcast_from_main, main_process_first, num_local_processes
-from accel_flowers.distributed.launch import build_accelerator, computes_on_cpu, launched_precision
+from accel_flowers.distributed.launch import computes_on_cpu, launched_precision
+from accel_flowers.distributed.session import process_session
 from accel_flowers.inference.loop import predict_loader
-from accel_flowers.metrics.classification import summarize
-from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.metrics.classification import Scores
 from accel_flowers.models.saved import load_model, load_spec
+from accel_flowers.tracking.run_dir import versions
 
 
-def evaluate_folder(
-    model_dir: Path,
-    source: str,
+def evaluate(
+    model_dir: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     *,
-    split_file: Path | None = None,
+    split_file: str | os.PathLike[str] | None = None,
     part: str | None = None,
     num_workers: int | None = None,
-) -> dict[str, Any]:
+    owns_process: bool = False,
+) -> Scores:
     """Score a saved model on a folder, in the precision and batches that its own scores were made with; collective.
 
     Args:
         model_dir: a run's `model/`.
-        source: folder with one sub-folder per class (of the model's classes), zip or hub dataset.
+        data: folder with one sub-folder per class (of the model's classes), zip or hub dataset.
         split_file: a run's split.json; only its files of `part` are scored.
         part: "train", "val" or "test"; None = test, or all images where the folder has no parts.
         num_workers: loader processes; None = choose.
+        owns_process: whether SIGTERM and SIGUSR1 are answered here, as on the command line.
 
     Returns:
-        The part ("all" where there are no parts), and what `summarize` returns; the same on every process.
+        The scores, the same on every process; their part is "all" where there are no parts.
 
     Raises:
         UserError: a mistake in the model folder, the images or the launch.
+        Interrupted: a signal.
+        RankLost: another process failed, fell silent or is gone.
     """
+    model_dir, source = Path(model_dir), os.fspath(data)
+    split_file = Path(split_file) if split_file is not None else None
     spec = load_spec(model_dir)
-    accelerator = build_accelerator(mixed_precision=_available_precision(spec.precision))
-    saved = main_process_first(accelerator, lambda: load_model(model_dir))
-    table = main_process_first(accelerator, lambda: _with_labels_of_model(load_images(source), spec.class_names))
-    wanted, split = broadcast_from_main(accelerator, lambda: _choose_part(table, split_file, part))
-
-    network = saved.network
-    channels_last = wants_channels_last(network)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
-    images = ImageDataset(table, wanted, split, saved.transform, seed=0)
-    loader = build_loader(
-        images,
-        SequentialBatchSampler(len(images), spec.eval_batch_size),
-        num_workers=num_workers
-        if num_workers is not None
-        else plan_workers(local_cores(num_local_processes(accelerator)), on_cpu=accelerator.device.type == "cpu"),
-        pin_memory=accelerator.device.type == "cuda",
-    )
-    accelerator.prepare_model(network, evaluation_mode=True)
-    with fast_arithmetic(accelerator.device):  # as in training
-        predictions = predict_loader(
-            network,
-            accelerator.prepare(loader),
-            lambda batch: saved.normalizer(batch["pixels"]),
-            accelerator,
-            num_images=len(images),
+    facts = {**versions(), "model": spec.model_dump(mode="json", exclude={"scores"})}
+    with process_session(facts, owns_process=owns_process) as together:
+        accelerator = together.build_accelerator(mixed_precision=_available_precision(spec.precision))
+        saved = main_process_first(accelerator, lambda: load_model(model_dir))
+        table = main_process_first(accelerator, lambda: _with_labels_of_model(load_images(source), spec.class_names))
+        wanted, split = broadcast_from_main(accelerator, lambda: _choose_part(table, split_file, part))
+        images = ImageDataset(table, wanted, split, saved.transform, seed=0)
+        loader = build_loader(
+            images,
+            SequentialBatchSampler(len(images), spec.eval_batch_size),
+            num_workers=num_workers
+            if num_workers is not None
+            else plan_workers(local_cores(num_local_processes(accelerator)), on_cpu=accelerator.device.type == "cpu"),
+            pin_memory=accelerator.device.type == "cuda",
         )
+        accelerator.prepare_model(saved.network, evaluation_mode=True)
+        # The same arithmetic as in training.
+        with fast_arithmetic(accelerator.device), together.preemption(accelerator, CheckpointConfig()) as preemption:
+            predictions = predict_loader(
+                saved.network,
+                accelerator.prepare(loader),
+                lambda batch: saved.normalizer(batch["pixels"]),
+                accelerator,
+                num_images=len(images),
+                after_round=preemption.while_scoring(None),
+            )
     whole = split_file is None and table.given_parts is None
-    return {"part": "all" if whole else wanted, **summarize(predictions, spec.class_names)}
+    return Scores.of("all" if whole else wanted, predictions, spec.class_names)
+
+
+def describe_scores(scores: Scores) -> str:
+    """A line for the part and a table of its classes, for a terminal."""
+    width = max(len(printable(name)) for name in scores.per_class)
+    own = "".join(f", {name} {value:.4f}" for name, value in scores.own.items())
+    lines = [
+        f"{scores.num_images} pictures ({scores.part}): accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}, "
+        f"macro F1 {scores.macro_f1:.4f}{own}",
+        f"{'':<{width}}  precision  recall      F1  pictures",
+    ]
+    lines += [
+        f"{printable(name):<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.count:8d}"
+        for name, row in scores.per_class.items()
+    ]
+    return "\n".join(lines)
 
 
 def _available_precision(recorded: str) -> str | None:

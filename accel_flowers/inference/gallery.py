@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accel_flowers.core.files import check_writable
 from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
-from accel_flowers.inference.predict import Row
+from accel_flowers.inference.image_classifier import Prediction
 
 _UNSURE = 12
 """Images of the least sure answers."""
@@ -31,13 +31,13 @@ class Gallery:
     def __init__(self, path: Path) -> None:
         check_writable(path, "--html")
         self._path = path
-        self._first: list[Row] = []
-        self._errors: list[Row] = []
-        self._unsure: list[tuple[float, int, Row]] = []  # a heap: the surest of them first
+        self._first: list[Prediction] = []
+        self._errors: list[Prediction] = []
+        self._unsure: list[tuple[float, int, Prediction]] = []  # a heap: the surest of them first
         self._counts: Counter[str] = Counter()
         self._num_rows = self._num_errors = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Prediction) -> None:
         """Count a row, and keep it where there is room."""
         self._num_rows += 1
         if row.error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from accel_flowers.core.backends import cudnn_heuristics
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.loader import each_batch
+from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.metrics.classification import Predictions
 
 _PADDING = -1
-"""Sample number of a row that only makes the processes' tables equally long."""
+"""Sample number of a row that stands for no image: it makes the processes' rounds and tables equally long."""
 
 
 @cudnn_heuristics()
@@ -32,6 +33,9 @@ def predict_loader(
     after_round: Callable[[], None] | None = None,
 ) -> Predictions:
     """Run a network in evaluation mode over a prepared loader; collective.
+
+    All processes make equally many forward passes, as networks need whose weights are spread over the processes: one that
+    has no batch left in the last round passes a black image whose answer is thrown away.
 
     Args:
         network: unwrapped (its forward runs in the precision that Accelerate gave it); left in evaluation mode.
@@ -50,22 +54,26 @@ def predict_loader(
     network.eval()
     tables: list[Tensor] = []
     probabilities: list[Tensor] = []
-    rounds = _num_rounds(len(loader), accelerator)
-    for batch in each_batch(loader):
-        logits = network(to_input(batch)).float()
-        losses = functional.cross_entropy(logits, batch["labels"], reduction="none")
+    device, inputs = accelerator.device, torch.empty(0)
+    counts = accelerator.gather(torch.tensor([len(loader)], device=device))
+    for number, batch in enumerate(_in_rounds(each_batch(loader), int(counts.max()))):
+        if batch is not None:
+            inputs, labels, samples = to_input(batch), batch["labels"], batch["samples"]
+        if number == 0 and not counts.all():  # there are fewer batches than processes: the main one has one
+            shape = broadcast_from_main(accelerator, lambda inputs=inputs: list(inputs.shape))  # type: ignore[misc]
+            inputs = inputs if batch is not None else torch.zeros(shape, device=device)
+        if batch is None:
+            inputs = torch.zeros_like(inputs[:1])
+            labels = torch.zeros(1, dtype=torch.int64, device=device)
+            samples = torch.full_like(labels, _PADDING)
+        logits = network(inputs).float()
+        losses = functional.cross_entropy(logits, labels, reduction="none")
         # float64 holds sample numbers and labels exactly, so that one table carries everything
-        tables.append(torch.stack([batch["samples"].double(), batch["labels"].double(), losses.double()], dim=1))
+        tables.append(torch.stack([samples.double(), labels.double(), losses.double()], dim=1))
         probabilities.append(logits.softmax(dim=1))
         if after_round:
             after_round()
-    for _ in range(rounds - len(tables)):  # this process had no batch in the last round
-        if after_round:
-            after_round()
-    num_classes = _agreed_width(probabilities, accelerator)
-    device = accelerator.device
-    local = torch.cat(tables) if tables else torch.empty(0, 3, dtype=torch.float64, device=device)
-    local_probabilities = torch.cat(probabilities) if probabilities else torch.empty(0, num_classes, device=device)
+    local, local_probabilities = torch.cat(tables), torch.cat(probabilities)
     table = accelerator.gather(accelerator.pad_across_processes(local, pad_index=_PADDING)).cpu().numpy()
     spread = accelerator.gather(accelerator.pad_across_processes(local_probabilities)).cpu().numpy()
 
@@ -80,15 +88,13 @@ def predict_loader(
     )
 
 
-def _num_rounds(num_batches: int, accelerator: Accelerator) -> int:
-    """Batches of the process that has most of them."""
-    return int(accelerator.gather(torch.tensor([num_batches], device=accelerator.device)).max())
-
-
-def _agreed_width(probabilities: list[Tensor], accelerator: Accelerator) -> int:
-    """The number of classes, also on a process that was dealt no batch."""
-    width = torch.tensor([probabilities[0].shape[1] if probabilities else 0], device=accelerator.device)
-    return int(accelerator.gather(width).max())
+def _in_rounds(batches: Iterator[Batch], rounds: int) -> Iterator[Batch | None]:
+    """The batches, and None for each round in which there is none."""
+    given = 0
+    for batch in batches:
+        given += 1
+        yield batch
+    yield from [None] * (rounds - given)
 
 
 def check_every_image_once(samples: np.ndarray, num_images: int) -> None:

@@ -14,7 +14,7 @@ from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import check_writable, writing
 
 if TYPE_CHECKING:
-    from accel_flowers.inference.predict import Row
+    from accel_flowers.inference.image_classifier import Prediction
     from accel_flowers.models.saved import ModelSpec
 
 Format = Literal["table", "csv", "json", "parquet"]
@@ -81,7 +81,7 @@ class RowOutput:
                 self._writer = _text_writer(self._stream, self._how, self._calibrated, self._width)
         return self
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Prediction) -> None:
         """Write a row now, or soon."""
         with self._writing():
             self._writer.write(row)
@@ -108,7 +108,7 @@ class RowOutput:
 
 
 class _Writer(Protocol):
-    def write(self, row: Row) -> None: ...
+    def write(self, row: Prediction) -> None: ...
 
     def close(self) -> None: ...
 
@@ -123,7 +123,7 @@ class _TableWriter:
     def __init__(self, stream: TextIO, width: int) -> None:
         self._stream, self._width = stream, width
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Prediction) -> None:
         told = (
             f"error: {printable(row.error)}" if row.error else "  ".join(f"{printable(n)} {p:6.1%}" for n, p in row.top)
         )
@@ -139,7 +139,7 @@ class _JsonWriter:
     def __init__(self, stream: TextIO, calibrated: bool) -> None:
         self._stream, self._calibrated, self._begun = stream, calibrated, False
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Prediction) -> None:
         told: dict[str, Any] = {"file": row.file}
         if row.error:
             told["error"] = row.error
@@ -153,7 +153,7 @@ class _JsonWriter:
         self._stream.write("\n]\n" if self._begun else "[]\n")
 
 
-def _lines(row: Row, calibrated: bool) -> Iterator[tuple[Any, ...]]:
+def _lines(row: Prediction, calibrated: bool) -> Iterator[tuple[Any, ...]]:
     """The row as lines of `COLUMNS`."""
     for rank, (name, probability) in enumerate(row.top, start=1):
         yield row.file, rank, name, probability, calibrated, None
@@ -166,7 +166,7 @@ class _CsvWriter:
         self._writer, self._calibrated = csv.writer(stream, lineterminator="\n"), calibrated
         self._writer.writerow(COLUMNS)
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Prediction) -> None:
         for file, rank, name, probability, calibrated, error in _lines(row, self._calibrated):
             told = ("", "") if probability is None else (f"{probability:.6f}", "true" if calibrated else "false")
             self._writer.writerow([file, rank, name, *told, error])
@@ -188,7 +188,7 @@ class _ParquetWriter:
         self._calibrated = calibrated
         self._waiting: list[tuple[Any, ...]] = []
 
-    def write(self, row: Row) -> None:
+    def write(self, row: Prediction) -> None:
         self._waiting += (tuple(map(_as_text, line)) for line in _lines(row, self._calibrated))
         if len(self._waiting) >= _ROW_GROUP:
             self._flush()

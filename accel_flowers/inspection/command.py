@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ SHEET = Path("transforms.png")
 
 
 def inspect_source(
-    source: str,
+    source: str | os.PathLike[str],
     *,
     split_file: Path | None = None,
     max_bits: int = MAX_BITS,
@@ -45,6 +46,7 @@ def inspect_source(
     Raises:
         UserError: a mistake in the folder, the split, the recipe or the words.
     """
+    source = os.fspath(source)
     if not 0 <= max_bits <= 16:
         raise UserError(
             f"--near {max_bits} is not allowed: it is 0 to 16 bits; 8 finds resized and recompressed copies."

@@ -53,9 +53,9 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
         in_order = bands[order]
         for turned in [0, *(1 << bit for bit in range(width))] if max_bits else [0]:
             wanted = bands ^ np.uint64(turned)
-            before_step = np.searchsorted(in_order, wanted, side="left")
-            counts = np.searchsorted(in_order, wanted, side="right") - before_step
-            for first, second in _expand(before_step, counts):
+            begins = np.searchsorted(in_order, wanted, side="left")
+            counts = np.searchsorted(in_order, wanted, side="right") - begins
+            for first, second in _expand(begins, counts):
                 other = order[second]
                 close = (first < other) & (np.bitwise_count(hashes[first] ^ hashes[other]) <= max_bits)
                 if close.any():
@@ -63,7 +63,7 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
 
 
 def _expand(
-    before_step: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Each i with all of begins[i] … begins[i] + counts[i] - 1, about `_AT_ONCE` at a time."""
     ends = np.cumsum(counts)
@@ -74,7 +74,7 @@ def _expand(
         some = counts[first:last]
         owners = np.repeat(np.arange(first, last), some)
         within = np.arange(len(owners)) - np.repeat(np.cumsum(some) - some, some)
-        yield owners, before_step[owners] + within
+        yield owners, begins[owners] + within
         first = last
 
 

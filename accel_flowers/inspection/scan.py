@@ -11,8 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 
+from accel_flowers.core.console import counted
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.progress import counted
 from accel_flowers.data.table import ImageTable
 from accel_flowers.inspection.analysis import Seen, look_at_all
 

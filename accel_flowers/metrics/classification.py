@@ -1,16 +1,19 @@
-"""What happened to each image → scores. NumPy and `evaluate` modules of our own; no torch, no processes.
+"""What happened to each image → scores. NumPy and an `evaluate` module of our own; no torch, no processes.
 
-Scores are computed once from the gathered images, so they are exact on any number of processes.
+Scores are computed once from the gathered images, so they are exact on any number of processes; so is a metric of the
+user's own, which is a function of the same `Predictions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from accel_flowers.core import registry
+from accel_flowers.core.errors import UserError
 from accel_flowers.metrics.confusion import Floats, Ints, precision_recall_f1
 
 
@@ -34,20 +37,94 @@ class Predictions:
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class ClassScores:
+    """Of one class."""
+
+    precision: float
+    recall: float
+    f1: float
+    count: int
+    """Images of the class."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a part."""
+
+    part: str
+    """"train", "val" or "test"; "all" where there are no parts."""
+    num_images: int
+    accuracy: float
+    loss: float
+    """Mean cross-entropy in nats."""
+    macro_f1: float
+    """Mean F1 over the classes that occur or are predicted."""
+    per_class: Mapping[str, ClassScores]
+    """By the class's name."""
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    """Counts; rows: true class, columns: predicted class, in the order of `per_class`."""
+    own: Mapping[str, float]
+    """Of the registered metrics, by their names ("my/kappa")."""
+
+    @classmethod
+    def of(cls, part: str, predictions: Predictions, class_names: Sequence[str]) -> Scores:
+        """Compute them.
+
+        Args:
+            part: what to call it.
+            predictions: of its images.
+            class_names: class of each label.
+
+        Raises:
+            UserError: a registered metric that gives no number.
+        """
+        return cls.from_summary(part, summarize(predictions, class_names))
+
+    @classmethod
+    def from_summary(cls, part: str, scores: Mapping[str, Any]) -> Scores:
+        """What `summarize` returned, as an object."""
+        return cls(
+            part=part,
+            num_images=scores["num_images"],
+            accuracy=scores["accuracy"],
+            loss=scores["loss"],
+            macro_f1=scores["macro_f1"],
+            per_class={name: ClassScores(**values) for name, values in scores["per_class"].items()},
+            confusion_matrix=tuple(map(tuple, scores["confusion_matrix"])),
+            own={name: scores[name] for name in registry.registered("metric")},
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON: "part", and what `summarize` returns."""
+        return {
+            "part": self.part,
+            "num_images": self.num_images,
+            "accuracy": self.accuracy,
+            "macro_f1": self.macro_f1,
+            "confusion_matrix": [list(row) for row in self.confusion_matrix],
+            "loss": self.loss,
+            "per_class": {name: asdict(values) for name, values in self.per_class.items()},
+            **self.own,
+        }
+
+
 def summarize(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
     """All scores of a part.
 
     Returns:
         num_images, accuracy, loss (mean cross-entropy), macro_f1, per_class (name → precision, recall, f1, count),
-        confusion_matrix (rows: true class); ready for JSON.
+        confusion_matrix (rows: true class), and each registered metric by its name; ready for JSON.
+
+    Raises:
+        UserError: a registered metric that gives no number.
     """
-    from accel_flowers.metrics.label_metrics import Accuracy, ConfusionMatrix, MacroF1  # a second of import
+    from accel_flowers.metrics.label_metrics import LabelScores  # a second of import
 
     labels, predicted = predictions.labels, predictions.predicted
     num_classes = len(class_names)
     scores: dict[str, Any] = {"num_images": len(labels)}
-    for metric in (Accuracy(num_classes), MacroF1(num_classes), ConfusionMatrix(num_classes)):
-        scores |= metric.compute(predictions=predicted, references=labels)
+    scores |= LabelScores(num_classes).compute(predictions=predicted, references=labels)
     precision, recall, f1 = precision_recall_f1(np.asarray(scores["confusion_matrix"]))
     counts = np.bincount(labels, minlength=num_classes)
     scores["loss"] = float(predictions.losses.astype(np.float64).mean())
@@ -60,9 +137,30 @@ def summarize(predictions: Predictions, class_names: Sequence[str]) -> dict[str,
         }
         for label, name in enumerate(class_names)
     }
+    scores |= {name: _own_score(name, predictions) for name in registry.registered("metric")}
     return scores
 
 
 def headline(scores: dict[str, Any]) -> dict[str, float]:
     """The scores that are single numbers, for curves and comparisons."""
-    return {name: scores[name] for name in ("accuracy", "loss", "macro_f1")}
+    own = [name for name in scores if registry.is_own_name(name)]
+    return {name: scores[name] for name in ("accuracy", "loss", "macro_f1", *own)}
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a metric falls when a model becomes better."""
+    part = registry.find("metric", name)
+    return name == "loss" if part is None else bool(part.options.get("lower_is_better", False))
+
+
+def _own_score(name: str, predictions: Predictions) -> float:
+    part = registry.find("metric", name)
+    assert part is not None
+    score = part.make(predictions)
+    try:
+        return float(score)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"The metric '{name}' gave {str(score)[:100]!r}, a {type(score).__name__}: a metric is a function of Predictions "
+            "that returns a number."
+        ) from None

@@ -66,8 +66,8 @@ def accuracy_interval(right: int, num_images: int, *, num_resamples: int = NUM_R
         num_images: of so many, at least 1.
     """
     share = right / num_images
-    random_params = np.random.default_rng(seed).binomial(num_images, share, num_resamples) / num_images
-    return _opened(share, _percentiles(random_params), num_images)
+    draws = np.random.default_rng(seed).binomial(num_images, share, num_resamples) / num_images
+    return _opened(share, _percentiles(draws), num_images)
 
 
 def class_intervals(matrix: Ints, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> ClassIntervals:
@@ -129,8 +129,8 @@ def compare_paired(first: Ints, second: Ints, *, num_resamples: int = NUM_RESAMP
     num_images = len(one)
     only_first, only_second = int((one & ~other).sum()), int((~one & other).sum())
     cells = np.array([only_first, only_second, num_images - only_first - only_second])
-    random_params = np.random.default_rng(seed).multinomial(num_images, cells / num_images, num_resamples)
-    low, high = _percentiles((random_params[:, 1] - random_params[:, 0]) / num_images)
+    draws = np.random.default_rng(seed).multinomial(num_images, cells / num_images, num_resamples)
+    low, high = _percentiles((draws[:, 1] - draws[:, 0]) / num_images)
     disputed = only_first + only_second
     p_value = float(binomtest(only_second, disputed).pvalue) if disputed else 1.0
     difference = Interval((only_second - only_first) / num_images, low, high)

@@ -1,35 +1,41 @@
 """The `model/` folder: best weights, class names and preprocessing; all that evaluate, predict and export need.
 
 `model.safetensors` holds the weights, `config.json` the rest. Nothing here runs code from the folder: the architecture
-is a name of torchvision's, the transforms are names checked like a recipe's.
+and the transforms are names, of torchvision's or of parts that were registered before. The modules of the latter are
+recorded for people to import, and never imported from here.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
+from accelerate import init_empty_weights
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accel_flowers import __version__
-from accel_flowers.config.schema import StandardDeviation, TransformSpec
-from accel_flowers.core.errors import UserError
+from accel_flowers.config.schema import StandardDeviation, TransformSpec, transform_parts
+from accel_flowers.core import registry
+from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_folder, write_text_durably, writing
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
-from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.backbone import Backbone
+from accel_flowers.models.classifier import Classifier
+from accel_flowers.models.find import find_backbone
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.torchvision import build_network
 from accel_flowers.models.weights import load_state
 
 WEIGHTS = "model.safetensors"
 SPEC_FILE = "config.json"
+_log = logging.getLogger(__name__)
 _MAX_SPEC_BYTES = 2**30
 """The scores hold a confusion matrix: with five thousand classes the file has half of it."""
 
@@ -41,7 +47,7 @@ class ModelSpec(BaseModel):
 
     format: Literal[1] = 1
     architecture: str
-    """Name of the network in torchvision."""
+    """Name of the network: torchvision's, or "prefix/name" of a registered one."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """As in the recipe: it decides how the head is built."""
     class_names: tuple[str, ...] = Field(min_length=2)
@@ -60,6 +66,8 @@ class ModelSpec(BaseModel):
     """Part → its scores, with the epoch and step of the weights; for people, nothing reads them back."""
     accel_flowers: str = __version__
     """Version that wrote the folder."""
+    parts: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """"model my/net" or "transform my/rain" → the module that registered it and the digest of its source; for people."""
 
     @field_validator("class_names")
     @classmethod
@@ -68,15 +76,31 @@ class ModelSpec(BaseModel):
             raise ValueError("two classes have the same name")
         return value
 
+    def own_parts(self) -> Iterator[tuple[registry.Kind, str]]:
+        """Kind and name of each part of the user's own that the model needs."""
+        if registry.is_own_name(self.architecture):
+            yield "model", self.architecture
+        yield from (("transform", name) for name in transform_parts(*self.transforms))
+
 
 @dataclass(frozen=True)
 class SavedModel:
     """A model read back: ready to be moved to a device and called."""
 
     spec: ModelSpec
-    network: nn.Module
+    classifier: Classifier
     transform: ImageTransform
-    normalizer: Normalizer
+    backbone: Backbone
+
+    @property
+    def network(self) -> nn.Module:
+        """The plain network, in evaluation mode."""
+        return self.classifier.network
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """uint8 images → what the network takes."""
+        return self.classifier.normalizer
 
 
 def save_model(directory: Path, weights: dict[str, Tensor], spec: ModelSpec) -> None:
@@ -85,19 +109,19 @@ def save_model(directory: Path, weights: dict[str, Tensor], spec: ModelSpec) -> 
     Args:
         directory: the folder.
         weights: of the network, as `clean_state_dict` gives them.
-        spec: all else.
+        spec: all else; which parts of the user's own it names is added.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
     """
+    spec = spec.model_copy(update={"parts": {**spec.parts, **_described_parts(spec)}})
+    content = spec.model_dump(mode="json", exclude=None if spec.parts else {"parts"})
     with (
         writing(f"The model '{directory}'", "Make room and go on with --resume auto."),
         replace_folder(directory) as partial,
     ):
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
-        write_text_durably(
-            partial / SPEC_FILE, json.dumps(spec.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-        )
+        write_text_durably(partial / SPEC_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_spec(directory: Path) -> ModelSpec:
@@ -128,28 +152,58 @@ def load_model(directory: Path) -> SavedModel:
     """Read a model folder.
 
     Raises:
-        UserError: as `load_spec`; weights that cannot be read or do not fit the architecture.
+        UserError: as `load_spec`; a part of somebody's own that is not registered; weights that cannot be read or do not
+            fit the architecture.
     """
     spec = load_spec(directory)
-    source, state = str(directory / WEIGHTS), read_state(directory / WEIGHTS)
-    with torch.device("meta"):  # nothing is allocated for a spec that names a giant: its weights would be as large
-        load_state(_build(directory, spec), state, source=source)
-    network = _build(directory, spec)
-    load_state(network, state, source=source)
+    _check_own_parts(directory, spec)
+    state = read_state(directory / WEIGHTS)
+    if not registry.is_own_name(spec.architecture):
+        with init_empty_weights():  # a name may mean a giant: nothing is allocated unless the weights are as large
+            _build(directory, spec, state)
+    backbone, network = _build(directory, spec, state)
     transform, _ = build_transform(spec.transforms, field=f"{directory / SPEC_FILE}: transforms")
-    return SavedModel(
-        spec=spec,
-        network=network.eval(),
-        transform=transform,
-        normalizer=Normalizer(spec.mean, spec.std, channels_last=wants_channels_last(network)),
-    )
+    classifier = Classifier(network, spec.mean, spec.std, temperature=spec.temperature)
+    return SavedModel(spec, classifier.eval(), transform, backbone)
 
 
-def _build(directory: Path, spec: ModelSpec) -> nn.Module:
+def _build(directory: Path, spec: ModelSpec, state: dict[str, Tensor]) -> tuple[Backbone, nn.Module]:
     try:
-        return build_network(spec.architecture, len(spec.class_names), weights="none", dropout=spec.dropout)[0]
+        backbone = find_backbone(spec.architecture)
+        network, _ = backbone.build(len(spec.class_names), dropout=spec.dropout, weights="none")
     except UserError as error:
         raise UserError(f"{directory / SPEC_FILE}: architecture: {error}") from None
+    load_state(network, backbone.adapt_state(network, state), source=str(directory / WEIGHTS))
+    return backbone, network
+
+
+def _described_parts(spec: ModelSpec) -> dict[str, dict[str, str]]:
+    """Of the parts of the user's own that are registered: "model my/net" → module and digest."""
+    kinds: dict[registry.Kind, list[str]] = {}
+    for kind, name in spec.own_parts():
+        kinds.setdefault(kind, []).append(name)
+    return registry.described(kinds)
+
+
+def _check_own_parts(directory: Path, spec: ModelSpec) -> None:
+    """See that all are registered, and say where one is no longer what it was. The record is read, never imported."""
+    described = _described_parts(spec)
+    missing = list(dict.fromkeys(f"{kind} {name}" for kind, name in spec.own_parts()))
+    missing = [key for key in missing if key not in described]
+    if missing:
+        modules = dict.fromkeys(spec.parts.get(key, {}).get("module", "") for key in missing)
+        named = [printable(name[:100]) for name in modules if name]
+        told = f"recorded as from the module {', '.join(named)}" if named else "its module is not recorded"
+        advice = " ".join(f"--import {name}" for name in named if name != "__main__") or "--import MODULE"
+        raise UserError(
+            f"{directory / SPEC_FILE} needs parts of somebody's own that are not known here: "
+            f"{', '.join(printable(key[:100]) for key in missing)} ({told}). Where you have that module and trust it, add "
+            f"{advice} (in Python, import it first). It is never imported because a file names it."
+        )
+    for key, now in described.items():
+        before = spec.parts.get(key, {}).get("digest", "unknown")
+        if "unknown" not in (before, now["digest"]) and before != now["digest"]:
+            _log.warning("%s: the source of %s has changed since the model was saved", directory / SPEC_FILE, key)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

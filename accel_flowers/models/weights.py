@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import warnings
@@ -14,23 +13,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision import models
 
 from accel_flowers.core.errors import UserError, did_you_mean, error_text
-from accel_flowers.models.backbone import head_name
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _NESTS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-
-
-# Names that torchvision's own downloads still carry and its classes rename while loading (DenseNet, ViT).
-_OLD_NAMES = (
-    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)"), r"\1\2"),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_1\."), r"\1.0."),
-    (re.compile(r"(encoder_layer_\d+\.mlp)\.linear_2\."), r"\1.3."),
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     for nest in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
             content = content[nest]
-    state = _tidy(content) if isinstance(content, Mapping) else {}
+    state = tidy_state(content) if isinstance(content, Mapping) else {}
     if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
         raise UserError(
             f"{path} holds tensors without plain values, for example {shorten_list(odd)}: weights are no such."
@@ -131,16 +119,14 @@ def _read(file: Path) -> Any:
         raise UserError(f"{file} is damaged or no file of weights: {error_text(error)}.") from None
 
 
-def _tidy(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors alone, under the names that today's torchvision has for them."""
+def tidy_state(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors alone, under plain names: the prefixes of DistributedDataParallel and torch.compile are off."""
     state = {}
     for key, value in content.items():
         if isinstance(value, Tensor):
             name = str(key)
             while name.startswith(_WRAPPERS):
                 name = name.partition(".")[2]
-            for pattern, new in _OLD_NAMES:
-                name = pattern.sub(new, name)
             state[name] = value
     return state
 
@@ -151,18 +137,18 @@ def _is_plain(tensor: Tensor) -> bool:
     return dense and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _adopt_image_size(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a vision transformer as many positions as its weights have: these say for which size of image it is."""
-    positions = state.get("encoder.pos_embedding")
-    if not isinstance(network, models.VisionTransformer) or positions is None or positions.dim() != 3:
-        return
-    own, side = network.encoder.pos_embedding, math.isqrt(max(positions.shape[1] - 1, 0))
-    if positions.shape[1] == side**2 + 1 != own.shape[1] and positions.shape[2] == own.shape[2]:
-        network.image_size, network.seq_length = side * network.patch_size, side**2 + 1
-        network.encoder.pos_embedding = nn.Parameter(own.new_empty(positions.shape))
+def compare(network: nn.Module, state: Mapping[str, Tensor], source: str, *, head: str = "") -> WeightsReport:
+    """What of a state a network would take over; nothing is copied.
 
+    Args:
+        network: any.
+        state: tensors by name.
+        source: what messages call it.
+        head: path of the network's head; the report says which tensors belong to it.
 
-def _compare(network: nn.Module, state: Mapping[str, Tensor], source: str) -> WeightsReport:
+    Raises:
+        UserError: integers where the network has floating-point numbers.
+    """
     own = {name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()}
     common = [name for name in own if name in state]
     if integers := [name for name in common if not state[name].is_floating_point()]:
@@ -175,16 +161,12 @@ def _compare(network: nn.Module, state: Mapping[str, Tensor], source: str) -> We
         loaded=tuple(name for name in common if name in same),
         missing=tuple(name for name in own if name not in state),
         mismatched=tuple((n, tuple(state[n].shape), tuple(own[n].shape)) for n in common if n not in same),
-        unexpected=tuple(
-            name
-            for name, tensor in state.items()
-            if tensor.is_floating_point() and name not in own and not name.startswith(_AUXILIARY)
-        ),
-        head=tuple(name for name in own if name.rpartition(".")[0] == head_name(network)),
+        unexpected=tuple(name for name, tensor in state.items() if tensor.is_floating_point() and name not in own),
+        head=tuple(name for name in own if head and name.startswith(f"{head}.")),
     )
 
 
-def _copy(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def copy_matching(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Copy what fits into the network, in the network's dtypes."""
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
@@ -196,26 +178,25 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, source: str) 
     """Load a whole state into a network; nothing changes unless all of it fits.
 
     Args:
-        network: From `build_network` with the same name and number of classes; its dropout is free.
+        network: From `Backbone.build` with the same name and number of classes; its dropout is free.
         state: Tensors by name, as `clean_state_dict` or `read_weights` returns them.
         source: What the message calls them.
 
     Raises:
         UserError: naming the tensors that are missing, too many, or of another shape.
     """
-    _adopt_image_size(network, state)
-    report = _compare(network, state, source)
+    report = compare(network, state, source)
     shapes = [f"{name} {there} for {here}" for name, there, here in report.mismatched]
     lists = {"missing": report.missing, "too many": report.unexpected, "of another shape": shapes}
     if faults := [f"{what}: {shorten_list(names)}" for what, names in lists.items() if names]:
         raise UserError(f"{source} does not fit this {type(network).__name__}; {'; '.join(faults)}.")
-    _copy(network, state)
+    copy_matching(network, state)
 
 
 def clean_state_dict(network: nn.Module) -> dict[str, Tensor]:
     """A copy of the network's state for `safetensors.torch.save_file`: contiguous CPU tensors under plain names."""
     state = network.state_dict()
-    return _tidy({n: t.to("cpu", copy=True, memory_format=torch.contiguous_format) for n, t in state.items()})
+    return tidy_state({n: t.to("cpu", copy=True, memory_format=torch.contiguous_format) for n, t in state.items()})
 
 
 def shorten_list(names: Sequence[str], shown: int = 3) -> str:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from accel_flowers.models.backbone import head_name, wants_channels_last
+from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.saved import SavedModel
 
 _BATCH = 8
@@ -45,7 +45,7 @@ def explain(saved: SavedModel, images: Sequence[Image.Image], targets: Sequence[
     if not inputs:
         return Explanations("", ())
     example = saved.normalizer(torch.zeros_like(inputs[0])[None])
-    layer = last_feature_map(network, example)
+    layer = last_feature_map(network, example, saved.backbone.head(network))
     maps = []
     for first in range(0, len(inputs), _BATCH):
         pixels = torch.stack(inputs[first : first + _BATCH])
@@ -60,12 +60,13 @@ def explain(saved: SavedModel, images: Sequence[Image.Image], targets: Sequence[
     return Explanations(method, tuple(overlay(pixels, one) for pixels, one in zip(inputs, heat, strict=True)))
 
 
-def last_feature_map(network: nn.Module, example: Tensor) -> str | None:
+def last_feature_map(network: nn.Module, example: Tensor, head: str) -> str | None:
     """Name of the module that makes the last map of more than one place before the head; None where there is none.
 
     Args:
-        network: of torchvision, in evaluation mode.
+        network: in evaluation mode.
         example: normalised image, float [1, 3, H, W].
+        head: path of its head.
     """
     if not wants_channels_last(network):
         return None
@@ -81,7 +82,8 @@ def last_feature_map(network: nn.Module, example: Tensor) -> str | None:
         network(example)
     for hook in hooks:
         hook.remove()
-    before_head = seen[: [name for name, _ in seen].index(head_name(network))]
+    called = [name for name, _ in seen]
+    before_head = seen[: called.index(head)] if head in called else seen
     maps = [name for name, shape in before_head if len(shape) == 4 and shape[2] * shape[3] > 1]
     return maps[-1] if maps else None
 

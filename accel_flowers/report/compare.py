@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +75,12 @@ class Comparison:
         }
 
 
-def compare_runs(run_dirs: Sequence[Path], *, out: Path | None = None, data: str | None = None) -> Comparison:
+def compare_runs(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    data: str | None = None,
+) -> Comparison:
     """Compare runs on the same held-out images, the others with the first.
 
     Args:
@@ -85,11 +91,12 @@ def compare_runs(run_dirs: Sequence[Path], *, out: Path | None = None, data: str
     Raises:
         UserError: fewer than two runs, one that has not ended, or none of the images in common.
     """
-    if len(run_dirs) < 2:
+    directories = [Path(each) for each in run_dirs]
+    if len(directories) < 2:
         raise UserError("Comparing takes two runs or more: accel-flowers compare RUN_DIR RUN_DIR.")
-    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
+    if len({run_dir.resolve() for run_dir in directories}) < len(directories):
         raise UserError("The same run is named twice; compare different ones.")
-    runs = [read_run(run_dir) for run_dir in run_dirs]
+    runs = [read_run(run_dir) for run_dir in directories]
     for run in runs:
         if run.predictions is None:
             raise UserError(
@@ -98,7 +105,7 @@ def compare_runs(run_dirs: Sequence[Path], *, out: Path | None = None, data: str
     saved = [run.predictions for run in runs if run.predictions]
     comparison = _compare(_names(runs), saved)
     if out is not None:
-        write_page(out, _page(runs, comparison, Photos(data or runs[0].config.data.path)))
+        write_page(Path(out), _page(runs, comparison, Photos(data or runs[0].config.data.path)))
     return comparison
 
 

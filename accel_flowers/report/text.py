@@ -45,13 +45,13 @@ def how_good(found: PartFindings) -> str:
     )
 
 
-def how_measured(part: str, scored_parts: int) -> str:
+def how_measured(part: str, num_evaluations: int) -> str:
     """Whether the score can be taken at its word."""
     if part == "test":
         return "Measured once, at the end, on pictures that neither training nor the choice of the best epoch saw."
-    if scored_parts > 1:
+    if num_evaluations > 1:
         return (
-            f"There is no test part, so this is validation: the best of {scored_parts} looks at the same pictures, which "
+            f"There is no test part, so this is validation: the best of {num_evaluations} looks at the same pictures, which "
             "flatters. For a figure to rely on, train with --data.split 80/10/10."
         )
     return "There is no test part, so this is validation. For a figure to rely on, train with --data.split 80/10/10."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,9 +20,10 @@ from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config.schema import TrackingConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.progress import tell
 from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
 from accel_flowers.tracking.scored import WORST_PICTURES, Scored
+
+_log = logging.getLogger(__name__)
 
 SECONDS_TO_CONNECT, SECONDS_TO_FINISH = 20.0, 60.0
 """How long a network that does not answer may keep a run from starting and from ending."""
@@ -38,7 +40,7 @@ def _never_in_the_way(method: Callable[..., None]) -> Callable[..., None]:
             method(tracker, *args, **words)
         except Exception as error:  # noqa: BLE001 - a network and a process of its own: anything can come
             tracker.run = None
-            tell(f"W&B has failed ({type(error).__name__}: {error}); a resumed run shows it what is missing")
+            _log.info(f"W&B has failed ({type(error).__name__}: {error}); a resumed run shows it what is missing")
 
     return guarded
 
@@ -89,7 +91,9 @@ class WandbTracker(GeneralTracker):
         except wandb.errors.CommError as error:
             if "401" in str(error) or "403" in str(error):
                 raise UserError(f"W&B does not let you in: {error} Log in with `wandb login`.") from None
-            tell(f"W&B does not answer ({str(error).splitlines()[0]}): the run is written for `wandb sync` instead")
+            _log.info(
+                f"W&B does not answer ({str(error).splitlines()[0]}): the run is written for `wandb sync` instead"
+            )
             wandb.teardown()  # its service still holds the run that did not begin
             self.run = wandb.init(mode="offline", **init)
         except wandb.errors.Error as error:
@@ -117,7 +121,9 @@ class WandbTracker(GeneralTracker):
                 path = f"{self.run.entity}/{self.run.project}/{self.run.id}"
                 return list(wandb.Api(timeout=int(SECONDS_TO_CONNECT)).run(path).scan_history())
             except Exception as error:  # noqa: BLE001 - whatever it is, it is W&B's, and no reason to stop a run
-                tell(f"W&B does not say what it has of this run ({type(error).__name__}); steps may come twice there")
+                _log.info(
+                    f"W&B does not say what it has of this run ({type(error).__name__}); steps may come twice there"
+                )
                 return []
         files = self._run_dir.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
         return [row for file in sorted(files) for row in _read_rows(file)]

@@ -34,17 +34,16 @@ from accel_flowers.data.split import Split
 from accel_flowers.data.table import content_digest
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.data.workers import local_cores
-from accel_flowers.distributed.launch import build_accelerator, start_processes
+from accel_flowers.distributed.session import process_session
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.training.build import build_run
 from accel_flowers.training.debugging import stricter
-from accel_flowers.training.loop import learn_from
 from accel_flowers.training.memory import oom_as_user_error
+from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.run import Run
-from accel_flowers.training.train import choose_precision
 
 _ENDLESS = 10**6
-"""Epochs: no measurement comes to the end."""
+"""Epochs of a loader that no measurement comes to the end of."""
 _WARM_UP = 3
 """Batches before the clock starts: libraries set themselves up, workers fill their queues."""
 _ROUNDS = 2
@@ -118,39 +117,41 @@ class Measured:
         return "\n".join(lines)
 
 
-def benchmark(config: Config, *, seconds: float = 3.0) -> Measured:
+def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = False) -> Measured:
     """Measure a recipe on this machine.
 
     Args:
         config: resolved; `data.path` is set.
         seconds: of each measurement.
+        owns_process: as of `train`.
 
     Raises:
         UserError: a mistake in the configuration, the folder or the weights; several processes.
     """
-    processes = start_processes()
-    if processes.num_processes > 1:
-        raise UserError(
-            "A benchmark measures one process: start it without a launcher, or with accelerate_configs/single_gpu.yaml "
-            "or cpu.yaml."
-        )
-    train = config.train.model_copy(update={"epochs": _ENDLESS, "early_stopping_epochs": None})
-    with tempfile.TemporaryDirectory() as folder, oom_as_user_error():
-        config = config.model_copy(update={"run_dir": f"{folder}/run", "resume": "never", "train": train})
-        precision = choose_precision(config, Path(folder), processes)
-        accelerator = build_accelerator(mixed_precision=precision)
-        with stricter(config.debug), fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic):
+    with process_session({}, owns_process=owns_process) as together, oom_as_user_error():
+        if together.processes.num_processes > 1:
+            raise UserError(
+                "A benchmark measures one process: start it without a launcher, or with accelerate_configs/single_gpu.yaml "
+                "or cpu.yaml."
+            )
+        accelerator = together.build_accelerator(mixed_precision=choose_precision(config, together.processes))
+        with (
+            stricter(config.debug),
+            fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             return _measure(build_run(config, accelerator), seconds, Path(folder))
 
 
 def _measure(run: Run, seconds: float, folder: Path) -> Measured:
-    loader, device = run.loaders["train"], run.accelerator.device
+    device, num_workers = run.accelerator.device, run.loaders["train"].num_workers
+    loader = _loader(run, run.parts["train"], num_workers)  # the run's own comes to an end
     set_training_mode(run.network)
     for group in run.optimizer.param_groups:
         group["lr"] = 0.0  # the same work, and numbers that stay numbers
 
     prepare = run.input_of("train")
-    learn = partial(learn_from, run=run)
+    learn = run.train_step
     rate = partial(_rate, seconds=seconds, device=device)
     batch = next(each_batch(loader))
     other_loaders = {change: each_batch(other) for change, other in _other_loaders(run, folder).items()}
@@ -167,7 +168,7 @@ def _measure(run: Run, seconds: float, folder: Path) -> Measured:
             best[name] = max(value, best.get(name, 0.0))
     on = (
         f"{run.config.model.name}, 1 x {device.type}, precision {run.accelerator.mixed_precision}, "
-        f"{torch.get_num_threads()} threads, batches of {run.plan.micro_batch}, {loader.num_workers} workers"
+        f"{torch.get_num_threads()} threads, batches of {run.plan.micro_batch}, {num_workers} workers"
     )
     return Measured(
         on=on,
@@ -210,7 +211,7 @@ def _wait_for(device: torch.device) -> None:
 
 def _other_steps(run: Run, batch: Batch) -> dict[tuple[str, str], tuple[Batch, Callable[[Batch], object]]]:
     """Twice as many images in a forward pass, and bf16; those that the memory is enough for."""
-    learn = partial(learn_from, run=run)
+    learn = run.train_step
 
     def learn_in_bf16(batch: Batch) -> None:
         with torch.autocast(run.accelerator.device.type, dtype=torch.bfloat16):

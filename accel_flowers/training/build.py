@@ -1,12 +1,13 @@
-"""A configuration → everything that the training loop works with, built, prepared by Accelerate and restored.
+"""A configuration → a `Run`: data, model and step, built, fitted to the memory and prepared by Accelerate.
 
 What can be wrong with a configuration, a folder, weights or a launch is found here, before the first step.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,15 +18,15 @@ from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config, DataConfig, ModelConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.progress import tell
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
 from accel_flowers.data.loader import build_loader
-from accel_flowers.data.placement.choose import open_parts, wants_cache
+from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
 from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.table import ImageTable
+from accel_flowers.data.transforms.batch import BatchContext, build_batch_transform
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable
 from accel_flowers.data.validate import validate_all
 from accel_flowers.data.workers import local_cores, plan_workers
@@ -39,126 +40,238 @@ from accel_flowers.distributed.collectives import (
 from accel_flowers.distributed.ddp import disable_buffer_broadcast, warm_up_ddp_buckets
 from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.ema import Ema
+from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
-from accel_flowers.models.torchvision import build_network
-from accel_flowers.tracking.run_dir import SPLIT_FILE, holds_run
-from accel_flowers.training.checkpoint import Checkpoints, TrainState
+from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
 from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
-from accel_flowers.training.tasks import build_objective
+from accel_flowers.training.step import TrainStep
+from accel_flowers.training.tasks import Task, TaskContext, build_task
+
+_log = logging.getLogger(__name__)
 
 
-def build_run(config: Config, accelerator: Accelerator) -> Run:
-    """Build all parts of a run, and restore them where its directory holds a checkpoint; collective.
+@dataclass(frozen=True)
+class Recipe:
+    """What a configuration's lists of transforms make: checked first of all, because mistakes there cost nothing to find."""
+
+    transforms: dict[str, tuple[str, ImageTransform]]
+    """Loader → the part that it reads and what happens to its images."""
+    train_size: tuple[int, int]
+    eval_size: tuple[int, int]
+    """Height and width of the images in training and evaluation."""
+
+
+@dataclass(frozen=True)
+class DataParts:
+    """The images, and who goes into which part."""
+
+    table: ImageTable
+    split: Split
+    contents: list[str]
+    """Digest of each image of the table, where `wants_cache`."""
+
+    @property
+    def train_labels(self) -> torch.Tensor:
+        """Labels of the training images in their part's order, int64 [N]."""
+        row_of = {name: row for row, name in enumerate(self.table.files)}
+        return torch.from_numpy(self.table.labels[[row_of[name] for name in self.split.files_of("train")]])
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """The network on its device, and what stands around it."""
+
+    network: nn.Module
+    normalizer: Normalizer
+
+
+def build_run(
+    config: Config, accelerator: Accelerator, *, split_file: Path | None = None, state: TrainState | None = None
+) -> Run:
+    """Build all parts of a run; collective.
+
+    Args:
+        config: resolved; `data.path` is set.
+        accelerator: the processes.
+        split_file: of a run that goes on, which is obeyed; None = as the configuration says.
+        state: where a run goes on; None = it begins.
 
     Raises:
         UserError: a mistake in the recipe, the folder or the weights; the same on every process.
     """
-    assert config.run_dir is not None
-    run_dir, seed, device = Path(config.run_dir), config.train.seed, accelerator.device
-    transforms, train_size, eval_size = _build_transforms(config)
+    state = state or TrainState()
+    recipe = read_transforms(config)
     table = _load_table(config.data, accelerator)
-    # The plan and the network come before the images are read one by one: their mistakes are quicker to find.
-    network = _build_network(config.model, table.class_names, {train_size, eval_size}, accelerator, seed=seed)
+    # The network and the plan come before the images are read one by one: their mistakes are quicker to find.
+    sizes = {recipe.train_size, recipe.eval_size}
+    network = _build_network(config.model, table.class_names, sizes, accelerator, seed=config.train.seed)
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
-    split, contents = _decide_split(config, run_dir, table, accelerator)
-    check_same_everywhere(accelerator, {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision})
-    checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
-    newest, passed_over = broadcast_from_main(accelerator, checkpoints.find_newest)
-    log_on_main(accelerator, *passed_over)
-    state = newest or TrainState()
-    channels_last = wants_channels_last(network)
-    network.to(device)
-    if channels_last:
-        network.to(memory_format=torch.channels_last)
-    normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
+    data = build_data(config, table, accelerator, split_file=split_file)
+    model = place_model(network, config.data, accelerator)
+    task = _build_task(config, data, accelerator)
     if state.micro_batch_size:
         plan = replace(plan, micro_batch_size=min(state.micro_batch_size, plan.micro_batch))
-    trained_per_second = None
-    if can_run_out_of_memory(device):
-        fits, seconds = fit_micro_batch(network, config.optim, normalizer, plan, train_size, accelerator)
-        if fits < plan.micro_batch:
-            log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
-            plan, state.micro_batch_size = replace(plan, micro_batch_size=fits), fits
-        trained_per_second = fits / seconds
+    plan, trained_per_second = fit_memory(plan, model, task, config, recipe, len(table.class_names), accelerator)
+    if plan.micro_batch_size != config.train.micro_batch_size:
+        state.micro_batch_size = plan.micro_batch_size
     # After the trial of the memory, which says what is left for images.
-    transforms = {name: read for name, read in transforms.items() if split.files_of(read[0])}
-    opened = open_parts(
-        config.data,
-        table,
-        split,
-        contents,
-        transforms,
-        accelerator,
-        eval_size=eval_size,
-        compiled=config.train.compile,
-        seed=seed,
-    )
-    parts = {name: part.images for name, part in opened.items()}
-    plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
-    stream = StreamBatchSampler(plan, config.train.seed)
-    ema = Ema(network, config.ema.decay) if config.ema.decay else None
-    if config.train.compile:
-        network.compile()  # in place: the names of the weights stay what they are
-
-    model, optimizer, *loaders = accelerator.prepare(
-        network,
-        build_optimizer(network, config.optim, scaled=accelerator.scaler is not None),
-        *_build_loaders(config, parts, stream, trained_per_second, accelerator),
-    )
-    if ema:
-        accelerator.prepare_model(ema.network, evaluation_mode=True)
-    disable_buffer_broadcast(model)
-    # On a GPU as many as a step has, through which cuDNN has found its ways already.
-    few = 2 if device.type == "cpu" else plan.micro_batch
-    black = torch.zeros((few, 3, *train_size), dtype=torch.uint8, device=device)
-    warm_up_ddp_buckets(model, network, normalizer(black))
-    # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
-    accelerator.gradient_accumulation_steps = plan.accumulation
-    run = Run(
-        config=config,
-        run_dir=run_dir,
-        accelerator=accelerator,
-        split=split,
-        network=network,
-        model=model,
-        optimizer=optimizer,
-        loaders=dict(zip(parts, loaders, strict=True)),
-        parts=parts,
-        to_pixels={name: part.to_pixels for name, part in opened.items()},
-        plan=plan,
-        objective=build_objective(config.loss, parts["train"].labels, len(split.class_names), device),
-        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
-        normalizer=normalizer,
-        spec=_describe_model(config, split.class_names, accelerator),
-        checkpoints=checkpoints,
-        state=state,
-        ema=ema,
-        stream=stream,
-    )
-    if newest:
-        run.restore(newest)
-    return run
+    opened = _open_parts(config, data, recipe, accelerator)
+    return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)
 
 
-def _build_transforms(
-    config: Config,
-) -> tuple[dict[str, tuple[str, ImageTransform]], tuple[int, int], tuple[int, int]]:
-    """Loader → the part that it reads and what happens to its images; the sizes (height, width) in training and evaluation.
+def read_transforms(config: Config) -> Recipe:
+    """Make a recipe's transforms.
 
-    First of all, because mistakes in a recipe's lists cost nothing to find.
+    Raises:
+        UserError: a mistake in its lists.
     """
     for_training, train_size = build_transform(config.data.train_transforms, field="data.train_transforms")
     for_evaluation, eval_size = build_transform(config.data.eval_transforms, field="data.eval_transforms")
     check_repeatable(for_evaluation, field="data.eval_transforms")
     if config.debug.overfit_batches:
-        return dict.fromkeys(("train", "val"), ("train", for_evaluation)), eval_size, eval_size
+        return Recipe(dict.fromkeys(("train", "val"), ("train", for_evaluation)), eval_size, eval_size)
     reads = {"train": ("train", for_training), "val": ("val", for_evaluation), "test": ("test", for_evaluation)}
-    return reads, train_size, eval_size
+    return Recipe(reads, train_size, eval_size)
+
+
+def build_data(
+    config: Config, table: ImageTable, accelerator: Accelerator, *, split_file: Path | None = None
+) -> DataParts:
+    """Read every image once and give each its part: the main process decides for all; collective.
+
+    Raises:
+        UserError: images that cannot be read, a split that does not fit, or processes that see different images.
+    """
+    asked = str(split_file) if split_file else config.data.split
+    validated = cache(lambda: validate_all(table, range(len(table.files))))
+
+    def decide() -> tuple[Split, list[str]]:
+        split = decide_split(
+            table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image, examined=validated
+        )
+        if not split_file:
+            split = subsample_for_debugging(split, table, config)
+        for line in describe_split(table, split):
+            _log.info(line)
+        return split, [digest for digest, _ in validated()] if wants_cache(config.data, accelerator.device) else []
+
+    split, contents = broadcast_from_main(accelerator, decide)
+    fingerprint = {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision}
+    check_same_everywhere(accelerator, fingerprint)
+    return DataParts(table, split, contents)
+
+
+def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) -> ModelParts:
+    """Move a network to its device, in the memory layout that is fastest there."""
+    channels_last = wants_channels_last(network)
+    network.to(accelerator.device)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    return ModelParts(network, Normalizer(data.mean, data.std, channels_last=channels_last))
+
+
+def fit_memory(
+    plan: BatchPlan,
+    model: ModelParts,
+    task: Task,
+    config: Config,
+    recipe: Recipe,
+    num_classes: int,
+    accelerator: Accelerator,
+) -> tuple[BatchPlan, float | None]:
+    """The plan with a micro-batch that fits into every process's memory, and images a second of the trial; collective.
+
+    Raises:
+        UserError: not even the smallest fits.
+    """
+    if not can_run_out_of_memory(accelerator.device):
+        return plan, None
+    step = TrainStep(
+        engine=accelerator,
+        model=model.network,
+        optimizer=None,
+        task=task,
+        to_inputs=lambda batch: model.normalizer(batch["pixels"]),
+        mix=build_batch_transform(
+            config.data.batch_transform, BatchContext(num_classes, config.train.seed, plan.micro_batch)
+        ),
+        max_grad_norm=config.optim.max_grad_norm,
+    )
+    fits, seconds = fit_micro_batch(step, config.optim, plan, recipe.train_size, num_classes, accelerator)
+    if fits < plan.micro_batch:
+        log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
+        plan = replace(plan, micro_batch_size=fits)
+    return plan, fits / seconds
+
+
+def prepare(
+    config: Config,
+    accelerator: Accelerator,
+    data: DataParts,
+    model: ModelParts,
+    task: Task,
+    plan: BatchPlan,
+    opened: dict[str, Part],
+    recipe: Recipe,
+    state: TrainState,
+    trained_per_second: float | None,
+) -> Run:
+    """Hand network, optimizer and loaders to Accelerate; collective."""
+    network, normalizer, device = model.network, model.normalizer, accelerator.device
+    parts = {name: part.images for name, part in opened.items()}
+    to_pixels = {name: part.to_pixels for name, part in opened.items()}
+    plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
+    stream = StreamBatchSampler(plan, config.train.seed)
+    if config.train.compile:
+        network.compile()  # in place: the names of the weights stay what they are
+    wrapped, optimizer, *loaders = accelerator.prepare(
+        network,
+        build_optimizer(network, config.optim, scaled=accelerator.scaler is not None),
+        *_build_loaders(config, parts, stream, trained_per_second, accelerator),
+    )
+    ema = Ema(network, config.ema.decay) if config.ema.decay else None
+    disable_buffer_broadcast(wrapped)
+    # On a GPU as many as a step has, because cuDNN has autotuned this batch size already.
+    few = 2 if device.type == "cpu" else plan.micro_batch
+    black = torch.zeros((few, 3, *recipe.train_size), dtype=torch.uint8, device=device)
+    warm_up_ddp_buckets(wrapped, network, normalizer(black))
+    # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
+    accelerator.gradient_accumulation_steps = plan.accumulation
+    class_names = data.split.class_names
+    train_step = TrainStep(
+        engine=accelerator,
+        model=wrapped,
+        optimizer=optimizer,
+        task=task,
+        to_inputs=lambda batch: normalizer(to_pixels["train"](batch)),
+        mix=build_batch_transform(
+            config.data.batch_transform, BatchContext(len(class_names), config.train.seed, plan.micro_batch)
+        ),
+        max_grad_norm=config.optim.max_grad_norm,
+    )
+    return Run(
+        config=config,
+        accelerator=accelerator,
+        split=data.split,
+        network=network,
+        optimizer=optimizer,
+        train_step=train_step,
+        loaders=dict(zip(parts, loaders, strict=True)),
+        parts=parts,
+        to_pixels=to_pixels,
+        plan=plan,
+        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
+        normalizer=normalizer,
+        spec=_describe_model(config, class_names, accelerator),
+        state=state,
+        ema=ema,
+        stream=stream,
+    )
 
 
 def _dataset_fingerprint(table: ImageTable, split: Split) -> dict[str, object]:
@@ -178,23 +291,31 @@ def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     return main_process_first(accelerator, lambda: load_images(source))
 
 
-def _decide_split(
-    config: Config, run_dir: Path, table: ImageTable, accelerator: Accelerator
-) -> tuple[Split, list[str]]:
-    """The split that the main process decides for all, after a look at every image, and each image's digest."""
-    asked = str(run_dir / SPLIT_FILE) if holds_run(run_dir) else config.data.split
-    examined = cache(lambda: validate_all(table, range(len(table.files))))
+def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:
+    context = TaskContext(
+        config=config.loss,
+        labels=data.train_labels,
+        class_names=data.split.class_names,
+        device=accelerator.device,
+        mean=config.data.mean,
+        std=config.data.std,
+    )
+    return build_task(context)
 
-    def decide() -> tuple[Split, list[str]]:
-        split = decide_split(
-            table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image, examined=examined
-        )
-        if not holds_run(run_dir):
-            split = subsample_for_debugging(split, table, config)
-        tell(*describe_split(table, split))
-        return split, [digest for digest, _ in examined()] if wants_cache(config.data, accelerator.device) else []
 
-    return broadcast_from_main(accelerator, decide)
+def _open_parts(config: Config, data: DataParts, recipe: Recipe, accelerator: Accelerator) -> dict[str, Part]:
+    transforms = {name: read for name, read in recipe.transforms.items() if data.split.files_of(read[0])}
+    return open_parts(
+        config.data,
+        data.table,
+        data.split,
+        data.contents,
+        transforms,
+        accelerator,
+        eval_size=recipe.eval_size,
+        compiled=config.train.compile,
+        seed=config.train.seed,
+    )
 
 
 def _build_network(
@@ -210,14 +331,15 @@ def _build_network(
     def build() -> nn.Module:
         # The same seed on every process and whatever was drawn before: the new last layer starts the same anywhere.
         torch.manual_seed(random_key(seed, "first weights"))
-        network, report = build_network(config.name, len(class_names), weights=config.weights, dropout=config.dropout)
-        frozen = freeze(network, config.freeze)
+        backbone = find_backbone(config.name)
+        network, report = backbone.build(len(class_names), weights=config.weights, dropout=config.dropout)
+        frozen = freeze(network, config.freeze, backbone)
         for height, width in sizes:
-            check_input(network, (3, height, width))
+            check_input(network, (3, height, width), num_classes=len(class_names))
         if accelerator.is_main_process:
             trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-            tell(f"{config.name}: {report.summary()}")
-            tell(f"{trained:,} parameters train" + (f"; {len(frozen)} tensors are frozen" if frozen else ""))
+            _log.info(f"{config.name}: {report.summary()}")
+            _log.info(f"{trained:,} parameters train" + (f"; {len(frozen)} tensors are frozen" if frozen else ""))
         return network
 
     return main_process_first(accelerator, build)

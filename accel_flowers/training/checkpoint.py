@@ -127,7 +127,7 @@ class Checkpoints:
         state: TrainState,
         averaged: nn.Module | None = None,
         *,
-        then: Callable[[dict[str, Tensor]], None] | None = None,
+        on_saved: Callable[[dict[str, Tensor]], None] | None = None,
     ) -> None:
         """Begin to write a checkpoint of this step, to become `last`, and `best` where it is; collective.
 
@@ -139,7 +139,7 @@ class Checkpoints:
             optimizer: as prepared.
             state: where the run stands.
             averaged: the network that holds the moving average of the weights.
-            then: called once it is on the disk, on the main process and not in its main thread, with the weights that count:
+            on_saved: called once it is on the disk, on the main process and not in its main thread, with the weights that count:
                 the average where there is one; may raise a UserError.
 
         Raises:
@@ -157,8 +157,8 @@ class Checkpoints:
 
             def write() -> None:
                 self._write({**weights, _BUFFERS: buffers}, trainers, at)
-                if then:
-                    then(weights[AVERAGED if averaged else WEIGHTS])
+                if on_saved:
+                    on_saved(weights[AVERAGED if averaged else WEIGHTS])
 
             self._written = self._writer.submit(write)
 

@@ -8,13 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from accel_flowers.core.errors import Interrupted
-from accel_flowers.core.progress import Progress
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import average_buffers
-from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.calibration import fit_temperature
-from accel_flowers.metrics.classification import Predictions, headline, summarize
+from accel_flowers.metrics.classification import Predictions, Scores, headline, lower_is_better, summarize
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
@@ -24,45 +22,29 @@ from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.trackers import prefixed, show, show_model, write_summary
 from accel_flowers.training.checkpoint import AVERAGED
 from accel_flowers.training.meter import Meter
-from accel_flowers.training.run import Run
+from accel_flowers.training.run import Session
 
 
 def save(
-    run: Run,
-    meter: Meter | None = None,
-    watch: PreemptionHandler | None = None,
-    *,
-    then: Callable[[dict[str, Tensor]], None] | None = None,
+    session: Session, meter: Meter | None = None, *, on_saved: Callable[[dict[str, Tensor]], None] | None = None
 ) -> None:
     """Begin to write a checkpoint of where the run stands.
 
     Args:
-        run: all of it.
+        session: the run in its directory.
         meter: holds losses that are in no line of the log yet.
-        watch: to be told.
-        then: see `Checkpoints.save`.
+        on_saved: see `Checkpoints.save`.
 
     Raises:
         UserError: the one before it cannot be written.
     """
+    run = session.run
     run.state.pending_losses = meter.pending() if meter else []
-    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, then=then)
-    if watch:
-        watch.saved()
+    session.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, on_saved=on_saved)
+    session.preemption.saved()
 
 
-def is_scored(run: Run) -> bool:
-    """Whether every epoch that lies behind was evaluated."""
-    return run.state.epochs_scored == run.plan.epochs_completed_at(run.state.step)
-
-
-def should_stop_early(run: Run) -> bool:
-    """Whether the recipe says to stop early."""
-    patience = run.config.train.early_stopping_epochs
-    return patience is not None and run.state.epochs_since_improvement >= patience
-
-
-def end_epoch(run: Run, watch: PreemptionHandler) -> str:
+def end_epoch(session: Session) -> str:
     """Score the validation part, save, remember whether this is the best so far.
 
     Returns:
@@ -71,30 +53,31 @@ def end_epoch(run: Run, watch: PreemptionHandler) -> str:
     Raises:
         Interrupted: a signal; a checkpoint was written, and the evaluation will be done again.
     """
+    run = session.run
     state, metric = run.state, run.config.train.best_metric
     epoch = run.plan.epochs_completed_at(state.step)
     try:
-        scored_parts = {"val": _score(run, "val", run.network, watch)}
+        scored_parts = {"val": _score(session, "val", run.network)}
         if run.ema:
-            scored_parts["val_ema"] = _score(run, "val", run.ema.network, watch)
+            scored_parts["val_ema"] = _score(session, "val", run.ema.network)
     except Interrupted:
-        save(run, watch=watch)
-        run.checkpoints.wait()
+        save(session)
+        session.checkpoints.wait()
         raise
     kept = scored_parts.get("val_ema", scored_parts["val"])
-    is_best = state.update_best(kept.scores[metric], epoch=epoch, lower_is_better=metric == "loss")
+    is_best = state.update_best(kept.scores[metric], epoch=epoch, lower_is_better=lower_is_better(metric))
     values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
     for name, scored in scored_parts.items():
         values |= prefixed(name, headline(scored.scores))
     run.accelerator.log(values, step=state.step)
     show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
-    save(run, watch=watch, then=_model_writer(run, {"val": kept.scores}) if is_best else None)
-    averaged = f"  averaged {_in_words(kept.scores)}" if run.ema else ""
+    save(session, on_saved=_model_writer(session, {"val": kept.scores}) if is_best else None)
+    averaged = f"  averaged {_as_text(kept.scores)}" if run.ema else ""
     best = "  best so far" if is_best else ""
-    return f"epoch {epoch}/{run.plan.epochs}  val {_in_words(scored_parts['val'].scores)}{averaged}{best}"
+    return f"epoch {epoch}/{run.plan.epochs}  val {_as_text(scored_parts['val'].scores)}{averaged}{best}"
 
 
-def finish(run: Run, progress: Progress, watch: PreemptionHandler) -> dict[str, Any]:
+def finish(session: Session) -> dict[str, Scores]:
     """Score the best weights: validation again, and the test part for the first and only time.
 
     Returns:
@@ -103,11 +86,12 @@ def finish(run: Run, progress: Progress, watch: PreemptionHandler) -> dict[str, 
     Raises:
         Interrupted: a signal; the last checkpoint is that of the last epoch's end.
     """
-    state, network = run.state, run.kept_network
-    last = run.checkpoints.weights_of(state.step, AVERAGED if run.ema else WEIGHTS)
-    run.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
+    run, progress = session.run, session.progress
+    state, network = run.state, run.eval_network
+    last = session.checkpoints.weights_of(state.step, AVERAGED if run.ema else WEIGHTS)
+    session.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
     scored_parts: dict[str, Scored] = {
-        part: _score(run, part, network, watch) for part in ("val", "test") if part in run.loaders
+        part: _score(session, part, network) for part in ("val", "test") if part in run.loaders
     }
     results: dict[str, Any] = {part: scored.scores for part, scored in scored_parts.items()}
     where = {"epoch": state.best_epoch, "step": state.best_step}
@@ -118,21 +102,26 @@ def finish(run: Run, progress: Progress, watch: PreemptionHandler) -> dict[str, 
         run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
         show(run.accelerator, scored_parts["test"], step=state.step, epoch=epoch)
     write_summary(run.accelerator, summary)
-    broadcast_from_main(run.accelerator, lambda: _keep_predictions(run, scored_parts))
+    temperature = broadcast_from_main(run.accelerator, lambda: _keep_predictions(session, scored_parts))
     # Anew: a run killed after its best checkpoint may not have come to it.
-    broadcast_from_main(run.accelerator, lambda: _model_writer(run, results)(clean_state_dict(network)))
-    show_model(run.accelerator, run.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last)
+    broadcast_from_main(
+        run.accelerator, lambda: _model_writer(session, results, temperature)(clean_state_dict(network))
+    )
+    show_model(
+        run.accelerator, session.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last
+    )
 
-    count = run.plan.epochs_completed_at(state.step)
-    flatters = f"  (the best of {count} looks, so it flatters)" if count > 1 else ""
-    progress.line(f"best epoch {state.best_epoch}: val {_in_words(results['val'])}{flatters}")
+    count = state.epochs_scored
+    biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
+    progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
-        progress.line(f"test, looked at once: {_in_words(results['test'])}  ({len(run.parts['test'])} pictures)")
-    progress.line(f"model: {run.run_dir / MODEL_DIR}")
-    return results
+        progress.line(f"test (evaluated once): {_as_text(results['test'])}  ({len(run.parts['test'])} pictures)")
+    progress.line(f"model: {session.run_dir / MODEL_DIR}")
+    return {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
 
 
-def _score(run: Run, part: str, network: nn.Module, watch: PreemptionHandler) -> Scored:
+def _score(session: Session, part: str, network: nn.Module) -> Scored:
+    run = session.run
     set_training_mode(network)  # it says whose statistics move
     average_buffers(network, run.accelerator)
     predictions: Predictions = predict_loader(
@@ -141,32 +130,35 @@ def _score(run: Run, part: str, network: nn.Module, watch: PreemptionHandler) ->
         run.input_of(part),
         run.accelerator,
         num_images=len(run.parts[part]),
-        after_round=watch.while_scoring(run.state.step),
+        after_round=session.preemption.while_scoring(run.state.step),
     )
     names = run.spec.class_names
     return Scored(part, predictions, summarize(predictions, names), names, run.parts[part])
 
 
-def _keep_predictions(run: Run, scored_parts: Mapping[str, Scored]) -> None:
+def _keep_predictions(session: Session, scored_parts: Mapping[str, Scored]) -> float | None:
     """Write what the report reads, and fit the temperature that makes the model's probabilities truthful."""
+    run = session.run
     save_predictions(
-        run.run_dir / PREDICTIONS_FILE,
+        session.run_dir / PREDICTIONS_FILE,
         {part: scored.predictions for part, scored in scored_parts.items()},
         {part: run.parts[part].files for part in scored_parts},
         run.spec.class_names,
     )
     predictions = scored_parts["val"].predictions
-    temperature = fit_temperature(predictions.probabilities, predictions.labels)
-    run.spec = run.spec.model_copy(update={"temperature": temperature})
+    return fit_temperature(predictions.probabilities, predictions.labels)
 
 
-def _in_words(scores: dict[str, Any]) -> str:
+def _as_text(scores: dict[str, Any]) -> str:
     return f"accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  macro F1 {scores['macro_f1']:.4f}"
 
 
-def _model_writer(run: Run, results: dict[str, Any]) -> Callable[[dict[str, Tensor]], None]:
+def _model_writer(
+    session: Session, results: dict[str, Any], temperature: float | None = None
+) -> Callable[[dict[str, Tensor]], None]:
     """Weights → `model/`, with these scores."""
+    run = session.run
     where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
     described = {part: {**scores, **where} for part, scores in results.items()}
-    spec = run.spec.model_copy(update={"scores": described})
-    return lambda weights: save_model(run.run_dir / MODEL_DIR, weights, spec)
+    spec = run.spec.model_copy(update={"scores": described, "temperature": temperature})
+    return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec)

@@ -6,19 +6,22 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor, nn
+from torch import Tensor
 
 from accel_flowers.config.schema import OptimConfig
 from accel_flowers.core.errors import OutOfMemory, UserError
+from accel_flowers.data.dataset import Batch
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.distributed.collectives import true_everywhere
-from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.training.optim import build_optimizer
+from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch
 
 
 def can_run_out_of_memory(device: torch.device) -> bool:
@@ -43,24 +46,24 @@ def smaller_micro_batches(plan: BatchPlan) -> list[int]:
 
 
 def fit_micro_batch(
-    network: nn.Module,
+    step: TrainStep,
     optim: OptimConfig,
-    normalizer: Normalizer,
     plan: BatchPlan,
     size: tuple[int, int],
+    num_classes: int,
     accelerator: Accelerator,
 ) -> tuple[int, float]:
     """Find the micro-batch that leaves room for a whole training step on every process; collective.
 
-    Each trial is a few steps on black images, with a sixteenth more memory than they need; the weights are put back. It
-    runs before the processes are tied together by DDP, so one that fails keeps none waiting.
+    Each trial is a few of the training's own steps on black images, with a sixteenth more memory than they need; the weights
+    are put back. It runs before the processes are tied together by DDP, so one that fails keeps none waiting.
 
     Args:
-        network: on its device, not yet prepared.
-        optim: its optimizer's state needs memory, too.
-        normalizer: uint8 images → network input.
+        step: the training's step; its model is on its device, not yet prepared.
+        optim: makes an optimizer for the trial, whose state needs memory, too.
         plan: gives the micro-batch that is asked for, and what else divides the global batch.
         size: height and width of the images.
+        num_classes: labels of the trial are 0 … num_classes - 1 in turn.
         accelerator: the processes.
 
     Returns:
@@ -69,9 +72,11 @@ def fit_micro_batch(
     Raises:
         UserError: not even the smallest fits.
     """
+    network = step.model
     before = clean_state_dict(network)
     for micro_batch in smaller_micro_batches(plan):
-        found = _try_steps(network, optim, normalizer, (micro_batch, 3, *size), accelerator)
+        batch = blank_batch(micro_batch, size, num_classes, accelerator.device)
+        found = _try_steps(step, optim, batch, accelerator)
         fits = true_everywhere(accelerator, isinstance(found, float))
         if fits:
             break
@@ -104,33 +109,25 @@ def oom_as_user_error() -> Iterator[None]:
         ) from None
 
 
-def _try_steps(
-    network: nn.Module,
-    optim: OptimConfig,
-    normalizer: Normalizer,
-    shape: tuple[int, int, int, int],
-    accelerator: Accelerator,
-) -> float | str:
+def _try_steps(step: TrainStep, optim: OptimConfig, batch: Batch, accelerator: Accelerator) -> float | str:
     """Seconds of the last of three steps; where the memory is too short for one, the words of the device."""
-    device, optimizer = accelerator.device, build_optimizer(network, optim, scaled=accelerator.scaler is not None)
-    network.train()
+    device, network = accelerator.device, step.model
+    optimizer = build_optimizer(network, optim, scaled=accelerator.scaler is not None)
+    trial = replace(step, engine=LocalEngine(), model=InPrecision(network, accelerator.autocast), optimizer=optimizer)
+    set_training_mode(network)
     kept_free: list[Tensor] = []
     try:
         # In the first cuDNN searches for its ways through this very shape, in memory that the training will not need; in the
         # second the optimizer's state is there, too, and in the last the memory that is to be left over is not.
-        for step in range(3):
-            if device.type == "cuda" and step == 1:
+        for number in range(3):
+            if device.type == "cuda" and number == 1:
                 torch.cuda.reset_peak_memory_stats(device)
-            if step == 2:
+            if number == 2:
                 kept_free.append(
                     torch.empty(int(peak_memory_gib(device) * 2**30 / 16), dtype=torch.uint8, device=device)
                 )
             begun = time.perf_counter()
-            with accelerator.autocast():
-                pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
-                loss = network(normalizer(pixels)).float().mean()
-            loss.backward()
-            optimizer.step()
+            trial(batch)
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
         return time.perf_counter() - begun
@@ -140,7 +137,7 @@ def _try_steps(
         return _first_line(error)
     finally:
         network.zero_grad(set_to_none=True)
-        del optimizer
+        del optimizer, trial
         kept_free.clear()
         clear_device_cache(garbage_collection=True)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.sampler import BatchPlan
+from accel_flowers.training.tasks import Output
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class LogWindow:
 
     loss: float
     """Mean over all processes since the last reading."""
+    parts: dict[str, float]
+    """The same of what else the task gave: name → mean."""
     images_per_second: float
     """Of all processes together."""
     step_seconds: float
@@ -43,6 +46,7 @@ class Meter:
         self._accelerator, self._plan = accelerator, plan
         self._losses: list[Tensor] = []
         self._micro_batches: list[int] = []
+        self._parts: dict[str, list[Tensor]] = {}
         self._begun, self._waited = time.perf_counter(), 0.0
         if pending:
             own: Sequence[float] = pending[accelerator.process_index % len(pending)]
@@ -61,14 +65,16 @@ class Meter:
                 return
             yield batch
 
-    def add(self, micro_batch: int, loss: Tensor) -> None:
-        """Take in the loss of one micro-batch of this process."""
-        self._losses.append(loss.detach().float())
+    def add(self, micro_batch: int, output: Output) -> None:
+        """Take in the loss, and the task's parts of it, of one micro-batch of this process."""
+        self._losses.append(output.loss.detach().float())
         self._micro_batches.append(micro_batch)
+        for name, part in output.parts.items():
+            self._parts.setdefault(name, []).append(part.detach().float())
 
     def restart(self) -> None:
         """Forget all, so that the time of an evaluation does not count."""
-        self._losses, self._micro_batches = [], []
+        self._losses, self._micro_batches, self._parts = [], [], {}
         self._begun, self._waited = time.perf_counter(), 0.0
 
     def first_bad(self) -> tuple[int, float] | None:
@@ -89,14 +95,18 @@ class Meter:
 
     def read(self) -> LogWindow:
         """All of it; then it begins anew."""
-        mean = float(self._accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean"))
+        mean = self._mean(self._losses)
         seconds = max(time.perf_counter() - self._begun, math.ulp(1.0))
         micro_batches = len(self._micro_batches)
-        reading = LogWindow(
+        window = LogWindow(
             loss=mean,
+            parts={name: self._mean(self._parts[name]) for name in sorted(self._parts)},
             images_per_second=micro_batches * self._plan.micro_batch * self._plan.num_processes / seconds,
             step_seconds=seconds * self._plan.accumulation / max(micro_batches, 1),
             data_wait=self._waited / seconds,
         )
         self.restart()
-        return reading
+        return window
+
+    def _mean(self, values: Sequence[Tensor]) -> float:
+        return float(self._accelerator.reduce(torch.stack(list(values)).mean(), reduction="mean"))

@@ -4,23 +4,23 @@ ResNets gain much from bf16 where the CPU has instructions for it; networks of d
 MobileNetV3, lose. Only a trial tells. The memory layout needs none: channels last (`models.wants_channels_last`) was at least
 as fast as contiguous in both precisions for all networks that were measured.
 
-Not for: GPUs, and deciding for several processes (train.py does that).
+Not for: GPUs.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
@@ -28,11 +28,18 @@ from accel_flowers.core.files import user_cache, write_text_durably
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.distributed.collectives import Processes
+from accel_flowers.distributed.launch import launched_precision
 from accel_flowers.models.backbone import check_input, wants_channels_last
+from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze, set_training_mode
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.torchvision import build_network
+from accel_flowers.tracking.run_dir import holds_run, recorded_precision
 from accel_flowers.training.optim import build_optimizer, set_lr
+from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch
+from accel_flowers.training.tasks import TaskContext, build_task
+
+_log = logging.getLogger(__name__)
 
 Precision = Literal["no", "bf16"]
 """In the launcher's words: "no" is float32."""
@@ -45,7 +52,7 @@ BUDGET_SECONDS = 3.0
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 10
 # With few images the casting of the weights would weigh more than in training, and count against bf16: as many as the
 # time allows. Beyond 16 little changes.
-_FEW_PICTURES, _MAX_PICTURES = 4, 16
+_FEW_IMAGES, _MAX_IMAGES = 4, 16
 _STEP_SECONDS = 0.75
 _NUM_CLASSES = 10  # of no weight beside the rest
 _MAX_REMEMBERED, _MAX_BYTES = 500, 2**20
@@ -71,6 +78,30 @@ class PrecisionChoice:
         tried = "tried before" if self.remembered else "tried just now"
         taken = "float32 is taken, not the launcher's bf16" if self.precision == "no" else "the launcher's bf16 stays"
         return f"precision: {found} ({tried}): {taken}"
+
+
+def choose_precision(config: Config, processes: Processes, *, run_dir: Path | None = None) -> str | None:
+    """None for the launcher's precision; float32 instead of its bf16 where the run began so, or a trial on this CPU finds
+    it faster.
+
+    On the main process alone: the others wait, so that they do not train while it measures.
+    """
+    launched = launched_precision()
+    if config.train.precision == "launcher" or launched != "bf16":
+        return None
+    if run_dir is not None and holds_run(run_dir):
+        began_in = recorded_precision(run_dir, launched)
+        if began_in not in (None, launched):
+            _log.info(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
+        return began_in
+    # What torch.compile would make of the network is another network's speed.
+    if processes.device.type != "cpu" or config.train.compile:
+        return None
+    choice = try_precisions(config, num_processes=processes.num_processes)
+    if choice is None:
+        return None
+    _log.info(choice.words(config.model.name))
+    return choice.precision
 
 
 def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | None:
@@ -104,7 +135,7 @@ def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | N
 
 def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precision, float]:
     network, _ = build_network(config.model.name, _NUM_CLASSES, dropout=config.model.dropout)
-    freeze(network, config.model.freeze)
+    freeze(network, config.model.freeze, find_backbone(config.model.name))
     check_input(network, (3, *size))
     channels_last = wants_channels_last(network)
     if channels_last:
@@ -113,35 +144,29 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     optimizer = build_optimizer(network, config.optim)
     set_lr(optimizer, 0.0)  # the same work, and numbers that stay numbers
     normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
+    names = tuple(f"class {label}" for label in range(_NUM_CLASSES))
+    labels = torch.arange(_NUM_CLASSES)
+    context = TaskContext(config.loss, labels, names, torch.device("cpu"), config.data.mean, config.data.std)
+    step = TrainStep(LocalEngine(), network, optimizer, build_task(context), lambda batch: normalizer(batch["pixels"]))
 
-    def make_steps(images: int) -> dict[Precision, Callable[[], None]]:
-        pixels = torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8)
-        return {name: partial(_step, network, optimizer, normalizer, pixels, name) for name in PRECISIONS}
+    def make_steps(count: int) -> dict[Precision, Callable[[], object]]:
+        batch = blank_batch(count, size, _NUM_CLASSES, torch.device("cpu"))
+        batch["pixels"] = torch.randint(0, 256, batch["pixels"].shape, dtype=torch.uint8)
+        return {name: partial(replace(step, model=_in(name, network)), batch) for name in PRECISIONS}
 
-    few = make_steps(_FEW_PICTURES)["bf16"]
+    few = make_steps(_FEW_IMAGES)["bf16"]
     few()  # the first pass of all sets up the libraries
-    affordable = int(_FEW_PICTURES * _STEP_SECONDS / _seconds_of(few))
+    affordable = int(_FEW_IMAGES * _STEP_SECONDS / _seconds_of(few))
     # Batch norm behind a pooling to one place wants two.
-    return time_in_turn(make_steps(max(2, min(micro_batch, _MAX_PICTURES, affordable))))
+    return time_in_turn(make_steps(max(2, min(micro_batch, _MAX_IMAGES, affordable))))
 
 
-def _step(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    normalizer: Normalizer,
-    pixels: torch.Tensor,
-    precision: Precision,
-) -> None:
-    """What the training does on a CPU with one micro-batch, uint8 [B, 3, H, W]."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
-        logits = network(normalizer(pixels))
-    labels = torch.arange(len(pixels)) % logits.shape[1]
-    functional.cross_entropy(logits.float(), labels).backward()
-    optimizer.step()
-    optimizer.zero_grad()
+def _in(precision: Precision, network: nn.Module) -> InPrecision:
+    """The network as the training runs it on a CPU."""
+    return InPrecision(network, partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=precision == "bf16"))
 
 
-def time_in_turn(steps: Mapping[Precision, Callable[[], None]]) -> dict[Precision, float]:
+def time_in_turn(steps: Mapping[Precision, Callable[[], object]]) -> dict[Precision, float]:
     """Seconds of the fastest of several repeats of each step, which the first, a warm-up, can hardly be; A B A B, so
     that other work on the machine hits both."""
     best = dict.fromkeys(steps, float("inf"))
@@ -155,7 +180,7 @@ def time_in_turn(steps: Mapping[Precision, Callable[[], None]]) -> dict[Precisio
     return best
 
 
-def _seconds_of(step: Callable[[], None]) -> float:
+def _seconds_of(step: Callable[[], object]) -> float:
     begun = time.perf_counter()
     step()
     return time.perf_counter() - begun

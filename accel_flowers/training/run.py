@@ -1,4 +1,4 @@
-"""Everything that the training loop works with."""
+"""Everything that the training loop works with: a `Run`, and the `Session` that puts it into a directory."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config
+from accel_flowers.core.console import Progress
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.placement.resident import ToPixels
 from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler
 from accel_flowers.data.split import Split
+from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.training.checkpoint import Checkpoints, TrainState
 from accel_flowers.training.optim import LearningRate
-from accel_flowers.training.tasks import Objective
+from accel_flowers.training.profiler import StepProfiler
+from accel_flowers.training.step import TrainStep
 
 
 @dataclass
 class Run:
-    """Everything that the loop works with."""
+    """Data, model and step, prepared by Accelerate; it knows no directory, so a finder or a benchmark can have one, too."""
 
     config: Config
-    run_dir: Path
     accelerator: Accelerator
     split: Split
     network: nn.Module
     """The plain network: its state has plain names, its forward runs in the run's precision."""
-    model: nn.Module
-    """The same network as Accelerate wrapped it for the processes."""
     optimizer: Any
     """As Accelerate wrapped it."""
+    train_step: TrainStep
+    """What is done with a micro-batch; its `model` is the network as Accelerate wrapped it for the processes."""
     loaders: dict[str, DataLoader[Batch]]
     """Part → loader; the one of "train" goes through the whole run, from the step where it stands."""
     parts: dict[str, ImageDataset]
@@ -45,19 +47,17 @@ class Run:
     to_pixels: dict[str, ToPixels]
     """Part → what makes a batch's pixels on the device."""
     plan: BatchPlan
-    objective: Objective
     lr_at: LearningRate
     normalizer: Normalizer
     spec: ModelSpec
     """What the saved model will say of itself."""
-    checkpoints: Checkpoints
     state: TrainState
     ema: Ema | None
     stream: StreamBatchSampler
     """The order of the training images; says which are in a micro-batch."""
 
     @property
-    def kept_network(self) -> nn.Module:
+    def eval_network(self) -> nn.Module:
         """The network that is worth keeping: the averaged one where there is an average."""
         return self.ema.network if self.ema else self.network
 
@@ -75,7 +75,32 @@ class Run:
         to_pixels = self.to_pixels[part]
         return lambda batch: self.normalizer(to_pixels(batch))
 
+    def lr_of_step(self, step: int) -> float:
+        """The learning rate of the step after `step`: skipped steps do not move it, rollbacks halve it."""
+        return self.lr_at(self.plan.epoch_at(step - self.state.skipped_steps)) * self.state.lr_factor
+
+    def is_scored(self) -> bool:
+        """Whether every epoch that lies behind was evaluated."""
+        return self.state.epochs_scored == self.plan.epochs_completed_at(self.state.step)
+
+    def should_stop_early(self) -> bool:
+        """Whether the recipe says to stop before all epochs are done."""
+        patience = self.config.train.early_stopping_epochs
+        return patience is not None and self.state.epochs_since_improvement >= patience
+
+
+@dataclass
+class Session:
+    """A run in its directory, with what watches over it and what tells of it."""
+
+    run: Run
+    run_dir: Path
+    checkpoints: Checkpoints
+    preemption: PreemptionHandler
+    progress: Progress
+    profiler: StepProfiler
+
     def restore(self, state: TrainState) -> None:
-        """Put everything back to where a checkpoint stands; collective."""
-        self.checkpoints.load(self.network, self.optimizer, state.step, self.averaged_network)
-        self.state = state
+        """Put the run back to where a checkpoint stands; collective."""
+        self.checkpoints.load(self.run.network, self.run.optimizer, state.step, self.run.averaged_network)
+        self.run.state = state

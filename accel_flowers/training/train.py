@@ -1,62 +1,80 @@
-"""The training run: from a configuration to a run directory. `loop` is the heart of it."""
+"""The training run: from a configuration to a run directory. The loop itself is in `loop.py`."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from accel_flowers.config.schema import Config, config_to_dict
+from accel_flowers.config.loading import PARTS_KEY
+from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
+from accel_flowers.core.console import Progress, attach_to_notebook
 from accel_flowers.core.errors import Diverged, UserError
-from accel_flowers.core.progress import Progress, tell
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
-from accel_flowers.distributed.collectives import Processes, broadcast_from_main, check_same_everywhere
-from accel_flowers.distributed.health import HealthMonitor
-from accel_flowers.distributed.launch import (
-    build_accelerator,
-    destroyed_at_the_end,
-    launched_precision,
-    start_processes,
-)
-from accel_flowers.distributed.preemption import PreemptionHandler
+from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
+from accel_flowers.distributed.launch import launched_precision
+from accel_flowers.distributed.session import ProcessSession, process_session
+from accel_flowers.inference.image_classifier import ImageClassifier, load_model
+from accel_flowers.metrics.classification import Scores
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.tracking.run_dir import (
     METRICS_FILE,
+    MODEL_DIR,
     SPLIT_FILE,
     RunDirLock,
     check_run_dir,
     fixed_fields,
     holds_run,
     open_run_dir,
-    recorded_precision,
     versions,
     write_config,
 )
-from accel_flowers.tracking.trackers import build_trackers, forget_shown, start_trackers
+from accel_flowers.tracking.trackers import build_trackers, start_trackers
 from accel_flowers.training.build import build_run
+from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
-from accel_flowers.training.epoch import finish, is_scored, save
+from accel_flowers.training.epoch import finish, save
 from accel_flowers.training.loop import loop
 from accel_flowers.training.memory import oom_as_user_error
-from accel_flowers.training.precision import try_precisions
+from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.profiler import StepProfiler
-from accel_flowers.training.run import Run
+from accel_flowers.training.rollback import roll_back
+from accel_flowers.training.run import Session
 
-MAX_ROLLBACKS = 3
+_log = logging.getLogger(__name__)
 
 
-def train(config: Config) -> dict[str, Any]:
-    """Train, keep the best, score the test part once.
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    run_dir: Path
+    scores: dict[str, Scores]
+    """Part → scores of the best epoch's weights: "val" and, where there is such a part, "test"."""
+    best_epoch: int
+    """From 1."""
+
+    @cached_property
+    def model(self) -> ImageClassifier:
+        """The best epoch's model, read from the run directory when it is first asked for."""
+        return load_model(self.run_dir / MODEL_DIR)
+
+
+def train(config: Config, *, owns_process: bool = False) -> TrainResult:
+    """Train, keep the best, score the test part once; collective.
 
     Args:
         config: resolved; `run_dir` and `data.path` are set.
-
-    Returns:
-        Part → scores: of the best epoch on "val" and, where there is such a part, on "test".
+        owns_process: whether SIGTERM and SIGUSR1 mean "checkpoint and leave" and all cores are taken for the report, as on
+            the command line; a notebook's or another program's signals and threads are left alone.
 
     Raises:
         UserError: a mistake in the configuration, the folder, the weights or the launch, found before the first step;
@@ -65,88 +83,73 @@ def train(config: Config) -> dict[str, Any]:
         RankLost: another process is gone.
     """
     config = shorten(config)
-    assert config.run_dir is not None
+    if config.run_dir is None:
+        raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
+    if not owns_process:
+        attach_to_notebook()
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
-    processes = start_processes()
-    with ExitStack() as stack:
-        stack.enter_context(destroyed_at_the_end(processes))
-        at_end = stack.enter_context(ExitStack())
-        health = stack.enter_context(HealthMonitor(processes))
-        check_same_everywhere(processes, {**versions(), **fixed_fields(config), "precision": launched_precision()})
-        lock = stack.enter_context(RunDirLock())
+    facts = {**versions(), **fixed_fields(config), "parts": own_parts(config), "precision": launched_precision()}
+    with process_session(facts, owns_process=owns_process) as together, RunDirLock() as lock:
+        processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
-        precision = broadcast_from_main(processes, lambda: choose_precision(config, run_dir, processes))
-        accelerator = build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
-        at_end.callback(accelerator.end_training)
-        stack.enter_context(fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic))
-        run = build_run(config, accelerator)
-        stack.callback(run.checkpoints.close)
-        health.files_of = run.files_of
-        _open_run(run, lock)
-        progress = stack.enter_context(
-            Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process)
-        )
-        watch = stack.enter_context(PreemptionHandler(accelerator, config.checkpoint, health))
-        profiler = stack.enter_context(StepProfiler(config.debug, run_dir, accelerator, run.network))
-        stack.enter_context(stricter(config.debug))
-        while True:
-            try:
-                with oom_as_user_error():
-                    loop(run, progress, watch, profiler)
-                results = finish(run, progress, watch)
-                break
-            except Diverged as diverged:
-                _roll_back(run, diverged, progress)
-        is_main = accelerator.is_main_process
+        precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
+        accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
+        with (
+            fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),
+            _session(config, run_dir, together, lock, accelerator) as session,
+        ):
+            scores = _train_to_the_end(session)
+        best_epoch, on = session.run.state.best_epoch, accelerator.device.type
+        is_main_process = accelerator.is_main_process
     # All is saved, and the other processes may leave: nobody waits for the drawing, nothing is lost where it fails.
-    if is_main and config.tracking.report:
-        if accelerator.device.type != "cpu":
+    if is_main_process and config.tracking.report:
+        if owns_process and on != "cpu":
             torch.set_num_threads(local_cores(1))  # launchers leave each process of several one core
         _draw_report(run_dir)
-    return results
+    return TrainResult(run_dir, scores, best_epoch)
 
 
-def choose_precision(config: Config, run_dir: Path, processes: Processes) -> str | None:
-    """None for the launcher's precision; float32 instead of its bf16 where the run began so, or a trial on this CPU finds
-    it faster.
-
-    On the main process alone: the others wait, so that they do not train while it measures.
-    """
-    launched = launched_precision()
-    if config.train.precision == "launcher" or launched != "bf16":
-        return None
-    if holds_run(run_dir):
-        began_in = recorded_precision(run_dir, launched)
-        if began_in not in (None, launched):
-            tell(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
-        return began_in
-    # What torch.compile would make of the network is another network's speed.
-    if processes.device.type != "cpu" or config.train.compile:
-        return None
-    choice = try_precisions(config, num_processes=processes.num_processes)
-    if choice is None:
-        return None
-    tell(choice.words(config.model.name))
-    return choice.precision
-
-
-def _draw_report(run_dir: Path) -> None:
-    from accel_flowers.report.draw import draw_report  # seconds of import
-
-    try:
-        tell(f"report: {draw_report(run_dir)}")
-    # What a full disk, short memory, photos that vanish or a library may answer with; the run itself is done.
-    except (OSError, RuntimeError, ValueError, LookupError) as error:
-        tell(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")
+@contextmanager
+def _session(
+    config: Config, run_dir: Path, together: ProcessSession, lock: RunDirLock, accelerator: Any
+) -> Iterator[Session]:
+    """The run in its directory, restored where that holds a checkpoint; collective."""
+    with ExitStack() as stack:
+        checkpoints = Checkpoints(run_dir, accelerator, config.checkpoint)
+        stack.callback(checkpoints.close)
+        newest, passed_over = broadcast_from_main(accelerator, checkpoints.find_newest)
+        log_on_main(accelerator, *passed_over)
+        split_file = run_dir / SPLIT_FILE if holds_run(run_dir) else None
+        run = build_run(config, accelerator, split_file=split_file, state=newest)
+        together.health.files_of = run.files_of
+        session = Session(
+            run=run,
+            run_dir=run_dir,
+            checkpoints=checkpoints,
+            preemption=together.preemption(accelerator, config.checkpoint),
+            progress=Progress(run.plan.num_steps, run.state.step, enabled=accelerator.is_main_process),
+            profiler=StepProfiler(config.debug, run_dir, accelerator, run.network),
+        )
+        if newest:
+            session.restore(newest)
+        _open_directory(session, lock)
+        stack.enter_context(session.progress)
+        stack.enter_context(session.preemption)
+        stack.enter_context(session.profiler)
+        stack.enter_context(stricter(config.debug))
+        yield session
 
 
-def _open_run(run: Run, lock: RunDirLock) -> None:
+def _open_directory(session: Session, lock: RunDirLock) -> None:
     """Write what the run directory holds from the start, and open the trackers; collective."""
-    accelerator, run_dir = run.accelerator, run.run_dir
+    run, run_dir, accelerator = session.run, session.run_dir, session.run.accelerator
     environment = broadcast_from_main(accelerator, lambda: open_run_dir(run_dir, lock))
+    parts = own_parts(run.config)
+    if holds_run(run_dir) and environment.get(PARTS_KEY, {}) != parts:
+        log_on_main(accelerator, _changed(environment.get(PARTS_KEY), parts))
 
     def write() -> None:
         if not holds_run(run_dir):
@@ -156,42 +159,42 @@ def _open_run(run: Run, lock: RunDirLock) -> None:
                 "precision": accelerator.mixed_precision,
                 "launcher_precision": launched_precision(),
                 "device": str(accelerator.device),
+                **({PARTS_KEY: parts} if parts else {}),
             }
             save_split(run.split, run_dir / SPLIT_FILE)
             write_config(run_dir, run.config, {**environment, **on})
-        forget_after(run_dir / METRICS_FILE, run.state.step, scored=is_scored(run))
+        forget_after(run_dir / METRICS_FILE, run.state.step, scored=run.is_scored())
 
     broadcast_from_main(accelerator, write)
     values = config_to_dict(run.config)
     start_trackers(accelerator, values, run_id=environment["run_id"], next_step=run.state.step + 1)
     if run.config.train.on_nan == "rollback" and not run.state.step:
-        save(run)  # something to go back to from the first epoch, too
+        save(session)  # something to go back to from the first epoch, too
 
 
-def _roll_back(run: Run, diverged: Diverged, progress: Progress) -> None:
-    """Go back to the last checkpoint, with half the learning rate; collective.
+def _changed(before: object, now: Mapping[str, Mapping[str, str]]) -> str:
+    """What to tell of parts of the user's own whose source is another than when the run began."""
+    known = before if isinstance(before, dict) else {}
+    names = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
+    return f"changed since this run began, so it may not go on as it would have: {', '.join(names)}"
 
-    Raises:
-        UserError: that is not what the recipe says, or it was done often enough.
-    """
-    rollbacks = run.state.rollbacks
-    if run.config.train.on_nan == "stop" or rollbacks == MAX_ROLLBACKS:
-        tried = f" That was after {rollbacks} rollbacks." if rollbacks else ""
-        raise UserError(
-            f"{diverged}{tried} What was saved before is untouched. Try a lower --optim.lr, --optim.max-grad-norm 1, "
-            "a warm-up (--schedule.warmup-epochs 1)" + ("." if tried else " or --train.on-nan rollback.")
-        )
-    newest, _ = broadcast_from_main(run.accelerator, run.checkpoints.find_newest)
-    assert newest is not None, "one is written before the first step"
-    run.restore(newest)
-    run.optimizer.zero_grad()
-    run.state.rollbacks = rollbacks + 1
-    broadcast_from_main(
-        run.accelerator,
-        lambda: forget_after(run.run_dir / METRICS_FILE, run.state.step, scored=is_scored(run)),
-    )
-    forget_shown(run.accelerator, run.state.step)
-    run.accelerator.log({"rollbacks": run.state.rollbacks, "diverged_at": diverged.step}, step=run.state.step)
-    # As it was saved, with the losses that no line of the log holds yet.
-    run.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network)
-    progress.line(f"{diverged} Going back to step {run.state.step}, with the rate times {run.state.lr_factor:g}.")
+
+def _train_to_the_end(session: Session) -> dict[str, Scores]:
+    """The loop and the final scores, again from the last checkpoint where a loss is no number and the recipe says so."""
+    while True:
+        try:
+            with oom_as_user_error():
+                loop(session)
+            return finish(session)
+        except Diverged as diverged:
+            roll_back(session, diverged)
+
+
+def _draw_report(run_dir: Path) -> None:
+    from accel_flowers.report.draw import draw_report  # seconds of import
+
+    try:
+        _log.info(f"report: {draw_report(run_dir)}")
+    # What a full disk, short memory, photos that vanish or a library may answer with; the run itself is done.
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        _log.info(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")

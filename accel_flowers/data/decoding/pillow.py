@@ -122,12 +122,36 @@ def decode_image(data: bytes, name: str) -> Image.Image:
             `MAX_PIXELS` pixels, is a line, or has grey values of which the white point cannot be told.
     """
     with _open(data, name) as image:
-        rgb = _load_rgb(image, name)
-        turn = _TURNS.get(_orientation(image))
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-        elif rgb is image:
-            rgb = image.copy()  # a plain image that does not hold on to its file
+        return _upright(image, name)
+
+
+def upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """As `decode_image`, of an image that Pillow has opened or that was made by it.
+
+    Args:
+        image: Of any mode; it stays as it is.
+        name: What to call it in errors.
+
+    Raises:
+        BadImageError: As `decode_image`.
+    """
+    try:
+        if refusal := _refusal(image, b""):
+            raise BadImageError(name, refusal)
+        return _upright(image.copy(), name)
+    except BadImageError:
+        raise
+    except _PILLOW_ERRORS as error:
+        raise BadImageError(name, _cause(error, image.format or "picture")) from error
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    rgb = _load_rgb(image, name)
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    elif rgb is image:
+        rgb = image.copy()  # a plain image that does not hold on to its file
     rgb.info.clear()  # whoever finds the EXIF block in there would turn the image once more
     return rgb
 
@@ -290,7 +314,7 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
         raise BadImageError(name, _cause(error, plugin.format or "picture")) from error
 
 
-def _refusal(image: ImageFile.ImageFile, data: bytes) -> str | None:
+def _refusal(image: Image.Image, data: bytes) -> str | None:
     """Why an image is not decoded at all, judged by its header."""
     size = f"{image.width} x {image.height}"
     pixels = image.width * image.height
@@ -318,7 +342,7 @@ def _cause(error: BaseException, kind: str) -> str:
     return f"the {kind} file is damaged, cut short or of an unsupported variety ({text or type(error).__name__})"
 
 
-def _load_rgb(image: ImageFile.ImageFile, name: str) -> Image.Image:
+def _load_rgb(image: Image.Image, name: str) -> Image.Image:
     """Decodes the pixels to mode "RGB", not yet upright (but see `_Tiff`): `image` itself where it is just that."""
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
@@ -334,7 +358,7 @@ def _load_rgb(image: ImageFile.ImageFile, name: str) -> Image.Image:
     return rgb
 
 
-def _grey_to_8_bits(image: ImageFile.ImageFile, name: str) -> Image.Image:
+def _grey_to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """Scales grey of uint16, int32 or float32 to uint8; Pillow's `convert` would clip it at 255 instead."""
     values = np.asarray(image)
     tags = image.tag_v2 if isinstance(image, _Tiff) else {}
@@ -358,7 +382,7 @@ def _grey_to_8_bits(image: ImageFile.ImageFile, name: str) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8, of a loaded image; 1 where there is none, or none that can be read."""
     exif = image.info.get("exif")
     return exif_orientation(exif) if isinstance(exif, bytes) else 1

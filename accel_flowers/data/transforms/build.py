@@ -21,6 +21,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from accel_flowers.config.schema import TransformSpec
+from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, did_you_mean
 from accel_flowers.data.decoding.jpeg import decode_pixels
 from accel_flowers.data.decoding.pillow import MAX_ASPECT, MAX_PIXELS, BadImageError, decode_image
@@ -195,6 +196,8 @@ def build_step(spec: TransformSpec, field: str) -> Any:
         raise UserError(f"{field}: write 'Name' or 'Name: {{argument: value}}' for a transform, not {spec!r}.")
     if name in _NOT_IN_LISTS:
         raise UserError(f"{field}: {name} does not belong in the list: {_NOT_IN_LISTS[name]}.")
+    if registry.is_own_name(name):
+        return _own_step(name, arguments, field)
     names = transform_names()
     if name not in names:
         raise UserError(
@@ -224,6 +227,36 @@ def build_step(spec: TransformSpec, field: str) -> Any:
         return kind(**values)
     except (TypeError, ValueError, AttributeError, LookupError) as error:
         raise UserError(f"{field}: {name} does not take {arguments!r}: {error}") from None
+
+
+def _own_step(name: str, arguments: Any, field: str) -> v2.Transform:
+    """A registered transform, called as torchvision's are."""
+    part = registry.find("transform", name)
+    if part is None:
+        raise UserError(f"{field}: {registry.unknown('transform', name)}.")
+    if not isinstance(arguments, dict):
+        raise UserError(f"{field}: {name} takes arguments by name, not {arguments!r}.")
+    try:
+        made = part.make(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{field}: {name} does not take {arguments!r}: {error}") from error
+    if not callable(made):
+        raise UserError(
+            f"{field}: {name} made a {type(made).__name__}; a transform is called with a Pillow image or a uint8 tensor "
+            "[3, H, W] and returns one."
+        )
+    return made if isinstance(made, v2.Transform) else _Own(made)
+
+
+class _Own(v2.Transform):
+    """A callable of the user's among torchvision's transforms."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self._call = call
+
+    def forward(self, image: Any) -> Any:
+        return self._call(image)
 
 
 def _check_numbers(value: Any, largest: int, what: str) -> None:

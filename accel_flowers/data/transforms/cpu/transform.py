@@ -37,7 +37,7 @@ class FastTransform:
     """
 
     def __init__(self, begin: _Beginning, steps: list[_Step], rest: Callable[[Image.Image], Tensor] | None) -> None:
-        self._open_run, self._steps, self._rest = begin, steps, rest
+        self._begin, self._steps, self._rest = begin, steps, rest
 
     def of_jpeg(self, data: bytes) -> Tensor | None:
         """Encoded image → uint8 [3, H, W], a view with the channels last; None = it must go the plain way.
@@ -48,7 +48,7 @@ class FastTransform:
         header = read_header(data)
         if header is None:
             return None
-        rows, cut = self._open_run(header.height, header.width)
+        rows, cut = self._begin(header.height, header.width)
         pixels = decode_rows(data, header, rows, passing=True)
         if pixels is None:
             return None
@@ -57,7 +57,7 @@ class FastTransform:
 
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """The same from a decoded image, uint8 [height, width, 3]."""
-        _, cut = self._open_run(pixels.shape[0], pixels.shape[1])
+        _, cut = self._begin(pixels.shape[0], pixels.shape[1])
         return self._finish(cut(pixels))
 
     def _finish(self, pixels: Tensor) -> Tensor:

@@ -157,8 +157,8 @@ def blend(pixels: Tensor, amount: Tensor, contrast: Tensor | None, saturation: T
         base = (mean * contrast).float().view(-1, 1, 1, 1)
     if saturation is not None:
         base = torch.addcmul(base, grey[:, None], saturation.view(-1, 1, 1, 1))
-    without_pixels = pixels - base
-    return torch.addcmul(base, without_pixels, amount, out=without_pixels).clamp_(0, 255).to(torch.uint8)
+    away = pixels - base
+    return torch.addcmul(base, away, amount, out=away).clamp_(0, 255).to(torch.uint8)
 
 
 def turn_hue(pixels: Tensor, shift: Tensor, tables: tuple[Tensor, Tensor, Tensor]) -> Tensor:

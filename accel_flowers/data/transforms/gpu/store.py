@@ -54,8 +54,8 @@ class DeviceImages:
         self._starts: list[int] = [0, *(int(end) * CHANNELS for end in ends)]
         # int64 [N, 4]: where each image begins and how long its lines are in memory, in runs of `_ALIGNED` pixels; its last
         # row and column. One table, because each look into one starts a kernel.
-        before_step = (ends - array[:, 0] * pitches) // _ALIGNED
-        table = np.column_stack((before_step, pitches // _ALIGNED, array - 1))
+        begins = (ends - array[:, 0] * pitches) // _ALIGNED
+        table = np.column_stack((begins, pitches // _ALIGNED, array - 1))
         self.table = torch.from_numpy(table).to(device)
         self.flat = torch.zeros(self._starts[-1] + _slack(array), dtype=torch.uint8, device=device)
         self._pixels, self._words = self.flat.view(-1, CHANNELS), self.flat.view(torch.int64)

@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from accel_flowers.config.schema import LossConfig
-from accel_flowers.training.tasks import Objective, balanced_weights, build_objective
+from accel_flowers.training.tasks import Criterion, balanced_weights, build_criterion
 
 LABELS = torch.tensor([0] * 6 + [1] * 3 + [2])
 CPU = torch.device("cpu")
 
 
-def objective(labels: Tensor = LABELS, num_classes: int = 3, **options: Any) -> Objective:
-    return build_objective(LossConfig(**options), labels, num_classes, CPU)
+def criterion(labels: Tensor = LABELS, num_classes: int = 3, **options: Any) -> Criterion:
+    return build_criterion(LossConfig(**options), labels, num_classes, CPU)
 
 
 def draw_batch(size: int = 12, num_classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -32,7 +32,7 @@ def draw_batch(size: int = 12, num_classes: int = 3) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
 def test_unweighted_it_is_torchs_cross_entropy(smoothing: float) -> None:
     logits, labels = draw_batch()
-    loss = objective(label_smoothing=smoothing)(logits, labels)
+    loss = criterion(label_smoothing=smoothing)(logits, labels)
     assert loss.shape == ()
     torch.testing.assert_close(loss, functional.cross_entropy(logits, labels, label_smoothing=smoothing))
 
@@ -40,7 +40,7 @@ def test_unweighted_it_is_torchs_cross_entropy(smoothing: float) -> None:
 def test_it_is_computed_in_float32() -> None:
     logits, labels = draw_batch()
     half = logits.to(torch.bfloat16)
-    loss = objective()(half, labels)
+    loss = criterion()(half, labels)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, functional.cross_entropy(half.float(), labels))
 
@@ -53,7 +53,7 @@ def test_balanced_weights_by_hand() -> None:
 def test_balanced_loss_by_hand() -> None:
     # Even odds: every image loses log 3; smoothing spreads over classes that lose the same, but by their weights.
     logits = torch.zeros(2, 3)
-    loss = objective(class_weights="balanced")(logits, torch.tensor([0, 2]))
+    loss = criterion(class_weights="balanced")(logits, torch.tensor([0, 2]))
     assert float(loss) == pytest.approx(math.log(3) * (10 / 18 + 10 / 3) / 2)
 
 
@@ -74,7 +74,7 @@ def test_balanced_classes_weigh_the_same_and_one_on_the_mean(labels: list[int]) 
 @pytest.mark.parametrize("options", [{}, {"class_weights": "balanced"}, {"class_weights": "balanced", "label_smoothing": 0.1}],
                          ids=["plain", "balanced", "balanced and smooth"])  # fmt: skip
 def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(options: dict[str, Any], pieces: int) -> None:
-    loss = objective(**options)
+    loss = criterion(**options)
     logits, labels = draw_batch()
     whole = gradient(loss, logits, labels)
     cut = [gradient(loss, logits, labels, rows) for rows in torch.arange(len(labels)).chunk(pieces)]
@@ -92,7 +92,7 @@ def test_torchs_weighted_mean_would_depend_on_it() -> None:
     assert not torch.allclose(cut.mean(dim=0), gradient(weighted_mean, logits, labels), rtol=1e-3)
 
 
-def gradient(loss: Objective, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+def gradient(loss: Criterion, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
     """With respect to the weights of a linear layer that made the logits, so that images share parameters."""
     features = torch.linspace(-1, 1, 12 * 4).view(12, 4)
     weight = torch.zeros(4, 3, requires_grad=True)

@@ -1,7 +1,14 @@
-"""What a person sees while a run goes on; the main process alone speaks, on standard error."""
+"""The one place that prints: the program's results, its log, and how far a run is.
+
+Everything that is told goes through the logger "accel_flowers" (each module has its own below it), so a notebook or another
+program can show, redirect or silence it. The command line attaches `ConsoleHandler`, which writes the bare lines to
+standard error without tearing a progress bar. It is the standard library's logging and not Accelerate's, whose logger
+fails before the processes have found each other; which process speaks is decided where a line is made (`log_on_main`).
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -11,11 +18,45 @@ from tqdm import tqdm
 
 from accel_flowers.core.errors import printable
 
+_LOGGER = logging.getLogger("accel_flowers")
+_log = logging.getLogger(__name__)
 
-def tell(*lines: str) -> None:
-    """Print lines without tearing a progress bar."""
-    for line in lines:
-        tqdm.write(printable(line, lines=True), file=sys.stderr)
+
+class ConsoleHandler(logging.Handler):
+    """Writes each message as it stands, fit for a terminal, to standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or several where the message has them."""
+        try:
+            tqdm.write(printable(record.getMessage(), lines=True), file=sys.stderr)
+        except Exception:  # noqa: BLE001 - as every handler of logging
+            self.handleError(record)
+
+
+def attach_console() -> None:
+    """Show the log on standard error: for the command line, where nobody else decides what is shown."""
+    if not any(isinstance(handler, ConsoleHandler) for handler in _LOGGER.handlers):
+        _LOGGER.addHandler(ConsoleHandler())
+    _LOGGER.setLevel(logging.INFO)
+    _LOGGER.propagate = False
+
+
+def attach_to_notebook() -> None:
+    """Show the log in a notebook's cell, unless the notebook has set up logging by itself."""
+    shell = sys.modules.get("IPython")
+    if shell is not None and shell.get_ipython() is not None and not _LOGGER.hasHandlers():
+        _LOGGER.addHandler(ConsoleHandler())
+        _LOGGER.setLevel(logging.INFO)
+
+
+def write_result(text: str) -> None:
+    """What a command was asked for, on standard output."""
+    print(text)
+
+
+def write_error(text: str) -> None:
+    """Why the program ends, on standard error, at once."""
+    print(f"accel-flowers: {text}", file=sys.stderr, flush=True)
 
 
 _T = TypeVar("_T")
@@ -40,7 +81,7 @@ def counted(things: Iterable[_T], total: int, *, unit: str, bar: bool = True) ->
             begun = spoke = now  # what came before, such as loading a model, is not repeated for each
         elif now - spoke > Progress.SECONDS_BETWEEN_LINES:
             spoke = now
-            tell(f"{done:,} of {total:,} {unit}s, {_clock((now - begun) / done * (total - done))} left")
+            _log.info(f"{done:,} of {total:,} {unit}s, {_clock((now - begun) / done * (total - done))} left")
         yield thing
 
 
@@ -71,12 +112,12 @@ class Progress:
         elif self._enabled and time.monotonic() - self._spoke > self.SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
             seconds = (self._spoke - self._begun) / (step - self._first_step) * (self._num_steps - step)
-            tell(f"step {step}/{self._num_steps}  {words}  {_clock(seconds)} left")
+            _log.info(f"step {step}/{self._num_steps}  {words}  {_clock(seconds)} left")
 
     def line(self, text: str) -> None:
         """A line of its own, for example after an epoch."""
         if self._enabled:
-            tell(text)
+            _log.info(text)
 
     def __enter__(self) -> Progress:
         return self

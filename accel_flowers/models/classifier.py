@@ -1,0 +1,47 @@
+"""uint8 images → probabilities, as one module: what predicts, is scored, explained, exported or taught from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from accel_flowers.models.backbone import wants_channels_last
+from accel_flowers.models.normalizer import Normalizer
+
+
+class Classifier(nn.Module):
+    """Normaliser, network and temperature. `torch.export` takes it with a batch of any size.
+
+    The network is brought into the memory layout that suits it; `.to(device)` moves all of it.
+
+    Args:
+        network: normalised float images [B, 3, H, W] → scores [B, C].
+        mean, std: of each channel, pixels scaled to 0..1.
+        temperature: what calibrated probabilities divide the scores by; None = 1.
+    """
+
+    temperature: Tensor
+    """float32 []"""
+
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], *, temperature: float | None = None
+    ) -> None:
+        super().__init__()
+        channels_last = wants_channels_last(network)
+        if channels_last:
+            network.to(memory_format=torch.channels_last)
+        self.network = network
+        self.normalizer = Normalizer(mean, std, channels_last=channels_last)
+        self.register_buffer("temperature", torch.tensor(temperature or 1.0), persistent=False)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] → the network's scores, not calibrated, float32 [B, C]."""
+        scores: Tensor = self.network(self.normalizer(pixels))
+        return scores.float()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] → probabilities, float32 [B, C]."""
+        # softmax(log p / T) is softmax(logits / T): the two differ by a constant that softmax takes away.
+        return (self.logits(pixels) / self.temperature).softmax(dim=1)

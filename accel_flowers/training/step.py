@@ -1,0 +1,113 @@
+"""One training step on one micro-batch: what the loop does, and so what every trial, finder and benchmark measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from accel_flowers.data.dataset import Batch
+from accel_flowers.data.transforms.batch import BatchTransform
+from accel_flowers.training.tasks import Output, Task
+
+
+class Engine(Protocol):
+    """What a step needs of Accelerate's `Accelerator`."""
+
+    @property
+    def sync_gradients(self) -> bool:
+        """Whether this micro-batch completes an optimizer step."""
+
+    def accumulate(self, *models: nn.Module) -> AbstractContextManager[Any]:
+        """Hold back the exchange of gradients, and the optimizer, until a step is complete."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss."""
+
+    def clip_grad_norm_(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor | None:
+        """Scale gradients down to a norm; gives the norm that they had."""
+
+
+class LocalEngine:
+    """One process, and every micro-batch a step: for trials before Accelerate has prepared anything."""
+
+    sync_gradients = True
+
+    def accumulate(self, *models: nn.Module) -> AbstractContextManager[Any]:
+        """Nothing is held back."""
+        del models
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the loss, unscaled."""
+        loss.backward()
+
+    def clip_grad_norm_(self, parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+        """As torch does it."""
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+class InPrecision(nn.Module):
+    """A network whose forward pass runs as a prepared one's: under autocast, with scores in float32.
+
+    Args:
+        network: not prepared.
+        autocast: makes the context.
+    """
+
+    def __init__(self, network: nn.Module, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.network, self._autocast = network, autocast
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """float32 [B, 3, H, W] → float32 [B, C]."""
+        with self._autocast():
+            logits: Tensor = self.network(inputs)
+        return logits.float()
+
+
+@dataclass
+class TrainStep:
+    """Forward and backward over one micro-batch, and the optimizer's step where it is due. It waits for no device."""
+
+    engine: Engine
+    model: nn.Module
+    """As Accelerate wrapped it."""
+    optimizer: Any
+    """As Accelerate wrapped it."""
+    task: Task
+    to_inputs: Callable[[Batch], Tensor]
+    """Batch → normalised inputs, float32 [B, 3, H, W], on the device."""
+    mix: BatchTransform | None = None
+    max_grad_norm: float | None = None
+
+    def __call__(self, batch: Batch) -> Output:
+        """The task's output; where gradients are clipped, their norm before that is a part of it, `grad_norm`."""
+        inputs, targets = self.to_inputs(batch), batch["labels"]
+        if self.mix:
+            inputs, targets = self.mix(inputs, targets, batch["micro_batch"] * len(targets))
+        with self.engine.accumulate(self.model):
+            output = self.task(self.model, inputs, targets)
+            self.engine.backward(output.loss)
+            if self.engine.sync_gradients and self.max_grad_norm is not None:
+                norm = self.engine.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+                if norm is not None:
+                    output = output._replace(parts={**output.parts, "grad_norm": norm.detach()})
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return output
+
+
+def blank_batch(size: int, image_size: tuple[int, int], num_classes: int, device: torch.device) -> Batch:
+    """Black images with labels of all classes in turn, for trials: pixels uint8 [size, 3, H, W]."""
+    places = torch.arange(size, device=device)
+    return Batch(
+        pixels=torch.zeros((size, 3, *image_size), dtype=torch.uint8, device=device),
+        labels=places % num_classes,
+        samples=places,
+        micro_batch=0,
+    )
