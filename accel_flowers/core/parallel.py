@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ def map_in_order(
     threads: int = 0,
     processes: int = 0,
     ahead: int | None = None,
-) -> Iterator[_Result]:
+) -> Generator[_Result, None, None]:
     """`function` of each item, in the items' order; whoever wants only the first results waits for no others.
 
     Threads are for what leaves Python's lock (reading, decoding), processes for what holds it.

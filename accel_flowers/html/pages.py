@@ -18,8 +18,7 @@ from PIL import Image
 from accel_flowers import __version__
 from accel_flowers.core.errors import printable
 from accel_flowers.core.files import write_durably, writing
-from accel_flowers.core.reading import read_file
-from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_thumbnail
+from accel_flowers.data.decoding.pillow import BadImageError, decode_thumbnail
 
 MAX_THUMBNAILS = 240
 """On one page; at 5 to 8 KB each the page stays below 3 MB."""
@@ -31,11 +30,11 @@ class Thumbnails:
     """Small versions of images as data URIs; after `MAX_THUMBNAILS` there are no more.
 
     Args:
-        source_of: name → the encoded image, or the path of its file.
+        read: name → the encoded image; may raise OSError or BadImageError.
     """
 
-    def __init__(self, source_of: Callable[[str], bytes | str]) -> None:
-        self._source_of = source_of
+    def __init__(self, read: Callable[[str], bytes]) -> None:
+        self._read = read
         self._made: dict[str, str | None] = {}
 
     def __call__(self, name: str) -> str | None:
@@ -43,14 +42,13 @@ class Thumbnails:
         if name not in self._made:
             if len(self._made) >= MAX_THUMBNAILS:
                 return None
-            self._made[name] = _thumbnail(self._source_of(name), name)
+            self._made[name] = _thumbnail(self._read, name)
         return self._made[name]
 
 
-def _thumbnail(source: bytes | str, name: str) -> str | None:
+def _thumbnail(read: Callable[[str], bytes], name: str) -> str | None:
     try:
-        data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
-        image = decode_thumbnail(data, name, side=_SIDE).small
+        image = decode_thumbnail(read(name), name, side=_SIDE).small
     except (BadImageError, OSError):
         return None
     return data_uri(image, longest=_SIDE, quality=74)

@@ -6,9 +6,12 @@ import heapq
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from accel_flowers.core.files import check_writable
+from accel_flowers.core.reading import read_file
+from accel_flowers.data.decoding.pillow import MAX_BYTES
 from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inference.image_classifier import Prediction
 
@@ -80,7 +83,7 @@ class Gallery:
             left_out=readable - len(self._first),
             errors=self._errors,
             num_errors=self._num_errors,
-            thumbnail=Thumbnails(str),
+            thumbnail=Thumbnails(partial(read_file, max_bytes=MAX_BYTES)),
         )
 
 

@@ -19,13 +19,6 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
     Raises:
         UserError: the file cannot be written.
     """
-    row_of = {name: row for row, name in enumerate(table.files)}
-    rows = table.dataset.with_format("arrow")
-
-    def source_of(name: str) -> bytes | str:
-        (image,) = rows[row_of[name] : row_of[name] + 1]["image"].to_pylist()
-        return image["path"] if image["bytes"] is None else image["bytes"]
-
     told = topics(findings)
     # Each topic with images gets its share of the page, so that a thousand small ones do not displace two leaks.
     share = MAX_THUMBNAILS // max(1, sum(bool(topic.items) for topic in told))
@@ -48,5 +41,5 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
         modes=counts_in_words(dict(findings.modes)),
         formats=counts_in_words(dict(findings.formats)),
         shown=shown,
-        thumbnail=Thumbnails(source_of),
+        thumbnail=Thumbnails(lambda name: table.read(table.row_of(name))),
     )

@@ -91,7 +91,10 @@ def write_sheet(path: Path, table: ImageTable, split: Split, data: DataConfig, *
     originals, versions = augmented(table, split, data, seed=seed, samples=samples, num_epochs=NUM_EPOCHS)
     files = [split.files_of("train")[sample] for sample in samples]
     sheet = _draw(files, originals, versions, f"{recipe}, seed {seed}: what the network gets, before it is normalised")
-    with writing(f"The sheet '{path}'", "Give another file with --transforms-out FILE.png."), replace_file(path) as partial:
+    with (
+        writing(f"The sheet '{path}'", "Give another file with --transforms-out FILE.png."),
+        replace_file(path) as partial,
+    ):
         sheet.save(partial, "PNG")
 
 

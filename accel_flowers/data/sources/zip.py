@@ -8,11 +8,10 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-import datasets
-
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import make_folder_once
-from accel_flowers.data.table import LAYOUT, is_hidden, looks_like_image
+from accel_flowers.data.sources.walk import is_hidden, looks_like_image
+from accel_flowers.data.table import LAYOUT
 
 _ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
 """Bytes that any zip may unpack to, and how many times its own size a larger one may."""
@@ -20,6 +19,8 @@ _ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
 
 def unzip(path: Path) -> Path:
     """Unpack next to the caches of `datasets`, once for each state of the file."""
+    import datasets  # seconds that no folder needs
+
     state = path.stat()
     key = hashlib.blake2b(f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
     target = Path(datasets.config.HF_DATASETS_CACHE) / "accel_flowers_zip" / f"{path.stem}-{key}"
