@@ -15,7 +15,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
 from accel_flowers.data.placement import choose as pixel_source
-from accel_flowers.data.placement.resident import FinishedImages, WholeImages, in_threads
+from accel_flowers.data.placement.resident import FinishedImages, WholeImages
 from accel_flowers.data.sampler import BatchPlan, SampleKey, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
@@ -135,18 +135,6 @@ def test_evaluation_images_are_those_of_the_files_to_the_bit(table: ImageTable) 
     assert isinstance(batch, dict)
     assert set(batch) == {"labels", "samples", "micro_batch"}
     assert torch.equal(finished(batch), expected["pixels"])
-
-
-def test_work_in_threads_comes_in_order_and_a_mistake_ends_it() -> None:
-    assert list(in_threads(lambda n: n * n, 200, 3)) == [n * n for n in range(200)]
-
-    def fail(number: int) -> int:
-        if number == 150:
-            raise UserError("150")
-        return number
-
-    with pytest.raises(UserError, match="150"):
-        list(in_threads(fail, 200, 3))
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])

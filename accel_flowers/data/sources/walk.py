@@ -169,7 +169,8 @@ def _matches(pattern: str, found: Found) -> list[Path]:
         path for path in matched if path not in folders and looks_like_image(path.name) and not is_hidden(path.name)
     }
     for folder in sorted(folders):
-        images.update(_below(folder, found))
+        if folder.is_symlink() or folders.isdisjoint(folder.parents):  # else it was walked with the one above
+            images.update(_below(folder, found))
     if not images:
         others = (
             f"{len(matched)} files, but none with the name of a picture (.jpg, .png, ...)" if matched else "nothing"
