@@ -96,12 +96,12 @@ def test_a_network_meets_the_same_on_all_ways(kind: str, table: ImageTable, tmp_
     source, size = (Path(photos), 128) if kind == "photos" and photos else (Path(table.source), 24)
     accelerator = Accelerator(cpu=True)
     runs = {}
-    for way in ("plain", "files", "device"):
+    for way in ("reference", "files", "device"):
         steps = [{"RandomResizedCrop": {"size": size}}, "RandomHorizontalFlip"]
         more: dict[str, Any] = {"debug": {"subset": 0.1}} if kind == "photos" else {}
         config = tiny_config(source, tmp_path / way, data={"pixels_from": way, "train_transforms": steps}, **more)
         runs[way] = build_run(config, accelerator)
-    plain = runs.pop("plain")
+    plain = runs.pop("reference")
     level = 1 / (255 * min(plain.config.data.std))
     for way, run in runs.items():
         for name, value in plain.network.state_dict().items():
@@ -135,6 +135,18 @@ def test_evaluation_images_are_those_of_the_files_to_the_bit(table: ImageTable) 
     assert isinstance(batch, dict)
     assert set(batch) == {"labels", "samples", "micro_batch"}
     assert torch.equal(finished(batch), expected["pixels"])
+
+
+def test_the_earlier_name_of_the_reference_goes_on_with_a_run(table: ImageTable, tmp_path: Path) -> None:
+    """Also in a run directory of before, whose config.yaml says it."""
+    train(tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "plain"}, train={"epochs": 1}))
+    file = tmp_path / "run/config.yaml"
+    text = file.read_text()
+    assert "pixels_from: reference" in text
+    file.write_text(text.replace("pixels_from: reference", "pixels_from: plain"))
+    for name in ("reference", "plain"):
+        config = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": name}, train={"epochs": 1})
+        train(config.model_copy(update={"resume": "auto"}))
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])

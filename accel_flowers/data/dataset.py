@@ -144,6 +144,14 @@ class ImageDataset(Dataset[Batch]):
         random_params = torch.tensor(rows, dtype=torch.float64)
         return random_params, transform.output_extent(random_params)
 
+    def check_can_be_sent(self) -> None:
+        """See that loader workers can make its images.
+
+        Raises:
+            UserError: a transform of the user's own cannot be imported there.
+        """
+        self._transform.check_can_be_sent()
+
     @property
     def is_decoded(self) -> bool:
         """Whether they come from decoded images."""

@@ -73,7 +73,7 @@ def open_parts(
         UserError: what the recipe insists on cannot be; an image that cannot be read any more.
     """
     images = partial(ImageDataset, table, split=split, seed=seed)
-    if data.pixels_from == "plain":
+    if data.pixels_from == "reference":
         # Training images alone: evaluations are the same on all ways, and when the model is scored later.
         part, transform = transforms["train"]
         transforms = {**transforms, "train": (part, transform.plainly())}
@@ -96,7 +96,7 @@ def open_parts(
 _WITHOUT = {
     "auto": "pixels: decoded anew each time, because on a CPU training takes longer than loading",
     "files": "pixels: decoded anew each time, as the recipe says",
-    "plain": "pixels: Pillow and torchvision's transforms, as the recipe says",
+    "reference": "pixels: Pillow and torchvision's transforms, as the recipe says",
 }
 
 

@@ -165,12 +165,13 @@ def _below(folder: Path, found: Found) -> list[Path]:
 def _matches(pattern: str, found: Found) -> list[Path]:
     matched = [Path(name) for name in glob.iglob(os.path.expanduser(pattern), recursive=True)]
     folders = {path for path in matched if path.is_dir()}
-    images = {
-        path for path in matched if path not in folders and looks_like_image(path.name) and not is_hidden(path.name)
-    }
-    for folder in sorted(folders):
-        if folder.is_symlink() or folders.isdisjoint(folder.parents):  # else it was walked with the one above
-            images.update(_below(folder, found))
+    images = set()
+    # What lies below a folder that is matched, too, comes by its walk or not at all.
+    for path in sorted(path for path in matched if folders.isdisjoint(path.parents)):
+        if path in folders:
+            images.update(_below(path, found))
+        elif looks_like_image(path.name) and _is_meant(path, pattern):
+            images.add(path)
     if not images:
         others = (
             f"{len(matched)} files, but none with the name of a picture (.jpg, .png, ...)" if matched else "nothing"
@@ -179,3 +180,14 @@ def _matches(pattern: str, found: Found) -> list[Path]:
             f"The pattern '{pattern}' matches {others}. '**' stands for folders of any depth: 'new/**/*.jpg'."
         )
     return sorted(images)
+
+
+def _is_meant(path: Path, pattern: str) -> bool:
+    """Whether a file that a pattern matches is one that a walk would find: `**` goes through every link and folder."""
+    written = Path(os.path.expanduser(pattern)).parts
+    if any(is_hidden(part) for part in path.parts if part not in written):
+        return False
+    return "**" not in written or not any(
+        folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))
+        for folder in path.parents
+    )
