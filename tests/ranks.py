@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib
 import json
 import os
 import signal
@@ -30,10 +31,15 @@ class Ranks:
         directory: where their logs go.
         words: of each process, what the program gets.
         variables: more of their environment.
+        entry: module:function that gets the words; it ends the process.
     """
 
     def __init__(
-        self, directory: Path, *words: Sequence[str | Path], variables: Mapping[str, str] | None = None
+        self,
+        directory: Path,
+        *words: Sequence[str | Path],
+        variables: Mapping[str, str] | None = None,
+        entry: str = "accel_flowers.cli.main:main",
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -47,6 +53,7 @@ class Ranks:
             order = {
                 "words": [str(word) for word in own],
                 "log": str(log),
+                "entry": entry,
                 "variables": {name: str(value) for name, value in {**ours, **(variables or {})}.items()},
             }
             self.pids.append(int(_ask(order)))
@@ -140,7 +147,7 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     """Fork on request. This process computes nothing, so that its forks find no threads missing."""
-    from accel_flowers.cli import main as cli
+    from accel_flowers.cli import main  # noqa: F401 - what takes the time
     from accel_flowers.training import train  # noqa: F401 - what takes the time
 
     codes: dict[int, int] = {}
@@ -166,7 +173,9 @@ def _serve() -> None:
         os.environ.update(order["variables"])
         code = 1
         try:
-            cli.main(order["words"])
+            module, _, function = order["entry"].partition(":")
+            getattr(importlib.import_module(module), function)(order["words"])
+            code = 0
         except SystemExit as end:
             code = int(end.code or 0)
         except BaseException:  # noqa: BLE001 - the fork must end here, whatever it was

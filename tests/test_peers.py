@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from accel_flowers.distributed.health import SILENT_SECONDS, STUCK_SECONDS, Heartbeat, diagnose
+from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
 from tests.conftest import make_folder
+from tests.impatient import ENTRY, TIMES
 from tests.ranks import Ranks
 from tests.runs import PROJECT, write_recipe
 
@@ -28,18 +29,18 @@ def training(step: int = 5, **fields: str) -> Heartbeat:
     ("standings", "silent", "apart", "found"),
     [
         ([training(), training(), training()], [0, 1, 2], [0, 0, 0], None),
-        ([training(), training(), training()], [0, SILENT_SECONDS + 1, 2], [0, 0, 0], (1, "has not been heard of")),
+        ([training(), training(), training()], [0, HealthTimes.silent + 1, 2], [0, 0, 0], (1, "has not been heard of")),
         ([training(), training(state="done")], [0, 999], [0, 0], None),
         ([training(), training(state="failed", words="no disk")], [0, 0], [0, 0], (1, "failed: no disk")),
         # one that waits for its disk, and one that waits for us
-        ([training(6), training(5)], [0, 0], [0, STUCK_SECONDS - 1], None),
-        ([training(5), training(6)], [0, 0], [0, STUCK_SECONDS - 1], None),
-        ([training(6), training(5)], [0, 0], [0, STUCK_SECONDS + 1], (1, "stands elsewhere")),
-        ([training(7), training(5)], [0, 0], [0, SILENT_SECONDS + 1], (1, "stands elsewhere")),
+        ([training(6), training(5)], [0, 0], [0, HealthTimes.stuck - 1], None),
+        ([training(5), training(6)], [0, 0], [0, HealthTimes.stuck - 1], None),
+        ([training(6), training(5)], [0, 0], [0, HealthTimes.stuck + 1], (1, "stands elsewhere")),
+        ([training(7), training(5)], [0, 0], [0, HealthTimes.silent + 1], (1, "stands elsewhere")),
         (
             [training(5), Heartbeat(doing="evaluating", step=5)],
             [0, 0],
-            [0, SILENT_SECONDS + 1],
+            [0, HealthTimes.silent + 1],
             (1, "stands elsewhere"),
         ),
         # the one that failed is told before the one that fell silent for it
@@ -78,9 +79,9 @@ def words(tmp_path: Path) -> list[str | Path]:
 
 @pytest.mark.multiprocess
 def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
-    with Ranks(tmp_path, words, words) as ranks:
+    with Ranks(tmp_path, words, words, entry=ENTRY) as ranks:
         ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
-        time.sleep(2)  # so that each has heard of the other's training
+        time.sleep(0.5)  # so that each has heard of the other's training
         ranks.signal(1, signal.SIGKILL)
         began = time.monotonic()
         codes = ranks.codes(SOON)
@@ -98,7 +99,7 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
 @pytest.mark.multiprocess
 def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path: Path) -> None:
     """An image that goes away during the training is missed by the process whose turn it is."""
-    with Ranks(tmp_path, words, words) as ranks:
+    with Ranks(tmp_path, words, words, entry=ENTRY) as ranks:
         ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
         for image in (tmp_path / "photos/rose").iterdir():
             image.write_bytes(b"no picture any more")
@@ -113,7 +114,7 @@ def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path:
 
 @pytest.mark.slow
 def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
-    with Ranks(tmp_path, words, words) as ranks:
+    with Ranks(tmp_path, words, words, entry=ENTRY) as ranks:
         ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
         ranks.signal(0, signal.SIGSTOP)  # it holds the store
         began = time.monotonic()
@@ -127,14 +128,12 @@ STUCK_AT_THE_END = """
 import sys, time
 from types import SimpleNamespace
 from accel_flowers.distributed import launch as processes
-processes._SECONDS_TO_LEAVE = 0.5
-
 def destroy():
     print("destroyed", flush=True)
     time.sleep(float(sys.argv[1]))
 
 group = SimpleNamespace(num_processes=2, process_index=1, destroy_process_group=destroy)
-with processes.destroyed_at_the_end(group):
+with processes.destroyed_at_the_end(group, seconds_to_leave=0.5):
     if sys.argv[2] == "fails":
         raise ValueError("the other one is gone")
 print("left")
@@ -177,3 +176,33 @@ def test_processes_that_see_other_images_do_not_start(words: list[str | Path], t
     with Ranks(tmp_path, words, [*words, "--data.path", fewer]) as ranks:
         assert ranks.codes(60) == [2, 2], ranks.said(0)
         assert "number of pictures: 36 on process 0, 35 on process 1" in ranks.said(0)
+
+
+@pytest.mark.multiprocess
+def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
+    """As many images, and the same classes: only their names differ."""
+    other = make_folder(tmp_path / "other-disk", per_class=12)
+    (other / "rose/00.png").rename(other / "rose/99.png")
+    with Ranks(tmp_path, words, [*words, "--data.path", other]) as ranks:
+        assert ranks.codes(60) == [2, 2], ranks.said(0)
+        said = ranks.said(0)
+    assert "digest of their names and classes: " in said
+    assert "number of pictures" not in said
+
+
+@pytest.mark.multiprocess
+def test_a_process_that_takes_another_way_ends_all(tmp_path: Path) -> None:
+    """Both live and tell of themselves, but they will never meet."""
+    with Ranks(tmp_path, ["training"], ["evaluating"], entry="tests.impatient:stand") as ranks:
+        began = time.monotonic()
+        assert ranks.codes(SOON) == [1, 1]
+        assert time.monotonic() - began < 4 * TIMES.silent
+        assert "process 1 stands elsewhere since 4 s" in ranks.said(0)
+        assert "process 0 stands elsewhere since 4 s" in ranks.said(1)
+
+
+@pytest.mark.multiprocess
+def test_processes_that_stand_together_are_left_alone(tmp_path: Path) -> None:
+    with Ranks(tmp_path, ["training"], ["training"], entry="tests.impatient:stand") as ranks:
+        time.sleep(2 * TIMES.silent)
+        assert [ranks.code(rank) for rank in (0, 1)] == [None, None]

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.common import is_main_process
@@ -23,12 +23,16 @@ _LONGEST_MESSAGE = 20_000
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
-    words = sys.argv[1:] if words is None else words
+    end_with(lambda: dispatch(sys.argv[1:] if words is None else words))
+
+
+def end_with(work: Callable[[], int]) -> None:
+    """Do the work of a command; ends the process with its exit code, or with the one that belongs to an error."""
     attach_console()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no name of a file or class ends a program
     try:
-        code = dispatch(words)
+        code = work()
         sys.stdout.flush()
         sys.exit(code)
     except BrokenPipeError:

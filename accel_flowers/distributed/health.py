@@ -24,13 +24,21 @@ from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, RankLost, UserError
 from accel_flowers.distributed.collectives import Processes
 
-BEAT_SECONDS = 1.0
-SILENT_SECONDS = 20.0
-"""A process that was not heard of for so long is gone; one that stands elsewhere for so long went another way."""
-STUCK_SECONDS = 600.0
-"""How long the others may wait for one that lives and stands just before them: its disk may be slow."""
-GRACE_SECONDS = 5.0
-"""Left to a process to end by itself, once it is clear that it must."""
+
+@dataclass(frozen=True)
+class HealthTimes:
+    """How long processes wait for each other, in seconds."""
+
+    beat: float = 1.0
+    """Between two heartbeats."""
+    silent: float = 20.0
+    """A process that was not heard of for so long is gone; one that stands elsewhere for so long went another way."""
+    stuck: float = 600.0
+    """How long the others may wait for one that lives and stands just before them: its disk may be slow."""
+    grace: float = 5.0
+    """Left to a process to end by itself, once it is clear that it must."""
+
+
 MAX_FILES = 64
 """Names of a batch that a message holds."""
 
@@ -64,7 +72,8 @@ def diagnose(
     silent: Sequence[float],
     apart: Sequence[float],
     *,
-    patience: float = SILENT_SECONDS,
+    times: HealthTimes = HealthTimes(),
+    patience: float | None = None,
 ) -> tuple[int, str] | None:
     """What is wrong with the other processes.
 
@@ -73,7 +82,8 @@ def diagnose(
         standings: of each process, the last that was heard.
         silent: seconds since each was heard.
         apart: seconds since each stands elsewhere than this one; 0 = it does not.
-        patience: seconds of silence that are allowed.
+        times: how long is waited.
+        patience: seconds of silence that are allowed; None = `times.silent`.
 
     Returns:
         The process and what it did; None where nothing is wrong.
@@ -84,11 +94,11 @@ def diagnose(
         if standing.state == "failed":
             return other, f"failed: {standing.words}"
     for other, standing in others:
-        if standing.state == "running" and silent[other] > patience:
+        if standing.state == "running" and silent[other] > (times.silent if patience is None else patience):
             return other, f"has not been heard of for {silent[other]:.0f} s"
     for other, standing in others:
         waits = standing.is_just_before(own) or own.is_just_before(standing)
-        if apart[other] > (STUCK_SECONDS if waits else SILENT_SECONDS):
+        if apart[other] > (times.stuck if waits else times.silent):
             return other, f"stands elsewhere since {apart[other]:.0f} s"
     return None
 
@@ -98,9 +108,11 @@ class HealthMonitor:
 
     Args:
         processes: all of them.
+        times: how long they wait for each other.
     """
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, times: HealthTimes = HealthTimes()) -> None:
+        self._times = times
         self._rank, self._size = processes.process_index, processes.num_processes
         self.files_of: Callable[[int], Sequence[str]] = lambda _: ()
         """Images of a micro-batch, for the messages; set when they are known."""
@@ -111,7 +123,7 @@ class HealthMonitor:
         self._answered_at, self._answers = now, 0
         self._lost: str | None = None
         self._leaving, self._left = threading.Event(), threading.Event()
-        self._store = _open_store(self._rank) if self._size > 1 else None
+        self._store = _open_store(self._rank, times.silent) if self._size > 1 else None
 
     def at(self, doing: Literal["training", "evaluating"], step: int, micro_batch: int | None = None) -> None:
         """Note where this process stands; costs nothing."""
@@ -146,7 +158,7 @@ class HealthMonitor:
         self._leaving.set()
         if self._store is not None:
             told_at = self._answers + 2  # one may be under way
-            deadline = time.monotonic() + (SILENT_SECONDS if state == "done" else 3 * BEAT_SECONDS)
+            deadline = time.monotonic() + (self._times.silent if state == "done" else 3 * self._times.beat)
             while time.monotonic() < deadline and self._lost is None:
                 others_run = any(self._heard[other].state == "running" for other in range(self._size) if other)
                 if self._answers >= told_at and not (self._rank == 0 and others_run):
@@ -177,15 +189,15 @@ class HealthMonitor:
                     self._together_at[rank] = now
                 self._heard[rank] = standing
             if self._leaving.is_set():
-                self._left.wait(BEAT_SECONDS / 10)
+                self._left.wait(self._times.beat / 10)
             else:
-                self._leaving.wait(BEAT_SECONDS)
+                self._leaving.wait(self._times.beat)
 
     def _watch(self) -> None:
         last = time.monotonic()
-        while not self._left.wait(BEAT_SECONDS / 2):
+        while not self._left.wait(self._times.beat / 2):
             now = time.monotonic()
-            if now - last > SILENT_SECONDS / 2:  # it was this process that slept
+            if now - last > self._times.silent / 2:  # it was this process that slept
                 self._heard_at = [now] * self._size
                 self._answered_at = now
             last = now
@@ -193,8 +205,8 @@ class HealthMonitor:
                 continue
             # As far as is known: of a silent one it is not known where it stands.
             apart = [heard - together for heard, together in zip(self._heard_at, self._together_at, strict=True)]
-            self._lose(diagnose(self._rank, self._standings(), self._silent(now), apart))
-            if self._lost is not None and not self._left.wait(GRACE_SECONDS) and not self._leaving.is_set():
+            self._lose(diagnose(self._rank, self._standings(), self._silent(now), apart, times=self._times))
+            if self._lost is not None and not self._left.wait(self._times.grace) and not self._leaving.is_set():
                 write_error(f"process {self._rank}: {self._lost}")
                 os._exit(1)  # the main thread may be waiting in a collective, from which nothing calls it back
 
@@ -203,18 +215,19 @@ class HealthMonitor:
 
     def _silent(self, now: float) -> list[float]:
         """Seconds since each process was heard. Where the store does not answer, nothing is known but of process 0."""
-        if now - self._answered_at < 3 * BEAT_SECONDS:
+        if now - self._answered_at < 3 * self._times.beat:
             return [now - heard_at for heard_at in self._heard_at]
         return [now - self._answered_at, *[0.0] * (self._size - 1)]
 
     def _find_out(self) -> None:
         """Wait until it is known who made a collective fail: some process did, so silence is soon enough."""
-        deadline = time.monotonic() + SILENT_SECONDS
+        deadline = time.monotonic() + self._times.silent
         while self._lost is None and time.monotonic() < deadline:
             silent = self._silent(time.monotonic())
             together = [0.0] * self._size
-            self._lose(diagnose(self._rank, self._standings(), silent, together, patience=4 * BEAT_SECONDS))
-            time.sleep(BEAT_SECONDS / 10)
+            patience = 4 * self._times.beat
+            self._lose(diagnose(self._rank, self._standings(), silent, together, times=self._times, patience=patience))
+            time.sleep(self._times.beat / 10)
 
     def _lose(self, found: tuple[int, str] | None) -> None:
         if found is None or self._lost is not None:
@@ -234,11 +247,11 @@ class HealthMonitor:
         return f"{place}, last batch: {', '.join(shown)}" if files else place
 
 
-def _open_store(rank: int) -> Any:
+def _open_store(rank: int, seconds: float) -> Any:
     """A `TCPStore` beside the process group's own, held by process 0; collective."""
 
     def connect(port: int) -> Any:
-        patience = timedelta(seconds=SILENT_SECONDS)
+        patience = timedelta(seconds=seconds)
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         store = torch.distributed.TCPStore  # type: ignore[attr-defined]  # torch does not say that it exports it
         return store(host, port, is_master=rank == 0, wait_for_workers=False, timeout=patience)

@@ -83,7 +83,6 @@ register_rendezvous_handler(_SCHEME, _find_others)
 
 _PATIENCE = timedelta(hours=6)
 """For the main process, which looks at all images or fetches them while the others wait; lost ones are noticed otherwise."""
-_SECONDS_TO_LEAVE = 10.0
 _OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
 
 
@@ -102,7 +101,7 @@ def check_launch(environment: dict[str, str] | None = None) -> None:
     if launched_by_accelerate and "MASTER_PORT" in given and not any(rank in given for rank in ranks):
         raise UserError(
             "The launcher was asked for several processes but started only this one: accelerate launch starts several "
-            "CPU processes only with mpirun. Use `accelerate launch --config_file accelerate_configs/cpu_2_processes.yaml`, "
+            'CPU processes only with mpirun. Use `accelerate launch --config_file "$(accel-flowers launch-config cpu_2_processes)"`, '
             "or ask for one process. (If you set MASTER_PORT yourself, unset it.)"
         )
 
@@ -127,11 +126,15 @@ def _process_group() -> InitProcessGroupKwargs:
 
 
 @contextmanager
-def destroyed_at_the_end(processes: PartialState) -> Iterator[None]:
+def destroyed_at_the_end(processes: PartialState, *, seconds_to_leave: float = 10.0) -> Iterator[None]:
     """Destroy the process group, however the block is left.
 
     Between GPUs that waits for what is still to be exchanged: for ever where another process is gone. So a process that
     leaves with an error ends after a while in any case.
+
+    Args:
+        processes: of the group.
+        seconds_to_leave: how long that is.
     """
     way_out: threading.Timer | None = None
     try:
@@ -139,7 +142,7 @@ def destroyed_at_the_end(processes: PartialState) -> Iterator[None]:
     except BaseException as error:
         if processes.num_processes > 1 and not isinstance(error, Interrupted):
             words = f"process {processes.process_index}: {error or type(error).__name__}"
-            way_out = threading.Timer(_SECONDS_TO_LEAVE, _end_with, [words])
+            way_out = threading.Timer(seconds_to_leave, _end_with, [words])
             way_out.daemon = True
             way_out.start()
         raise

@@ -17,7 +17,7 @@ from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.distributed.collectives import check_same_everywhere
-from accel_flowers.distributed.health import HealthMonitor
+from accel_flowers.distributed.health import HealthMonitor, HealthTimes
 from accel_flowers.distributed.launch import build_accelerator, destroyed_at_the_end, start_processes
 from accel_flowers.distributed.preemption import PreemptionHandler
 
@@ -50,12 +50,18 @@ class ProcessSession:
 
 
 @contextmanager
-def process_session(facts: Mapping[str, object], *, owns_process: bool) -> Iterator[ProcessSession]:
+def process_session(
+    facts: Mapping[str, object],
+    *,
+    owns_process: bool,
+    times: HealthTimes = HealthTimes(),  # noqa: B008 - it is frozen
+) -> Iterator[ProcessSession]:
     """Start the processes and keep them together while the block lasts; collective.
 
     Args:
         facts: what must be equal on all of them: name → value, of plain types.
         owns_process: whether signals are handled.
+        times: how long the processes wait for each other.
 
     Raises:
         UserError: the launch is wrong, or the processes differ.
@@ -64,7 +70,7 @@ def process_session(facts: Mapping[str, object], *, owns_process: bool) -> Itera
     processes = start_processes()
     try:
         # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
-        with destroyed_at_the_end(processes), ExitStack() as at_end, HealthMonitor(processes) as health:
+        with destroyed_at_the_end(processes), ExitStack() as at_end, HealthMonitor(processes, times) as health:
             check_same_everywhere(processes, facts)
             yield ProcessSession(processes, health, owns_process, at_end)
     finally:

@@ -20,6 +20,7 @@ from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
+from accel_flowers.distributed.health import HealthTimes
 from accel_flowers.distributed.launch import launched_precision
 from accel_flowers.distributed.session import ProcessSession, process_session
 from accel_flowers.inference.image_classifier import ImageClassifier, load_model
@@ -68,13 +69,19 @@ class TrainResult:
         return load_model(self.run_dir / MODEL_DIR)
 
 
-def train(config: Config, *, owns_process: bool = False) -> TrainResult:
+def train(
+    config: Config,
+    *,
+    owns_process: bool = False,
+    times: HealthTimes = HealthTimes(),  # noqa: B008 - it is frozen
+) -> TrainResult:
     """Train, keep the best, score the test part once; collective.
 
     Args:
         config: resolved; `run_dir` and `data.path` are set.
         owns_process: whether SIGTERM and SIGUSR1 mean "checkpoint and leave" and all cores are taken for the report, as on
             the command line; a notebook's or another program's signals and threads are left alone.
+        times: how long the processes wait for each other.
 
     Raises:
         UserError: a mistake in the configuration, the folder, the weights or the launch, found before the first step;
@@ -92,7 +99,7 @@ def train(config: Config, *, owns_process: bool = False) -> TrainResult:
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
     facts = {**versions(), **fixed_fields(config), "parts": own_parts(config), "precision": launched_precision()}
-    with process_session(facts, owns_process=owns_process) as together, RunDirLock() as lock:
+    with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock() as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
