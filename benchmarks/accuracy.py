@@ -28,7 +28,7 @@ from common import PROJECT, machine
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--ways", nargs="+", default=["plain", "files"], help="the first is the reference; default plain files"
+        "--ways", nargs="+", default=["reference", "files"], help="the first is the reference; default reference files"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--launch", metavar="FILE", help="configuration for accelerate launch; default: no launcher")

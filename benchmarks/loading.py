@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """From JPEG files to normalised batches on one core: this project's loader beside a plain `datasets` pipeline.
 
-  files     `Images` (rows through `datasets`, fast way for JPEGs, uint8 batch) and one normalisation of the batch
+  files     `ImageDataset` (fast way for JPEGs, uint8 batch) and one normalisation of the batch
   cache     the same from images that were decoded before, in a memory-mapped file
   datasets  `load_dataset("imagefolder")` with `with_transform`, torchvision's transforms on Pillow images, float32 tensors
             stacked: what transformers' image classification example without Trainer does
@@ -41,7 +41,7 @@ from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
-from accel_flowers.data.table import ImageTable, content_digest, read_bytes
+from accel_flowers.data.table import ImageTable, content_digest
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.models.normalizer import Normalizer
 
@@ -71,12 +71,9 @@ def from_cache(folder: str, recipe: str) -> Iterator[Tensor]:
     """The cache is made before the first batch, in a temporary folder."""
     table = load_images(folder)
 
-    def read(row: int) -> bytes:
-        return read_bytes(table.dataset[row]["image"])
-
     with tempfile.TemporaryDirectory() as root:
-        contents = [content_digest(read(row)) for row in range(len(table.files))]
-        decoded, _ = open_cache(Path(root), table.files, contents, read, max_bytes=2**40)
+        contents = [content_digest(table.read(row)) for row in range(len(table.files))]
+        decoded, _ = open_cache(Path(root), table.files, contents, table.read, max_bytes=2**40)
         yield from ours(table, recipe, decoded)
 
 

@@ -220,7 +220,7 @@ def test_table_of_predictions_has_a_line_for_each(
     assert all(character.isprintable() or character == "\n" for character in out)
 
 
-@pytest.mark.parametrize("name", ["caf\udce9.jpg", "a::b.jpg", "$HOME.jpg"])
+@pytest.mark.parametrize("name", ["caf\udce9.jpg"])
 def test_names_that_no_training_takes_are_told(
     name: str, root: Path, corpus: dict[str, Verdict], tmp_path: Path
 ) -> None:

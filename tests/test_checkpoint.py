@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from accel_flowers.config.schema import CheckpointConfig
+from accel_flowers.core import files
 from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
 from accel_flowers.training import checkpoint
@@ -305,7 +306,7 @@ def test_a_write_that_failed_is_told_to_whoever_comes_next(
     training.save()
     training.step()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "flush_to_disk", refuse)
+        patch.setattr(files, "flush_to_disk", refuse)
         training.checkpoints.save(training.network, training.optimizer, training.state)
         comes_next = {
             "save": training.save,
@@ -325,7 +326,7 @@ def test_a_write_that_failed_is_told_to_whoever_comes_next(
 @pytest.mark.parametrize("same_step", [False, True], ids=["next step", "same step"])
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(checkpoint, "save_file"), (checkpoint.torch, "save"), (checkpoint, "flush_to_disk")],
+    [(checkpoint, "save_file"), (checkpoint.torch, "save"), (files, "flush_to_disk")],
     ids=["weights", "optimizer", "flush"],
 )
 def test_an_interrupted_write_leaves_the_one_before_whole(
@@ -371,7 +372,7 @@ def test_a_crash_before_the_links_are_set_is_made_good(training: Training, monke
 def test_a_crash_during_the_first_write_leaves_none(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
     training.step()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "flush_to_disk", cut_the_power)
+        patch.setattr(files, "flush_to_disk", cut_the_power)
         with pytest.raises(KeyboardInterrupt):
             training.save(is_best=True)
     assert training.newest() is None

@@ -433,6 +433,6 @@ def test_description_of_everything_odd(folder: Path) -> None:
 
 def test_table_is_left_as_it_was(folder: Path) -> None:
     table: ImageTable = load_images(str(folder))
-    before = (table.files, table.labels.tolist(), dict(table.unreadable), table.dataset[3])
+    before = (table.files, table.labels.tolist(), dict(table.unreadable), table.read(3))
     decide_split(table, "80/20", seed=0, on_bad_image="skip")
-    assert (table.files, table.labels.tolist(), dict(table.unreadable), table.dataset[3]) == before
+    assert (table.files, table.labels.tolist(), dict(table.unreadable), table.read(3)) == before

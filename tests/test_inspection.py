@@ -28,7 +28,7 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, save_split
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.data.validate import validate_image
-from accel_flowers.inspection.analysis import NUM_FEATURES, Seen, analyze_image
+from accel_flowers.inspection.analysis import NUM_FEATURES, Seen, analyze_image, look_at_rows
 from accel_flowers.inspection.findings import ImageFacts, find
 from accel_flowers.inspection.near_duplicates import agree, group_alike, near_pairs
 from accel_flowers.inspection.outliers import MAX_FAR, far_from_all
@@ -417,9 +417,11 @@ def test_a_glance_refuses_what_decoding_refuses() -> None:
 def test_a_look_has_the_digest_of_the_split(drawn: Path) -> None:
     """The one pass serves the split, too."""
     file = next(drawn.rglob("*.jpg"))
-    seen = analyze_image(str(file), "1")
-    assert validate_image({"bytes": None, "path": str(file)}, "1") == (seen.digest, None)
-    assert analyze_image(file.read_bytes(), "1").digest == seen.digest
+    images = load_images(str(drawn)).images
+    row = images.names.index(file.relative_to(drawn).as_posix())
+    seen = analyze_image(file.read_bytes(), "1")
+    assert look_at_rows(images, [row])[0].digest == seen.digest
+    assert validate_image(images, row) == (seen.digest, None)
     assert seen.num_bytes == file.stat().st_size
 
 

@@ -15,7 +15,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
 from accel_flowers.data.placement import choose as pixel_source
-from accel_flowers.data.placement.resident import FinishedImages, WholeImages, in_threads
+from accel_flowers.data.placement.resident import FinishedImages, WholeImages
 from accel_flowers.data.sampler import BatchPlan, SampleKey, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
@@ -96,12 +96,12 @@ def test_a_network_meets_the_same_on_all_ways(kind: str, table: ImageTable, tmp_
     source, size = (Path(photos), 128) if kind == "photos" and photos else (Path(table.source), 24)
     accelerator = Accelerator(cpu=True)
     runs = {}
-    for way in ("plain", "files", "device"):
+    for way in ("reference", "files", "device"):
         steps = [{"RandomResizedCrop": {"size": size}}, "RandomHorizontalFlip"]
         more: dict[str, Any] = {"debug": {"subset": 0.1}} if kind == "photos" else {}
         config = tiny_config(source, tmp_path / way, data={"pixels_from": way, "train_transforms": steps}, **more)
         runs[way] = build_run(config, accelerator)
-    plain = runs.pop("plain")
+    plain = runs.pop("reference")
     level = 1 / (255 * min(plain.config.data.std))
     for way, run in runs.items():
         for name, value in plain.network.state_dict().items():
@@ -137,16 +137,16 @@ def test_evaluation_images_are_those_of_the_files_to_the_bit(table: ImageTable) 
     assert torch.equal(finished(batch), expected["pixels"])
 
 
-def test_work_in_threads_comes_in_order_and_a_mistake_ends_it() -> None:
-    assert list(in_threads(lambda n: n * n, 200, 3)) == [n * n for n in range(200)]
-
-    def fail(number: int) -> int:
-        if number == 150:
-            raise UserError("150")
-        return number
-
-    with pytest.raises(UserError, match="150"):
-        list(in_threads(fail, 200, 3))
+def test_the_earlier_name_of_the_reference_goes_on_with_a_run(table: ImageTable, tmp_path: Path) -> None:
+    """Also in a run directory of before, whose config.yaml says it."""
+    train(tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": "plain"}, train={"epochs": 1}))
+    file = tmp_path / "run/config.yaml"
+    text = file.read_text()
+    assert "pixels_from: reference" in text
+    file.write_text(text.replace("pixels_from: reference", "pixels_from: plain"))
+    for name in ("reference", "plain"):
+        config = tiny_config(Path(table.source), tmp_path / "run", data={"pixels_from": name}, train={"epochs": 1})
+        train(config.model_copy(update={"resume": "auto"}))
 
 
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -412,3 +413,22 @@ def test_nobody_waits_for_the_report(folder: Path, tmp_path: Path) -> None:
     said = finish(tmp_path, ["train", recipe, "--data.path", folder, "--run-dir", tmp_path / "run"], processes=2)
     assert said.count("report: ") == 1
     assert (tmp_path / "run/report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["predictions.parquet", "config.yaml", "split.json", "metrics.jsonl"])
+def test_a_pipe_in_a_run_directory_is_told_and_not_waited_for(name: str, tmp_path: Path) -> None:
+    """Whoever reports on a run directory of somebody else's must not hang."""
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", ("a", "b"), per_part=2)
+    (run_dir / name).unlink()
+    os.mkfifo(run_dir / name)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}.*not a regular file"):
+        read_run(run_dir)
+
+
+def test_a_pipe_among_the_photos_is_one_that_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a/1.jpg")
+    photos = Photos(str(tmp_path))
+    assert photos.open("a/1.jpg") is None
+    assert photos.open_all(["a/1.jpg", "a/2.jpg"]) == {"a/1.jpg": None, "a/2.jpg": None}
+    assert photos.sizes(["a/1.jpg"]) == {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import re
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -295,3 +297,33 @@ def test_split_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
         load_split(tmp_path / "none.json")
     with pytest.raises(UserError, match=r"cannot be read: Is a directory\."):
         load_split(tmp_path)
+
+
+def test_parts_are_a_mapping_whatever_made_them(tmp_path: Path) -> None:
+    """An array inside; what it says, how it compares, is sent and is written are those of a dictionary."""
+    given = {"b/1": "test", "a/2": "train", "a/10": "val", "ü": "train"}
+    split = Split(("a",), given)
+    assert split.parts == given
+    assert dict(split.parts) == given
+    assert list(split.parts) == sorted(given)
+    assert list(split.parts.items()) == sorted(given.items())
+    assert list(split.parts.values()) == [given[name] for name in sorted(given)]
+    assert "a/2" in split.parts
+    assert "a/3" not in split.parts
+    assert split.parts.get("zzz", "left out") == split.parts.get("", "left out") == "left out"
+    assert pickle.loads(pickle.dumps(split)) == split == Split(("a",), dict(reversed(given.items())))
+    assert split != Split(("a",), given | {"ü": "val"})
+    assert split.files_of("train") == ["a/2", "ü"]
+    split.files_of("train").clear()
+    assert split.files_of("train") == ["a/2", "ü"]
+
+
+def test_a_million_files_take_little_time_and_memory() -> None:
+    parts = {f"class{number % 100:02d}/picture{number:07d}.jpg": PARTS[number % 3] for number in range(10**5)}
+    split = Split(("a",), parts)
+    lone = len(pickle.dumps(tuple(parts)))
+    assert len(pickle.dumps(split)) < lone + 2 * len(parts), "a byte for each beside its name"
+    begun = time.process_time()
+    for _ in range(100):
+        split.files_of("val")
+    assert time.process_time() - begun < 1

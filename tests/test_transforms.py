@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import io
+import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,9 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from accel_flowers.config.schema import DataConfig, TransformSpec
+from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.registry import register
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable, transform_names
 from accel_flowers.models.normalizer import Normalizer
 
@@ -400,3 +405,90 @@ def test_normaliser_gives_the_layout_asked_for(given: torch.memory_format, chann
     wanted, other = (torch.channels_last, torch.contiguous_format)[:: 1 if channels_last else -1]
     assert result.is_contiguous(memory_format=wanted)
     assert not result.is_contiguous(memory_format=other)
+
+
+# --- transforms of the user's own
+
+
+class Flipped(v2.RandomHorizontalFlip):
+    """Somebody's own that inherits from one of torchvision's, and does something else."""
+
+    def forward(self, image: Any) -> Any:
+        return image.rotate(90) if torch.rand(()) < 0.5 else image
+
+
+def to_tensor() -> Callable[[Image.Image], torch.Tensor]:
+    return lambda image: v2.functional.pil_to_tensor(image)
+
+
+@pytest.fixture(autouse=True)
+def own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_parts", {})
+    register("transform", "my/flip")(Flipped)
+    register("transform", "my/tensor")(to_tensor)
+    register("transform", "my/local")(lambda: lambda image: image)
+    register("transform", "my/array")(lambda: np.asarray)
+    register("transform", "my/float")(lambda: lambda image: v2.functional.pil_to_tensor(image).float())
+    register("transform", "my/chance")(
+        lambda: lambda image: image.rotate(90 * int(np.random.default_rng().integers(4)))
+    )
+    register("transform", "my/number")(lambda: 3)
+
+
+SQUARE = [{"Resize": {"size": [24, 24]}}]
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [*SQUARE, "my/flip"],
+        ["my/flip", *SQUARE],
+        [*SQUARE, {"my/flip": {"p": 0.3}}, "RandomVerticalFlip"],
+        [*SQUARE, {"RandomApply": {"transforms": ["my/flip"], "p": 0.7}}],
+        ["my/tensor", *SQUARE],
+    ],
+    ids=str,
+)
+def test_a_transform_of_ones_own_is_the_same_on_all_ways(specs: list[Any]) -> None:
+    transform, size = build_transform(specs, field=FIELD)
+    assert size == (24, 24)
+    assert transform.on_device() is None
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    sent = pickle.loads(pickle.dumps(transform))
+    seen = set()
+    for key in range(20):
+        made = transform.of_file(stream.getvalue(), "x", key)
+        assert torch.equal(made, transform.of_file(stream.getvalue(), "x", key))
+        assert torch.equal(made, sent.of_file(stream.getvalue(), "x", key))
+        plain = transform.plainly().of_file(stream.getvalue(), "x", key)
+        assert (made.int() - plain.int()).abs().max() <= 1
+        seen.add(made.numpy().tobytes())
+    assert len(seen) > 1 or specs[0] == "my/tensor"
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ("my/rain", r"the transform 'my/rain' is not known here\..* Registered: .*my/flip.* add --import MODULE"),
+        ("my/flop", r"the transform 'my/flop' is not known here\. Did you mean 'my/flip'\?"),
+        ({"my/flip": {"q": 1}}, r"my/flip does not take \{'q': 1\}: .*unexpected keyword argument 'q'"),
+        ({"my/flip": [1]}, r"my/flip takes arguments by name, not \[1\]"),
+        ("my/number", r"my/number made a int; a transform is called with a Pillow image"),
+        ("my/array", r"my/array returned a ndarray; a Pillow image or a uint8 tensor \[3, H, W\] is needed"),
+        ("my/float", r"my/float returned a tensor torch\.float32 \[3, 240, 320\]"),
+        ("my/chance", r"with one seed my/chance makes another picture each time.* take all chance from torch"),
+    ],
+    ids=str,
+)
+def test_transforms_of_ones_own_that_are_refused(spec: Any, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        build_transform([*SQUARE, spec] if spec == "my/chance" else [spec, *SQUARE], field=FIELD)
+
+
+def test_what_workers_cannot_import_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    build_transform(["my/flip", *SQUARE], field=FIELD)[0].check_can_be_sent()
+    transform, _ = build_transform(["my/local", *SQUARE], field=FIELD)
+    with pytest.raises(UserError, match=r"'my/local' is defined in a notebook.*--data\.num-workers 0"):
+        transform.check_can_be_sent()

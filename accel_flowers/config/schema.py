@@ -211,12 +211,18 @@ class DataConfig(Section):
     """Standard deviation that is divided by, in the same scale."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
-    pixels_from: Literal["auto", "plain", "files", "cache", "device"] = "auto"
-    """files: each image is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; plain: Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
+    pixels_from: Literal["auto", "reference", "files", "cache", "device", "plain"] = "auto"
+    """files: each image is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; reference (or plain, its earlier name): Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
     cache_dir: str | None = Field(default=None, min_length=1)
     """Where decoded images are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
     cache_gib: float = Field(default=20.0, gt=0)
     """Most that all decoded images there may take, in GiB; the longest unused give way."""
+
+    @field_validator("pixels_from")
+    @classmethod
+    def _one_name(cls, value: str) -> str:
+        """A run that began under the earlier name goes on under either."""
+        return "reference" if value == "plain" else value
 
 
 class ModelConfig(Section):

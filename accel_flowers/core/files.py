@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import platformdirs
 from safetensors import SafetensorError
 
 from accel_flowers.core.errors import UserError
 
+_FLUSHED_ONE_BY_ONE = 64
+"""Files of a folder; to wait for the disk once for each of more would take longer than to flush all there is."""
+
 
 def user_cache() -> Path:
-    """Where this project keeps what can be made again, between runs of one user."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(given if os.path.isabs(given) else Path.home() / ".cache", "accel_flowers")
+    """Where this project keeps what can be made again, between runs of one user.
+
+    Raises:
+        RuntimeError: the user has no home directory.
+    """
+    return Path(platformdirs.user_cache_dir("accel_flowers", appauthor=False))
 
 
 @contextmanager
@@ -64,14 +72,119 @@ def check_writable(path: Path, flag: str) -> None:
         pass
 
 
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Write a file aside, then give it its name: after a crash or an error there is the old one, or the new one whole.
+
+    One writer of a path at a time; what it writes goes to the disk before the name does.
+
+    Args:
+        path: the file, there or not.
+
+    Yields:
+        Where to write it: a path in the same folder at which nothing lies.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    partial.unlink(missing_ok=True)  # of a writer that was killed
+    try:
+        yield partial
+        flush_to_disk(partial)
+        partial.replace(path)
+        flush_to_disk(path.absolute().parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replace_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
+    """Fill a folder aside, then give it its name; the old one goes when the new one is whole and on the disk.
+
+    A crash between the two renames leaves the old one beside its name: `restore_folder` brings it back, and so does the
+    next writer. One writer of a path at a time.
+
+    Args:
+        path: the folder, there or not; folders above it are made.
+        mode: permissions of the new folder, before the umask.
+
+    Yields:
+        Where to fill it: an empty folder beside `path`.
+
+    Raises:
+        OSError: the disk refuses; what was there is untouched.
+    """
+    partial, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    restore_folder(path)
+    shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(mode=mode)
+    try:
+        yield partial
+        _flush_folder(partial)
+        if path.exists():
+            path.rename(old)
+        partial.rename(path)
+        flush_to_disk(path.absolute().parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # it may hold the very room that is missing
+        restore_folder(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def make_folder_once(path: Path) -> Iterator[Path]:
+    """Fill a folder aside that several processes may make at once: the first that is done gives it its name.
+
+    Args:
+        path: the folder; folders above it are made.
+
+    Yields:
+        Where to fill it: an empty folder beside `path`, this process's own.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _flush_folder(partial)
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise  # else another process was quicker
+        flush_to_disk(path.absolute().parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def restore_folder(path: Path) -> None:
+    """Undo what a crash cut off between the two renames of `replace_folder`."""
+    old = path.with_name(f".{path.name}.old")
+    if not old.is_dir():
+        return
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(path)
+
+
+def _flush_folder(folder: Path) -> None:
+    inside = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    if len(inside) > _FLUSHED_ONE_BY_ONE:
+        os.sync()
+        return
+    for path in (*inside, folder):
+        flush_to_disk(path)
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file so that after a crash there is the old content or the new one."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replace_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_text_durably(path: Path, text: str) -> None:

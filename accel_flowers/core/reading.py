@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def read_file(path: str | Path, *, max_bytes: int) -> bytes:
@@ -21,6 +21,24 @@ def read_file(path: str | Path, *, max_bytes: int) -> bytes:
     Raises:
         OSError: it cannot be read, is a folder, a pipe or a device, or is larger; `strerror` tells which.
     """
+    descriptor = _open_regular(path, max_bytes)
+    try:
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
+            return file.readall()
+    finally:
+        os.close(descriptor)
+
+
+def open_file(path: str | Path, *, max_bytes: int) -> BinaryIO:
+    """A regular file, opened for a reader that wants parts of it; the caller closes it.
+
+    Raises:
+        OSError: as `read_file`.
+    """
+    return open(_open_regular(path, max_bytes), "rb")
+
+
+def _open_regular(path: str | Path, max_bytes: int) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe would wait for somebody who writes
     except ValueError:
@@ -33,10 +51,10 @@ def read_file(path: str | Path, *, max_bytes: int) -> bytes:
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if found.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"larger than the {max_bytes >> 20:,} MiB allowed", str(path))
-        with open(descriptor, "rb", buffering=0, closefd=False) as file:
-            return file.readall()
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 def read_text(path: str | Path, *, max_bytes: int) -> str:

@@ -18,8 +18,7 @@ import shutil
 import stat
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ import xxhash
 from torch import Tensor
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import replace_folder
+from accel_flowers.core.parallel import map_in_order
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.jpeg import decode_pixels
 from accel_flowers.data.decoding.pillow import MAX_PIXELS
@@ -38,8 +39,8 @@ from accel_flowers.data.table import content_digest
 
 LAW = "1: upright RGB at full size, uint8 [H, W, 3], one after the other"
 _PIXELS, _INDEX = "pixels", "index"
-_NAME = re.compile(r"[0-9a-f]{32}(\.part)?")
-_LOOKED_AT = 200
+_NAME = re.compile(r"[0-9a-f]{32}(\.part)?|\.[0-9a-f]{32}\.(part|old)")
+SAMPLED_IMAGES = 200
 """Images from which the size of all is estimated."""
 
 
@@ -167,6 +168,11 @@ def open_cache(
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the kernel lets the next one in when one is killed.
+
+    fcntl and not the library filelock: it has no shared lock, which readers hold on the pixels themselves, and where a
+    file system has no locks it falls back to a marker file, which outlives a killed process.
+    """
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -186,35 +192,24 @@ def _make(
             )
         return decode_pixels(data, names[number]).numpy()
 
-    partial = folder.with_name(f"{folder.name}.part")
-    for leftover in (folder, partial):  # damaged; of a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)  # it is damaged, and its room is needed
     there = [number for number, content in enumerate(contents) if content]
-    sample = there[:: max(1, len(there) // _LOOKED_AT)]
+    sample = there[:: max(1, len(there) // SAMPLED_IMAGES)]
     estimate = sum(decode(number).nbytes for number in sample) * len(there) // max(1, len(sample))
     room = _make_room(folder.parent, estimate, max_bytes)
     sizes = np.zeros((len(contents), 2), dtype=np.int64)
     sums = np.zeros(len(contents), dtype=np.uint64)
-    partial.mkdir(mode=0o700)
-    at_once = 2 * len(os.sched_getaffinity(0))  # what is held in memory
-    try:
-        with (partial / _PIXELS).open("wb") as file, ThreadPoolExecutor(at_once // 2) as pool:
-            for first in range(0, len(there), at_once):
-                numbers = there[first : first + at_once]
-                for number, pixels in zip(numbers, pool.map(decode, numbers), strict=True):
-                    sizes[number], sums[number] = pixels.shape[:2], xxhash.xxh3_64_intdigest(pixels.data)
-                    file.write(pixels.data)
+    with replace_folder(folder, mode=0o700) as partial:
+        decoded = map_in_order(decode, there, threads=len(os.sched_getaffinity(0)))
+        with (partial / _PIXELS).open("wb") as file, closing(decoded):
+            for number, pixels in zip(there, decoded, strict=True):
+                sizes[number], sums[number] = pixels.shape[:2], xxhash.xxh3_64_intdigest(pixels.data)
+                file.write(pixels.data)
                 if file.tell() > room:
                     raise NoCache(_too_large(file.tell(), room))
-            file.flush()
-            os.fsync(file.fileno())
         num_bytes = sizes.prod(axis=1) * 3
         offsets = num_bytes.cumsum() - num_bytes
         _write_index(partial / _INDEX, np.column_stack([offsets, sizes, sums.view(np.int64)]))
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_index(path: Path, table: npt.NDArray[np.int64]) -> None:

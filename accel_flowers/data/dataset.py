@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any, NotRequired, TypedDict
 
-import datasets
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,8 +16,9 @@ from accel_flowers.data.cache import DecodedImages
 from accel_flowers.data.decoding.jpeg import decode_pixels, read_header
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image
 from accel_flowers.data.sampler import SampleKey, random_key
+from accel_flowers.data.sources.source import read_image
 from accel_flowers.data.split import Split
-from accel_flowers.data.table import ImageTable, read_bytes
+from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.build import ImageTransform
 from accel_flowers.data.transforms.gpu.stages import OutputExtent
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform
@@ -39,25 +39,6 @@ class Batch(TypedDict):
     """int64 [B]: index of each image in its part"""
     micro_batch: int
     """number of the batch in the run, over all processes"""
-
-
-def read_rows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The on-the-fly transform given to `datasets`: rows → encoded images, or the error instead of one."""
-    paths = [image["path"] or "a picture of the data set" for image in rows["image"]]
-    return {**rows, "image": [_read(image) for image in rows["image"]], "path": paths}
-
-
-def _read(image: dict[str, Any]) -> bytes | BadImageError:
-    try:
-        return read_bytes(image)
-    except OSError as error:
-        return BadImageError(image["path"] or "a picture of the data set", error.strerror or str(error))
-
-
-def _encoded(data: bytes | BadImageError) -> bytes:
-    if isinstance(data, BadImageError):
-        raise data
-    return data
 
 
 class ImageDataset(Dataset[Batch]):
@@ -82,13 +63,10 @@ class ImageDataset(Dataset[Batch]):
         seed: int,
         decoded: DecodedImages | None = None,
     ) -> None:
-        chosen = split.files_of(part)
-        row_of = {name: row for row, name in enumerate(table.files)}
-        self.files: tuple[str, ...] = tuple(chosen)
-        self.labels = torch.from_numpy(table.labels[[row_of[name] for name in chosen]])
-        # Row numbers are kept here and not in the table: `select` would add a mapping to every access.
-        self._rows: list[int] = [row_of[name] for name in chosen]
-        self._table: datasets.Dataset = table.dataset.with_transform(read_rows)
+        self.files: tuple[str, ...] = tuple(split.files_of(part))
+        self._rows = table.rows_of(self.files)
+        self.labels = torch.from_numpy(table.labels[self._rows])
+        self._images = table.images
         self._transform = transform
         self._seed = seed
         self._decoded = decoded
@@ -166,6 +144,14 @@ class ImageDataset(Dataset[Batch]):
         random_params = torch.tensor(rows, dtype=torch.float64)
         return random_params, transform.output_extent(random_params)
 
+    def check_can_be_sent(self) -> None:
+        """See that loader workers can make its images.
+
+        Raises:
+            UserError: a transform of the user's own cannot be imported there.
+        """
+        self._transform.check_can_be_sent()
+
     @property
     def is_decoded(self) -> bool:
         """Whether they come from decoded images."""
@@ -184,20 +170,18 @@ class ImageDataset(Dataset[Batch]):
         return len(keys) / (time.perf_counter() - begun)
 
     def _data(self, sample: int) -> bytes:
-        return _encoded(self._table[self._rows[sample]]["image"])
+        return read_image(self._images, int(self._rows[sample]))
 
     def _of_files(self, keys: Sequence[SampleKey]) -> list[Tensor]:
-        rows = self._table[[self._rows[key.sample] for key in keys]]
         return [
-            self._transform.of_file(_encoded(data), path, self._chance(key))
-            for key, data, path in zip(keys, rows["image"], rows["path"], strict=True)
+            self._transform.of_file(self._data(key.sample), self.files[key.sample], self._chance(key)) for key in keys
         ]
 
     def _of_cache(self, keys: Sequence[SampleKey]) -> list[Tensor]:
         assert self._decoded is not None
         made = []
         for key in keys:
-            pixels = self._decoded.pixels(self._rows[key.sample])
+            pixels = self._decoded.pixels(int(self._rows[key.sample]))
             made += (
                 self._of_files([key])
                 if pixels is None

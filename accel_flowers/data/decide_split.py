@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.data.sources.walk import HIDDEN
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import stop_or_skip, validate_all
@@ -43,7 +44,7 @@ def decide_split(
     given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
     fractions = parse_fractions(split) if given is None else {}
     found = examined() if examined else validate_all(table, range(len(table.files)))
-    bad = table.unreadable | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
+    bad = dict(table.unreadable) | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
     left_out_before = given.left_out if given else {}
     new = {name: cause for name, cause in bad.items() if name not in left_out_before}
     stop_or_skip(table.source, new, on_bad_image)
@@ -183,4 +184,6 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         lines.append(
             f"{len(table.ignored)} files that are no pictures by name, for example {printable(table.ignored[0])}"
         )
+    if hidden := table.left_out.get(HIDDEN):
+        lines.append(f"{hidden} hidden files and folders passed over")
     return lines

@@ -29,8 +29,13 @@ def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
 def build_loader(
     images: ImageDataset, batches: StreamBatchSampler | SequentialBatchSampler, *, num_workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
-    """A loader over the batches of all processes; `Accelerator.prepare` deals them out."""
+    """A loader over the batches of all processes; `Accelerator.prepare` deals them out.
+
+    Raises:
+        UserError: there shall be workers, and a transform of the user's own cannot be sent to them.
+    """
     if num_workers:
+        images.check_can_be_sent()
         start_forkserver()
     return DataLoader(
         images,

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import write_text_durably
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import permutation, random_key
 
@@ -24,13 +28,60 @@ _MAX_BYTES = 2**30
 """Size of a split.json; that of the ten million images of a large public data set has half of it."""
 
 
+class PartOfFile(Mapping[str, str]):
+    """File → its part, for a million files: sorted names and a byte for each.
+
+    Args:
+        parts: file → "train", "val" or "test".
+    """
+
+    def __init__(self, parts: Mapping[str, str]) -> None:
+        self._names = tuple(sorted(parts))
+        codes = {part: code for code, part in enumerate(PARTS)}
+        self._codes = np.fromiter((codes[parts[name]] for name in self._names), dtype=np.uint8, count=len(self._names))
+        self._files: dict[str, tuple[str, ...]] = {}
+
+    def __getitem__(self, file: str) -> str:
+        place = bisect_left(self._names, file) if isinstance(file, str) else len(self._names)
+        if place == len(self._names) or self._names[place] != file:
+            raise KeyError(file)
+        return PARTS[self._codes[place]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"PartOfFile({dict(self)!r})"
+
+    def items(self) -> ItemsView[str, str]:
+        """In the files' order, without looking each of them up."""
+        return dict(zip(self._names, map(PARTS.__getitem__, self._codes.tolist()), strict=True)).items()
+
+    def values(self) -> ValuesView[str]:
+        """The same of the parts alone."""
+        return dict(self.items()).values()
+
+    def files_of(self, part: str) -> tuple[str, ...]:
+        """The files of one part, sorted; found once."""
+        if part not in self._files:
+            places = np.flatnonzero(self._codes == PARTS.index(part)) if part in PARTS else ()
+            self._files[part] = tuple(self._names[place] for place in places)
+        return self._files[part]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+
 @dataclass(frozen=True)
 class Split:
     """Every image of a folder with its part, or with the reason why it is left out.
 
     Attributes:
         class_names: a label is the index into them.
-        parts: file (relative to the folder, with forward slashes) → "train", "val" or "test".
+        parts: file (relative to the folder, with forward slashes) → "train", "val" or "test"; any mapping may be given.
         left_out: file → cause, for images that cannot be read or would stand on both sides.
         duplicates: groups of files with the same bytes.
     """
@@ -40,9 +91,14 @@ class Split:
     left_out: Mapping[str, str] = field(default_factory=dict)
     duplicates: tuple[tuple[str, ...], ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, PartOfFile):
+            object.__setattr__(self, "parts", PartOfFile(self.parts))
+
     def files_of(self, part: str) -> list[str]:
         """The files of one part, sorted."""
-        return sorted(name for name, its_part in self.parts.items() if its_part == part)
+        assert isinstance(self.parts, PartOfFile)
+        return list(self.parts.files_of(part))
 
 
 def subsample_split(
@@ -135,9 +191,14 @@ def group_by_content(digests: Sequence[str]) -> list[int]:
 
 def save_split(split: Split, path: Path) -> None:
     """Write `split.json`: sorted, one file a line, so that two splits can be compared by eye and by diff."""
-    document: dict[str, Any] = {"format": _FORMAT, **asdict(split)}
-    document["parts"] = dict(sorted(split.parts.items()))
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    document: dict[str, Any] = {
+        "format": _FORMAT,
+        "class_names": split.class_names,
+        "parts": dict(split.parts.items()),
+        "left_out": dict(split.left_out),
+        "duplicates": split.duplicates,
+    }
+    write_text_durably(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_split(path: Path) -> Split:

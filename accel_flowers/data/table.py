@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 
-from accel_flowers.core.reading import read_file
-from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS, MAX_BYTES
+from accel_flowers.data.sources.source import ImageSource, read_image
 
 HUB_PREFIX = "hub:"
 SPLIT_FOLDERS = {
@@ -28,37 +25,67 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The images of a data set, sorted by name.
+    """The images of a data set, and what was found beside them.
 
     Attributes:
         source: what the user gave.
-        dataset: one row an image: `image` (a dict of `bytes` and `path`, not decoded) and `label`.
-        files: name of each row, relative to the folder, with forward slashes.
+        images: one row an image.
         labels: class of each row, int64 [N].
         class_names: sorted, or in the order of the hub's dataset; a label is the index into them.
-        given_parts: part of each row where the data set comes with train, val and test; else None.
         unreadable: files that look like images but are not files (broken links, folders), with the cause.
         ignored: files that are no images by their name.
+        left_out: reason → how many files and folders were passed over.
     """
 
     source: str
-    dataset: datasets.Dataset
-    files: tuple[str, ...]
+    images: ImageSource
     labels: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
-    given_parts: tuple[str, ...] | None
-    unreadable: dict[str, str]
-    ignored: tuple[str, ...]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """Name of each row, relative to the folder, with forward slashes."""
+        return tuple(self.images.names)
 
-def read_bytes(image: dict[str, Any]) -> bytes:
-    """The encoded image of a row: its bytes where the row holds them, else the file it names.
+    @property
+    def given_parts(self) -> tuple[str, ...] | None:
+        """Part of each row where the data set comes with train, val and test; else None."""
+        return self.images.given_parts
 
-    Raises:
-        OSError: the file cannot be read, is no regular file, or is larger than any image.
-    """
-    data: bytes | None = image["bytes"]
-    return data if data is not None else read_file(image["path"], max_bytes=MAX_BYTES)
+    @cached_property
+    def _rows_by_name(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.files)}
+
+    def has(self, file: str) -> bool:
+        """Whether there is a row of this name."""
+        return file in self._rows_by_name
+
+    def row_of(self, file: str) -> int:
+        """Row of a file.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._rows_by_name[file]
+
+    def rows_of(self, files: Iterable[str]) -> npt.NDArray[np.int64]:
+        """Rows of these files, in their order.
+
+        Raises:
+            KeyError: a name of none.
+        """
+        return np.fromiter((self._rows_by_name[name] for name in files), dtype=np.int64)
+
+    def read(self, row: int) -> bytes:
+        """The encoded image of a row.
+
+        Raises:
+            BadImageError: it cannot be read.
+        """
+        return read_image(self.images, row)
 
 
 def content_digest(data: bytes) -> str:
@@ -66,14 +93,7 @@ def content_digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def looks_like_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
-
-
 def quoted(names: Iterable[str]) -> str:
+    """Names for a message: the first ten, and how many more there are."""
     shown = sorted(names)
     return ", ".join(f"'{name}'" for name in shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")

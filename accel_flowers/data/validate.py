@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.decoding.pillow import BadImageError, verify_image
-from accel_flowers.data.table import ImageTable, content_digest, read_bytes
+from accel_flowers.data.sources.source import ImageSource, read_image
+from accel_flowers.data.table import ImageTable, content_digest
 
 _CHUNK = 64
 """Images that a thread examines at a time: to hand over each by itself would take longer than to look at a small one."""
@@ -22,38 +23,35 @@ _SHOWN = 100
 """Names that an error lists before it says how many more there are."""
 
 
-def validate_image(image: dict[str, object], name: str) -> tuple[str, str | None]:
+def validate_image(images: ImageSource, row: int) -> tuple[str, str | None]:
     """Digest of the encoded image, and the cause where it cannot be read."""
     try:
-        data = read_bytes(image)
-        digest = content_digest(data)
-        verify_image(data, name)
+        data = read_image(images, row)
+        verify_image(data, images.names[row])
     except BadImageError as error:
         return "", error.cause
-    except OSError as error:
-        return "", error.strerror or str(error)
-    return digest, None
+    return content_digest(data), None
 
 
 def validate_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str | None]]:
     """`validate_image` of these rows, in as many threads as help: reading and decoding leave Python's lock."""
-    images = table.dataset.with_format("arrow")
-
-    def examine_from(first: int) -> Iterator[tuple[str, str | None]]:
-        chunk = rows[first : first + _CHUNK]
-        for row, image in zip(chunk, images[chunk]["image"].to_pylist(), strict=True):
-            yield validate_image(image, table.files[row])
-
     if not rows:
         return []
+    images = table.images
+    if (digests := images.digests) is not None:
+        return [(digests[row], None) for row in rows]
     found, times = [], [time.perf_counter()]
-    for one in examine_from(0):
-        found.append(one)
+    for row in rows[:_CHUNK]:
+        found.append(validate_image(images, row))
         times.append(time.perf_counter())
     num_threads = int(median(after - before for before, after in pairwise(times)) / _SECONDS_EACH)
-    with ThreadPoolExecutor(max(1, min(num_threads, len(os.sched_getaffinity(0))))) as pool:
-        for chunk in pool.map(lambda first: list(examine_from(first)), range(_CHUNK, len(rows), _CHUNK)):
-            found += chunk
+    chunks = map_in_order(
+        lambda first: [validate_image(images, row) for row in rows[first : first + _CHUNK]],
+        range(_CHUNK, len(rows), _CHUNK),
+        threads=max(1, min(num_threads, len(os.sched_getaffinity(0)))),
+    )
+    for chunk in chunks:
+        found += chunk
     return found
 
 
@@ -63,8 +61,7 @@ def check_readable(table: ImageTable, files: Sequence[str]) -> None:
     Raises:
         UserError: naming those that cannot.
     """
-    row_of = {name: row for row, name in enumerate(table.files)}
-    found = validate_all(table, [row_of[name] for name in files])
+    found = validate_all(table, table.rows_of(files).tolist())
     stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
 
 

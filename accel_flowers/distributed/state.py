@@ -58,9 +58,7 @@ def whole_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) 
     if not is_sharded(network):
         copied: dict[str, Any] = _copied(optimizer.state_dict())
         return copied
-    named: dict[str, Any] = get_optimizer_state_dict(  # type: ignore[assignment]
-        network, optimizer, options=_WHOLE
-    )
+    named: dict[str, Any] = get_optimizer_state_dict(network, optimizer, options=_WHOLE)
     if not named:
         return {}
     place_of = _places(network, optimizer)

@@ -20,7 +20,7 @@ from PIL import Image
 
 from accel_flowers import __version__
 from accel_flowers.core.errors import printable
-from accel_flowers.core.files import writing
+from accel_flowers.core.files import write_durably, writing
 from accel_flowers.data.decoding.pillow import BadImageError, decode_thumbnail
 
 MAX_THUMBNAILS = 240
@@ -108,11 +108,6 @@ def write_page(
         UserError: the file cannot be written.
     """
     text = _environment().get_template(template).render(**values)
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with writing(f"The page '{path}'", advice):
-            # Names that are no text in any encoding are shown with their bytes written out.
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(f"The page '{path}'", advice):
+        # Names that are no text in any encoding are shown with their bytes written out.
+        write_durably(path, text.encode(errors="backslashreplace"))

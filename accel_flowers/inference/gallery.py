@@ -6,6 +6,7 @@ import heapq
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from accel_flowers.core.files import check_writable
@@ -82,7 +83,7 @@ class Gallery:
             left_out=readable - len(self._first),
             errors=self._errors,
             num_errors=self._num_errors,
-            thumbnail=Thumbnails(lambda file: read_file(file, max_bytes=MAX_BYTES)),
+            thumbnail=Thumbnails(partial(read_file, max_bytes=MAX_BYTES)),
         )
 
 

@@ -6,12 +6,12 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from accel_flowers.core.errors import UserError, printable
-from accel_flowers.core.files import check_writable, writing
+from accel_flowers.core.files import check_writable, replace_file, writing
 
 if TYPE_CHECKING:
     from accel_flowers.inference.image_classifier import Prediction
@@ -64,6 +64,7 @@ class RowOutput:
 
     def __init__(self, out: Path | None, how: Format, *, calibrated: bool, width: int) -> None:
         self._out, self._how, self._calibrated, self._width = out, how, calibrated, width
+        self._closing = ExitStack()
         if out is not None:
             check_writable(out, "--out")
 
@@ -71,14 +72,16 @@ class RowOutput:
         if self._out is None:
             self._writer = _text_writer(sys.stdout, self._how, self._calibrated, self._width)
             return self
-        self._partial = self._out.with_name(f".{self._out.name}.part")
         with self._writing():
+            partial = self._closing.enter_context(replace_file(self._out))
             if self._how == "parquet":
-                self._writer = _ParquetWriter(self._partial, self._calibrated)
+                self._writer = _ParquetWriter(partial, self._calibrated)
             else:
                 # Names that are no text in any encoding are written with their bytes spelled out, as on the terminal.
-                self._stream = self._partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
-                self._writer = _text_writer(self._stream, self._how, self._calibrated, self._width)
+                stream = partial.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+                self._closing.enter_context(stream)
+                self._writer = _text_writer(stream, self._how, self._calibrated, self._width)
+            self._closing.callback(self._writer.close)
         return self
 
     def write(self, row: Prediction) -> None:
@@ -86,20 +89,12 @@ class RowOutput:
         with self._writing():
             self._writer.write(row)
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if self._out is None:
-            if kind is None:
-                self._writer.close()
-            return
-        try:
+    def __exit__(self, *error: Any) -> None:
+        if self._out is not None:
             with self._writing():
-                self._writer.close()
-                if self._how != "parquet":
-                    self._stream.close()
-                if kind is None:
-                    self._partial.replace(self._out)
-        finally:
-            self._partial.unlink(missing_ok=True)
+                self._closing.__exit__(*error)
+        elif error[0] is None:
+            self._writer.close()
 
     def _writing(self) -> AbstractContextManager[None]:
         if self._out is None:

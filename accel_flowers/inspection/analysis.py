@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from accel_flowers.core.reading import read_file
-from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_thumbnail
+from accel_flowers.data.decoding.pillow import BadImageError, decode_thumbnail
+from accel_flowers.data.sources.source import ImageSource, read_image
 
 _SIDE = 64
 """Of the small image that the hashes and the features are taken from, in pixels; the hashes look at 32 at most."""
@@ -47,25 +47,30 @@ class Seen:
     """[NUM_FEATURES]: see `features_of`."""
 
 
-def look_at_all(sources: Sequence[bytes | str], names: Sequence[str]) -> list[Seen]:
+def look_at_rows(images: ImageSource, rows: Sequence[int]) -> list[Seen]:
     """`analyze_image` for a few images: the unit of work of a process."""
-    return [analyze_image(source, name) for source, name in zip(sources, names, strict=True)]
+    return [_look_at(images, row) for row in rows]
 
 
-def analyze_image(source: bytes | str, name: str) -> Seen:
-    """Read and decode one image, and keep what matters.
+def _look_at(images: ImageSource, row: int) -> Seen:
+    try:
+        data = read_image(images, row)
+    except BadImageError as error:
+        return Seen(cause=error.cause)
+    return analyze_image(data, images.names[row])
+
+
+def analyze_image(data: bytes, name: str) -> Seen:
+    """Decode one image, and keep what matters.
 
     Args:
-        source: the encoded image, or the path of its file.
-        name: what to call it in the cause.
+        data: the encoded image.
+        name: what to call it in messages.
     """
     try:
-        data = source if isinstance(source, bytes) else read_file(source, max_bytes=MAX_BYTES)
         glance = decode_thumbnail(data, name, side=_SIDE)
     except BadImageError as error:
         return Seen(cause=error.cause)
-    except OSError as error:
-        return Seen(cause=error.strerror or str(error))
     return Seen(
         digest=hashlib.blake2b(data, digest_size=16).hexdigest(),
         num_bytes=len(data),

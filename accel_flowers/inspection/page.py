@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from accel_flowers.core.reading import read_file
-from accel_flowers.data.decoding.pillow import MAX_BYTES
 from accel_flowers.data.table import ImageTable
 from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inspection.findings import Findings
@@ -21,13 +19,6 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
     Raises:
         UserError: the file cannot be written.
     """
-    row_of = {name: row for row, name in enumerate(table.files)}
-    rows = table.dataset.with_format("arrow")
-
-    def read(name: str) -> bytes:
-        (image,) = rows[row_of[name] : row_of[name] + 1]["image"].to_pylist()
-        return read_file(image["path"], max_bytes=MAX_BYTES) if image["bytes"] is None else image["bytes"]
-
     told = topics(findings)
     # Each topic with images gets its share of the page, so that a thousand small ones do not displace two leaks.
     share = MAX_THUMBNAILS // max(1, sum(bool(topic.items) for topic in told))
@@ -50,5 +41,5 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
         modes=counts_in_words(dict(findings.modes)),
         formats=counts_in_words(dict(findings.formats)),
         num_shown=num_shown,
-        thumbnail=Thumbnails(read),
+        thumbnail=Thumbnails(lambda name: table.read(table.row_of(name))),
     )

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError, printable
-from accel_flowers.core.files import writing
+from accel_flowers.core.files import replace_file, writing
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.sampler import SampleKey
@@ -91,13 +91,11 @@ def write_sheet(path: Path, table: ImageTable, split: Split, data: DataConfig, *
     originals, versions = augmented(table, split, data, seed=seed, samples=samples, num_epochs=NUM_EPOCHS)
     files = [split.files_of("train")[sample] for sample in samples]
     sheet = _draw(files, originals, versions, f"{recipe}, seed {seed}: what the network gets, before it is normalised")
-    partial = path.with_name(f".{path.name}.part")
-    try:
-        with writing(f"The sheet '{path}'", "Give another file with --transforms-out FILE.png."):
-            sheet.save(partial, "PNG")
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        writing(f"The sheet '{path}'", "Give another file with --transforms-out FILE.png."),
+        replace_file(path) as partial,
+    ):
+        sheet.save(partial, "PNG")
 
 
 def _draw(files: Sequence[str], originals: Sequence[Tensor], versions: Sequence[Tensor], title: str) -> Image.Image:

@@ -18,10 +18,13 @@ import numpy as np
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_durably, writing
+from accel_flowers.core.reading import open_file, parse_json
 from accel_flowers.metrics.classification import Predictions
 
 PREDICTIONS_FILE = "predictions.parquet"
 _CLASS_NAMES = b"class_names"
+_MAX_BYTES = 2**36
+"""Size of the file; of a million images and a thousand classes it is a sixteenth of that."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def load_predictions(path: Path) -> SavedPredictions:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with open_file(path, max_bytes=_MAX_BYTES) as file:
+            table = pq.read_table(file)
     except FileNotFoundError:
         raise UserError(f"There is no {path}: a run writes it when it has ended.") from None
     except (OSError, pa.ArrowException) as error:
@@ -107,7 +111,7 @@ def load_predictions(path: Path) -> SavedPredictions:
     if lacking := sorted(wanted - set(table.column_names)):
         raise UserError(f"{path} is no table of predictions: it lacks {', '.join(lacking)}.")
     try:
-        class_names = tuple(str(name) for name in json.loads((table.schema.metadata or {})[_CLASS_NAMES]))
+        class_names = tuple(str(name) for name in parse_json((table.schema.metadata or {})[_CLASS_NAMES]))
         label_of = {name: label for label, name in enumerate(class_names)}
         columns = {name: table[name].to_pylist() for name in wanted}
         labels = np.array([label_of[name] for name in columns["label"]], dtype=np.int64)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from accel_flowers import __version__
 from accel_flowers.config.schema import StandardDeviation, TransformSpec, transform_parts
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, printable
-from accel_flowers.core.files import write_text_durably, writing
+from accel_flowers.core.files import replace_folder, write_text_durably, writing
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.models.backbone import Backbone
@@ -115,19 +114,14 @@ def save_model(directory: Path, weights: dict[str, Tensor], spec: ModelSpec) -> 
     Raises:
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
     """
-    partial, old = directory.with_name(f".{directory.name}.part"), directory.with_name(f".{directory.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
     spec = spec.model_copy(update={"parts": {**spec.parts, **_described_parts(spec)}})
     content = spec.model_dump(mode="json", exclude=None if spec.parts else {"parts"})
-    with writing(f"The model '{directory}'", "Make room and go on with --resume auto."):
-        partial.mkdir(parents=True)
+    with (
+        writing(f"The model '{directory}'", "Make room and go on with --resume auto."),
+        replace_folder(directory) as partial,
+    ):
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         write_text_durably(partial / SPEC_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        if directory.exists():
-            directory.rename(old)
-        partial.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_spec(directory: Path) -> ModelSpec:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.decoding.pillow import BadImageError, decode_image, verify_image
+from accel_flowers.core.parallel import map_in_order
+from accel_flowers.core.reading import read_file
+from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_image, verify_image
+from accel_flowers.data.table import ImageTable
 
 MAX_MEASURED = 5000
 """Images whose size is looked at; of more, evenly spread ones."""
@@ -29,7 +32,7 @@ class Photos:
         self.source = source or ""
         self.problem = ""
         self._root: Path | None = None
-        self._rows: Mapping[str, bytes | Path] = {}
+        self._table: ImageTable | None = None
         path = Path(self.source).expanduser()
         if self.source and path.is_dir():
             self._root = path
@@ -42,38 +45,35 @@ class Photos:
         from accel_flowers.data.sources.load import load_images  # seconds of import that a folder does not need
 
         try:
-            table = load_images(self.source)
+            self._table = load_images(self.source)
         except UserError as error:
             self.problem = str(error)
-            return
-        images = table.dataset.with_format("arrow")["image"].to_pylist()
-        self._rows = {
-            name: image["bytes"] if image["bytes"] is not None else Path(image["path"])
-            for name, image in zip(table.files, images, strict=True)
-        }
 
-    def _place(self, file: str) -> bytes | Path | None:
-        """Where an image should be, or its bytes; None for a name that leads out of the folder."""
-        if self._root is None:
-            return self._rows.get(file)
+    def _path(self, file: str) -> Path | None:
+        """Where an image of the folder should be; None for a name that leads out of it."""
         leads_out = Path(file).is_absolute() or ".." in Path(file).parts
-        return None if leads_out else self._root / file
+        return None if leads_out or self._root is None else self._root / file
 
     def has(self, file: str) -> bool:
         """Whether the image is there."""
-        place = self._place(file)
-        return isinstance(place, bytes) or (place is not None and place.is_file())
+        if self._table is not None:
+            return self._table.has(file)
+        path = self._path(file)
+        return path is not None and os.path.isfile(path)
 
     def read(self, file: str) -> bytes:
         """The encoded image.
 
         Raises:
-            OSError: it is not there.
+            OSError: it is not there, or is no file that can be read.
+            BadImageError: the data set cannot give it.
         """
-        place = self._place(file)
-        if place is None:
+        if self._table is not None and self._table.has(file):
+            return self._table.read(self._table.row_of(file))
+        path = self._path(file)
+        if path is None:
             raise FileNotFoundError(file)
-        return place if isinstance(place, bytes) else place.read_bytes()
+        return read_file(path, max_bytes=MAX_BYTES)
 
     def open(self, file: str) -> Image.Image | None:
         """The upright RGB image; None where it is gone or can no longer be read."""
@@ -85,8 +85,7 @@ class Photos:
     def open_all(self, files: Sequence[str]) -> dict[str, Image.Image | None]:
         """Several at once; reading and decoding leave Python's lock."""
         wanted = list(dict.fromkeys(files))
-        with ThreadPoolExecutor(4) as pool:
-            return dict(zip(wanted, pool.map(self.open, wanted), strict=True))
+        return dict(zip(wanted, map_in_order(self.open, wanted, threads=4), strict=True))
 
     def sizes(self, files: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Width and height in pixels of each image that can be read, upright; of many, `MAX_MEASURED` of them."""
@@ -100,6 +99,5 @@ class Photos:
                 return None
             return info.width, info.height
 
-        with ThreadPoolExecutor(4) as pool:
-            found = zip(wanted, pool.map(measure, wanted), strict=True)
-            return {file: size for file, size in found if size is not None}
+        found = zip(wanted, map_in_order(measure, wanted, threads=4), strict=True)
+        return {file: size for file, size in found if size is not None}

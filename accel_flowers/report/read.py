@@ -10,7 +10,8 @@ from typing import Any
 from accel_flowers.config.loading import ENVIRONMENT_KEY, config_from_yaml
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.yaml_text import parse_yaml
+from accel_flowers.core.reading import read_text
+from accel_flowers.core.yaml_text import MAX_BYTES, parse_yaml
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
 from accel_flowers.models.saved import SPEC_FILE, ModelSpec, load_spec
@@ -76,9 +77,9 @@ def read_run(run_dir: Path) -> RunRecord:
         raise UserError(f"{there or f'There is no directory {str(run_dir)!r}'}.{hint} A run makes one: --run-dir DIR.")
     path = run_dir / CONFIG_FILE
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        text = read_text(path, max_bytes=MAX_BYTES)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     environment = parse_yaml(text, str(path)).get(ENVIRONMENT_KEY) or {}
     split = load_split(run_dir / SPLIT_FILE)
     predictions = load_predictions(run_dir / PREDICTIONS_FILE) if (run_dir / PREDICTIONS_FILE).exists() else None

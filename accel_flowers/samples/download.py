@@ -14,7 +14,6 @@ import http.client
 import os
 import re
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -25,6 +24,7 @@ from pathlib import Path, PureWindowsPath
 from tqdm import tqdm
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import replace_folder
 
 _CHUNK_BYTES = 64 * 1024
 _TIMEOUT_SECONDS = 30.0
@@ -218,10 +218,7 @@ def _wrong_file(archive: Archive, part: Path, expected: str, found: str) -> User
 
 def _unpack(archive: Archive, part: Path, directory: Path) -> None:
     """Unpack next to `directory`, then rename: whatever interrupts it, `directory` is complete or not there."""
-    with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as staging:
-        # One level further down, because the temporary folder itself is closed to other users.
-        unpacked = Path(staging, "unpacked")
-        unpacked.mkdir()
+    with replace_folder(directory) as unpacked:
         try:
             with tarfile.open(part, "r:gz") as tar:
                 # Photos hardly compress, so an honest archive stays far below; the constant is for tar headers.
@@ -235,7 +232,6 @@ def _unpack(archive: Archive, part: Path, directory: Path) -> None:
             ) from error
         if directory.exists():
             directory.rmdir()  # It was empty; if that has changed, this fails and touches nothing.
-        unpacked.rename(directory)
 
 
 def _extract_members(tar: tarfile.TarFile, target: Path, max_bytes: int) -> None:

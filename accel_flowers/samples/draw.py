@@ -7,8 +7,8 @@ trying the product and for tests; a model trained on them knows nothing about ph
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import replace_folder
 
 Colour: TypeAlias = tuple[int, int, int]
 Points: TypeAlias = npt.NDArray[np.complex128]  # x + iy, because turning a shape is then one multiplication
@@ -60,27 +61,22 @@ def draw_sample(directory: Path, *, images_per_class: int = 200, image_size: int
                 f"'{directory}' is not empty, and sample pictures never overwrite anything. "
                 "Name a new folder, or empty this one first."
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-")
+        with ExitStack() as aside:
+            if target.exists():
+                # The folder may be the one the user stands in, so it is filled rather than replaced.
+                folders = {name: aside.enter_context(replace_folder(target / name)) for name in _FLOWERS}
+            else:
+                whole = aside.enter_context(replace_folder(target))
+                folders = {name: whole / name for name in _FLOWERS}
+            for class_name, folder in folders.items():
+                folder.mkdir(exist_ok=True)
+                for number in range(1, images_per_class + 1):
+                    image = _draw_image(class_name, image_size, _generator(seed, class_name, number))
+                    image.save(folder / f"{class_name}_{number:04d}.jpg", quality=_JPEG_QUALITY)
     except OSError as error:
         raise UserError(
             f"Cannot write sample pictures to '{directory}': {error.strerror}. Name another folder."
         ) from error
-    with scratch:
-        # One level down, because the temporary directory itself is closed to other users.
-        staged = Path(scratch.name) / "pictures"
-        for class_name in _FLOWERS:
-            folder = staged / class_name
-            folder.mkdir(parents=True)
-            for number in range(1, images_per_class + 1):
-                image = _draw_image(class_name, image_size, _generator(seed, class_name, number))
-                image.save(folder / f"{class_name}_{number:04d}.jpg", quality=_JPEG_QUALITY)
-        if target.exists():
-            # The folder may be the one the user stands in, so it is filled rather than replaced.
-            for folder in staged.iterdir():
-                folder.rename(target / folder.name)
-        else:
-            staged.rename(target)
     return directory
 
 

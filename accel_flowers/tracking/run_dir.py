@@ -115,7 +115,11 @@ def fixed_fields(config: Config) -> dict[str, Any]:
 
 
 class RunDirLock:
-    """Keeps a run directory for one run at a time; the operating system frees it when the process ends, however."""
+    """Keeps a run directory for one run at a time; the operating system frees it when the process ends, however.
+
+    fcntl and not the library filelock: the file tells whoever comes second who the first is, and on a file system without
+    locks there is none, where filelock would leave a marker file that outlives a killed process.
+    """
 
     PATIENCE_SECONDS = 10.0
     """For a run that was killed just now."""

@@ -26,7 +26,6 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.data.cache import NoCache, open_cache
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
-from accel_flowers.data.placement.choose import reader_of
 from accel_flowers.data.placement.resident import loaded_pixels
 from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
@@ -255,9 +254,8 @@ def _some_decoded(run: Run, folder: Path) -> ImageDataset:
     assert data.path is not None
     table = load_images(data.path)
     some = set(run.parts["train"].files[:_IN_CACHE])
-    read = reader_of(table)
-    contents = [content_digest(read(row)) if name in some else "" for row, name in enumerate(table.files)]
-    decoded, _ = open_cache(folder / "decoded", table.files, contents, read, max_bytes=_MOST_BYTES)
+    contents = [content_digest(table.read(row)) if name in some else "" for row, name in enumerate(table.files)]
+    decoded, _ = open_cache(folder / "decoded", table.files, contents, table.read, max_bytes=_MOST_BYTES)
     transform, _ = build_transform(data.train_transforms, field="data.train_transforms")
     split = Split(table.class_names, dict.fromkeys(some, "train"))
     return ImageDataset(table, "train", split, transform, seed=run.config.train.seed, decoded=decoded)

@@ -78,8 +78,7 @@ class DataParts:
     @property
     def train_labels(self) -> torch.Tensor:
         """Labels of the training images in their part's order, int64 [N]."""
-        row_of = {name: row for row, name in enumerate(self.table.files)}
-        return torch.from_numpy(self.table.labels[[row_of[name] for name in self.split.files_of("train")]])
+        return torch.from_numpy(self.table.labels[self.table.rows_of(self.split.files_of("train"))])
 
 
 @dataclass(frozen=True)

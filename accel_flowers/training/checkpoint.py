@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import flush_to_disk, writing
+from accel_flowers.core.files import flush_to_disk, replace_folder, restore_folder, writing
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
@@ -182,33 +182,23 @@ class Checkpoints:
         self._writer.shutdown()
 
     def _write(self, tensors: dict[str, dict[str, Tensor]], trainers: dict[str, Any], state: TrainState) -> None:
-        target = self._directory(state.step)
-        partial = target.with_name(f".{target.name}.part")
-        shutil.rmtree(partial, ignore_errors=True)
         whole = self._steps()
         before = f"Step {whole[-1]} is the last whole one" if whole else "There is none before it"
         with writing(
             f"The checkpoint of step {state.step} in '{self._root}'",
             f"{before}; make room and go on with --resume auto.",
         ):
-            try:
-                partial.mkdir(parents=True)
+            with replace_folder(self._directory(state.step)) as partial:
                 for name, each in tensors.items():
                     save_file(each, partial / name, metadata={"format": "pt"})
                 with (partial / _OPTIMIZER).open("wb") as file:  # opened here: torch would not tell why a write fails
                     torch.save(trainers, file)
                 (partial / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
                 (partial / _MANIFEST).write_text(json.dumps(_describe_files(partial), indent=1) + "\n")
-                for path in (*partial.iterdir(), partial):
-                    flush_to_disk(path)
                 if self._metrics.exists():
                     flush_to_disk(self._metrics)  # a checkpoint never knows of lines that a power cut could take
-                _put_in_place(partial, target)
-                self._link(state)
-                flush_to_disk(self._root)
-            except BaseException:
-                shutil.rmtree(partial, ignore_errors=True)  # it may hold the very room that is missing
-                raise
+            self._link(state)
+            flush_to_disk(self._root)
         self._remove_old(state.step)
 
     def _link(self, state: TrainState) -> None:
@@ -286,11 +276,7 @@ class Checkpoints:
     def _bring_back(self) -> None:
         """Undo what a crash cut off between two renames."""
         for old in self._root.glob(".step-*.old"):
-            target = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
-            if target.exists():
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                old.rename(target)
+            restore_folder(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint: files against their sizes and digests in the manifest."""
@@ -394,15 +380,6 @@ def _fitted(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str
         for place, values in saved["state"].items()
     }
     return {**saved, "param_groups": groups, "state": state}
-
-
-def _put_in_place(partial: Path, target: Path) -> None:
-    """Give a whole checkpoint its name. One of the same step, which a resume had gone on from, goes only then."""
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _describe_files(directory: Path) -> dict[str, dict[str, Any]]:

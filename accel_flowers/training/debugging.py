@@ -25,7 +25,7 @@ def shorten(config: Config) -> Config:
 def subsample_for_debugging(split: Split, table: ImageTable, config: Config) -> Split:
     """The split with as many images as `debug` leaves."""
     debug, batch = config.debug, config.train.global_batch_size
-    present = {part: len(split.files_of(part)) for part in set(split.parts.values())}
+    present = {part: len(split.files_of(part)) for part in sorted(set(split.parts.values()))}
     if debug.subset is not None:
         sizes = {part: max(1, round(debug.subset * size)) for part, size in present.items()}
         cause = f"left out by debug.subset {debug.subset:g}"

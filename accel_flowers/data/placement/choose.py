@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache
-from accel_flowers.data.cache import DecodedImages, NoCache, open_cache
+from accel_flowers.core.parallel import map_in_order
+from accel_flowers.data.cache import SAMPLED_IMAGES, DecodedImages, NoCache, open_cache
 from accel_flowers.data.dataset import ImageDataset
-from accel_flowers.data.decoding.pillow import BadImageError
-from accel_flowers.data.placement.resident import FinishedImages, ToPixels, WholeImages, in_threads, loaded_pixels
+from accel_flowers.data.placement.resident import FinishedImages, ToPixels, WholeImages, loaded_pixels
 from accel_flowers.data.split import Split
-from accel_flowers.data.table import ImageTable, read_bytes
+from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.build import ImageTransform
 from accel_flowers.data.transforms.gpu.store import bytes_needed
 from accel_flowers.data.workers import local_cores
@@ -34,10 +34,6 @@ class Part:
     images: ImageDataset
     to_pixels: ToPixels = loaded_pixels
     """What makes a batch's pixels on the device."""
-
-
-_LOOKED_AT = 200
-"""Images from which the size of all is estimated."""
 
 
 def wants_cache(data: DataConfig, device: torch.device) -> bool:
@@ -77,7 +73,7 @@ def open_parts(
         UserError: what the recipe insists on cannot be; an image that cannot be read any more.
     """
     images = partial(ImageDataset, table, split=split, seed=seed)
-    if data.pixels_from == "plain":
+    if data.pixels_from == "reference":
         # Training images alone: evaluations are the same on all ways, and when the model is scored later.
         part, transform = transforms["train"]
         transforms = {**transforms, "train": (part, transform.plainly())}
@@ -100,7 +96,7 @@ def open_parts(
 _WITHOUT = {
     "auto": "pixels: decoded anew each time, because on a CPU training takes longer than loading",
     "files": "pixels: decoded anew each time, as the recipe says",
-    "plain": "pixels: Pillow and torchvision's transforms, as the recipe says",
+    "reference": "pixels: Pillow and torchvision's transforms, as the recipe says",
 }
 
 
@@ -132,7 +128,7 @@ def _place_on_device(
     train, room = parts["train"], _room(device)
     finished = sum(len(each) for name, each in parts.items() if name != "train") * 3 * eval_size[0] * eval_size[1]
     # A few first: to learn that a set is far too large, nobody needs to read all of it once more.
-    for every in sorted({max(1, len(train) // _LOOKED_AT), 1}, reverse=True):
+    for every in sorted({max(1, len(train) // SAMPLED_IMAGES), 1}, reverse=True):
         sizes = run_on_all(accelerator, partial(_sizes, train, every, threads))
         needed = bytes_needed(sizes) * len(train) // len(sizes) + finished
         too_large = f"{needed / 2**30:.2f} GiB do not fit on {device} beside the training"
@@ -170,7 +166,7 @@ def _place_on_device(
 
 def _sizes(images: ImageDataset, every: int, threads: int) -> list[tuple[int, int]]:
     """Height and width of every so manieth image."""
-    return list(in_threads(lambda number: images.size(number * every), -(-len(images) // every), threads))
+    return list(map_in_order(images.size, range(0, len(images), every), threads=threads))
 
 
 def _room(device: torch.device) -> int:
@@ -197,7 +193,7 @@ def _keep_decoded(
     def open_or_not() -> tuple[DecodedImages | None, bool, str]:
         try:
             limit = int(data.cache_gib * 2**30)
-            opened, made = open_cache(cache_root(data), table.files, used, reader_of(table), max_bytes=limit)
+            opened, made = open_cache(cache_root(data), table.files, used, table.read, max_bytes=limit)
         except NoCache as error:
             if data.pixels_from == "cache":
                 raise UserError(
@@ -217,22 +213,6 @@ def _keep_decoded(
     size = f"{decoded.num_bytes / 2**30:.2f} GiB"
     log_on_main(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
     return decoded
-
-
-def reader_of(table: ImageTable) -> Callable[[int], bytes]:
-    """Row of the table → its encoded image.
-
-    Raises:
-        BadImageError: (of the function) it cannot be read.
-    """
-
-    def read(row: int) -> bytes:
-        try:
-            return read_bytes(table.dataset[row]["image"])
-        except OSError as error:
-            raise BadImageError(table.files[row], error.strerror or str(error)) from None
-
-    return read
 
 
 def cache_root(data: DataConfig) -> Path:

@@ -7,21 +7,18 @@ them, to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.transforms.gpu.store import DeviceImages
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform
-
-T = TypeVar("T")
 
 ToPixels = Callable[[Batch], Tensor]
 """Batch, on the device → uint8 [B, 3, H, W] there."""
@@ -55,7 +52,7 @@ class WholeImages:
         self._transform = transform
         self._store = DeviceImages(sizes, device)
         try:
-            self._store.fill(in_threads(images.decode, len(images), threads))
+            self._store.fill(map_in_order(images.decode, range(len(images)), threads=threads))
         except UserError:
             raise
         except ValueError as error:
@@ -84,7 +81,7 @@ class FinishedImages:
                 raise batch
             return batch["pixels"][0].permute(1, 2, 0)
 
-        made = in_threads(make, len(images), threads)
+        made = map_in_order(make, range(len(images)), threads=threads)
         first = next(made)
         self._pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8, device=device)
         self._pixels[0] = first
@@ -94,10 +91,3 @@ class FinishedImages:
     def __call__(self, batch: Batch) -> Tensor:
         """The images of the batch's samples."""
         return self._pixels.index_select(0, batch["samples"]).permute(0, 3, 1, 2)
-
-
-def in_threads(do: Callable[[int], T], number: int, threads: int) -> Iterator[T]:
-    """`do` of 0 … number - 1, in order, without holding more results than needed."""
-    with ThreadPoolExecutor(threads) as pool:
-        for first in range(0, number, 2 * threads):
-            yield from pool.map(do, range(first, min(first + 2 * threads, number)))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.sources.folder import load_folder
-from accel_flowers.data.sources.hub import load_hub
 from accel_flowers.data.sources.zip import inner_folder, unzip
 from accel_flowers.data.table import HUB_PREFIX, LAYOUT, ImageTable
 
@@ -20,6 +19,8 @@ def load_images(source: str) -> ImageTable:
         UserError: nothing there, or a layout whose labels would be wrong; the message says what to change.
     """
     if source.startswith(HUB_PREFIX):
+        from accel_flowers.data.sources.hub import load_hub  # and with it `datasets`, most of a second
+
         return load_hub(source)
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # unlike Path's methods, those of os.path answer for any name

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
-import shutil
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-import datasets
-
 from accel_flowers.core.errors import UserError
-from accel_flowers.data.table import LAYOUT, is_hidden, looks_like_image
+from accel_flowers.core.files import make_folder_once
+from accel_flowers.data.sources.walk import is_hidden, looks_like_image
+from accel_flowers.data.table import LAYOUT
 
 _ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
 """Bytes that any zip may unpack to, and how many times its own size a larger one may."""
@@ -21,17 +19,24 @@ _ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
 
 def unzip(path: Path) -> Path:
     """Unpack next to the caches of `datasets`, once for each state of the file."""
+    import datasets  # seconds that no folder needs
+
     state = path.stat()
     key = hashlib.blake2b(f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
     target = Path(datasets.config.HF_DATASETS_CACHE) / "accel_flowers_zip" / f"{path.stem}-{key}"
     if target.is_dir():
         return target
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         with zipfile.ZipFile(path) as archive:
             _check_unpacked_size(path, archive)
-            for member in _visible_members(path, archive):
-                archive.extract(member, partial)
+            members = _visible_members(path, archive)
+            if not members:
+                raise UserError(f"The zip '{path}' holds no pictures. {LAYOUT}")
+            with make_folder_once(target) as partial:
+                for member in members:
+                    archive.extract(member, partial)
+    except UserError:
+        raise
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -42,18 +47,9 @@ def unzip(path: Path) -> Path:
         OSError,
         UnicodeError,
     ) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}."
         ) from None
-    if not partial.exists():
-        raise UserError(f"The zip '{path}' holds no pictures. {LAYOUT}")
-    try:
-        partial.rename(target)
-    except OSError:
-        if not target.is_dir():
-            raise
-        shutil.rmtree(partial)  # another run was quicker
     return target
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from enum import Enum
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from accel_flowers.config.schema import TransformSpec
+from accel_flowers.config.schema import TransformSpec, transform_parts
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, did_you_mean
 from accel_flowers.data.decoding.jpeg import decode_pixels
@@ -34,10 +35,12 @@ class ImageTransform:
 
     Args:
         steps: transforms of torchvision (v2), in the order they act.
+        own: names of those that are the user's own parts.
     """
 
-    def __init__(self, steps: Sequence[v2.Transform]) -> None:
+    def __init__(self, steps: Sequence[v2.Transform], *, own: Sequence[str] = ()) -> None:
         self._steps = steps
+        self._own = tuple(own)
         self._compose = v2.Compose([*map(_Bounded, steps), _ToUint8()])
         self._fast = make_fast(steps, _ToUint8())
 
@@ -51,6 +54,21 @@ class ImageTransform:
         plain = copy(self)
         plain._fast = None
         return plain
+
+    def check_can_be_sent(self) -> None:
+        """See that other processes can make it, too.
+
+        Raises:
+            UserError: a part of the user's own was defined where no other process can import it from.
+        """
+        for name in self._own:
+            part = registry.find("transform", name)
+            if part is not None and not _can_be_imported(part.make):
+                raise UserError(
+                    f"The transform '{name}' is defined in a notebook, in an interpreter or inside of a function, from where "
+                    "loader workers cannot import it. Put it into a module (my_parts.py) and import that, or load without "
+                    "workers: --data.num-workers 0."
+                )
 
     def on_device(self) -> DeviceTransform | None:
         """The same for images that lie on the device, within a level; None where it cannot be done there."""
@@ -92,6 +110,16 @@ class ImageTransform:
         except (ValueError, RuntimeError, MemoryError) as error:  # an image smaller than a crop, for example
             cause = f"its {image.width} x {image.height} pixels cannot be transformed: {error}"
             raise BadImageError(name, cause) from None
+
+
+def _can_be_imported(make: Any) -> bool:
+    module = sys.modules.get(make.__module__)
+    if module is None or not getattr(module, "__file__", None):
+        return False
+    found: Any = module
+    for name in make.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is make
 
 
 _NOT_IN_LISTS = {
@@ -163,8 +191,31 @@ def build_transform(specs: Sequence[TransformSpec], *, field: str) -> tuple[Imag
     """
     if len(json.dumps(list(specs))) > _LONGEST_LIST:
         raise UserError(f"{field} has more than {_LONGEST_LIST:,} characters: that is no list of transforms.")
-    transform = ImageTransform([build_step(spec, field) for spec in specs])
-    return transform, _output_size(transform, field)
+    steps = [build_step(spec, field) for spec in specs]
+    own = transform_parts(*specs)
+    transform = ImageTransform(steps, own=own)
+    size = _output_size(transform, field)
+    if own:
+        _check_seeded(transform, field, own)
+    return transform, size
+
+
+def _check_seeded(transform: ImageTransform, field: str, own: Sequence[str]) -> None:
+    """Parts of the user's own must draw from torch's generator, which is seeded for each image and epoch.
+
+    Raises:
+        UserError: two passes with one seed differ.
+    """
+    image, passes = _noise_image(320, 240), []
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(3):
+            torch.manual_seed(0)
+            passes.append(transform(image))
+    if any(not torch.equal(passes[0], later) for later in passes[1:]):
+        raise UserError(
+            f"{field}: with one seed {' or '.join(sorted(set(own)))} makes another picture each time, so no run could be "
+            "repeated: take all chance from torch (torch.rand, torch.randint), not from random or numpy.random."
+        )
 
 
 def check_repeatable(transform: ImageTransform, *, field: str) -> None:
@@ -230,33 +281,56 @@ def build_step(spec: TransformSpec, field: str) -> Any:
 
 
 def _own_step(name: str, arguments: Any, field: str) -> v2.Transform:
-    """A registered transform, called as torchvision's are."""
+    """A registered transform, called as torchvision's are.
+
+    Raises:
+        UserError: nothing of this name is registered, or it cannot be made with these arguments.
+    """
     part = registry.find("transform", name)
     if part is None:
         raise UserError(f"{field}: {registry.unknown('transform', name)}.")
     if not isinstance(arguments, dict):
         raise UserError(f"{field}: {name} takes arguments by name, not {arguments!r}.")
     try:
-        made = part.make(**arguments)
+        made = _Own(name, part.make, arguments)
     except (TypeError, ValueError) as error:
         raise UserError(f"{field}: {name} does not take {arguments!r}: {error}") from error
-    if not callable(made):
+    if not callable(made.call):
         raise UserError(
-            f"{field}: {name} made a {type(made).__name__}; a transform is called with a Pillow image or a uint8 tensor "
-            "[3, H, W] and returns one."
+            f"{field}: {name} made a {type(made.call).__name__}; a transform is called with a Pillow image or a uint8 "
+            "tensor [3, H, W] and returns one."
         )
-    return made if isinstance(made, v2.Transform) else _Own(made)
+    return made
 
 
 class _Own(v2.Transform):
-    """A callable of the user's among torchvision's transforms."""
+    """A callable of the user's among torchvision's transforms.
 
-    def __init__(self, call: Any) -> None:
+    It is never taken for one of these, even where it inherits from one: what it does is known to it alone, so it has no
+    counterpart on the fast way or on a device. To a loader worker goes how it was made, so that it may hold anything.
+    """
+
+    def __init__(self, name: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
         super().__init__()
-        self._call = call
+        self.name, self._make, self._arguments = name, make, arguments
+        self.call = make(**arguments)
 
-    def forward(self, image: Any) -> Any:
-        return self._call(image)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Own, (self.name, self._make, self._arguments)
+
+    def forward(self, image: Any) -> Image.Image | Tensor:
+        """What it makes of an image.
+
+        Raises:
+            TypeError: it makes something else.
+        """
+        made = self.call(image)
+        if isinstance(made, Image.Image) or (
+            isinstance(made, Tensor) and made.dtype == torch.uint8 and made.ndim == 3 and made.shape[0] == 3
+        ):
+            return made
+        told = f"a tensor {made.dtype} {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise TypeError(f"{self.name} returned {told}; a Pillow image or a uint8 tensor [3, H, W] is needed")
 
 
 def _check_numbers(value: Any, largest: int, what: str) -> None:
