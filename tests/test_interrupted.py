@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import make_folder
 from tests.faults import Forked, differences, far_apart, fault_recipe, recipe_without_batch_norm
+from tests.impatient import ENTRY
 from tests.ranks import finish
 from tests.runs import metrics
 
@@ -81,7 +82,7 @@ def test_one_run_at_a_time(photos: Path, tmp_path: Path) -> None:
     with Forked(1, tmp_path / "run", *words) as first:
         first.wait_for_step(2)
         (tmp_path / "second").mkdir()
-        second = Forked(1, tmp_path / "run", *words)
+        second = Forked(1, tmp_path / "run", *words, entry=ENTRY)
         assert second.codes(60) == [2]
         assert f"is being trained by process {first.pids[0]} on" in second.said(0)
         assert not first.has_ended()

@@ -127,13 +127,14 @@ def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path:
 STUCK_AT_THE_END = """
 import sys, time
 from types import SimpleNamespace
-from accel_flowers.distributed import launch as processes
+from accel_flowers.distributed.launch import destroyed_at_the_end
+
 def destroy():
     print("destroyed", flush=True)
     time.sleep(float(sys.argv[1]))
 
 group = SimpleNamespace(num_processes=2, process_index=1, destroy_process_group=destroy)
-with processes.destroyed_at_the_end(group, seconds_to_leave=0.5):
+with destroyed_at_the_end(group, seconds_to_leave=0.5):
     if sys.argv[2] == "fails":
         raise ValueError("the other one is gone")
 print("left")

@@ -122,12 +122,14 @@ def fixed_fields(config: Config) -> dict[str, Any]:
 
 
 class RunDirLock:
-    """Keeps a run directory for one run at a time; the operating system frees it when the process ends, however."""
+    """Keeps a run directory for one run at a time; the operating system frees it when the process ends, however.
 
-    PATIENCE_SECONDS = 10.0
-    """For a run that was killed just now."""
+    Args:
+        patience_seconds: for a run that was killed just now.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float = 10.0) -> None:
+        self._patience_seconds = patience_seconds
         self._file: IO[str] | None = None
 
     def take(self, run_dir: Path) -> None:
@@ -139,7 +141,7 @@ class RunDirLock:
         if self._file is not None:
             return
         file = (run_dir / _LOCK_FILE).open("a+")
-        deadline = time.monotonic() + self.PATIENCE_SECONDS
+        deadline = time.monotonic() + self._patience_seconds
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
