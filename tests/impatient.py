@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from accel_flowers.cli.common import split_imports
 from accel_flowers.cli.main import end_with
 from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.core.registry import import_parts
-from accel_flowers.distributed.health import HealthTimes
+from accel_flowers.distributed.health import HealthMonitor, HealthTimes
+from accel_flowers.distributed.launch import start_processes
 from accel_flowers.training.train import train
 
 ENTRY = "tests.impatient:main"
@@ -25,3 +27,12 @@ def main(words: Sequence[str]) -> None:
         return 0
 
     end_with(work)
+
+
+def stand(words: Sequence[str]) -> None:
+    """Do nothing but say where this process stands: training or evaluating."""
+    (doing,) = words
+    processes = start_processes()
+    with HealthMonitor(processes, TIMES) as health:
+        health.at(doing, 5)  # type: ignore[arg-type]
+        time.sleep(60)

@@ -177,6 +177,7 @@ def _serve() -> None:
         try:
             module, _, function = order["entry"].partition(":")
             getattr(importlib.import_module(module), function)(order["words"])
+            code = 0
         except SystemExit as end:
             code = int(end.code or 0)
         except BaseException:  # noqa: BLE001 - the fork must end here, whatever it was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.commands.launch import launch_command_parser
 from accelerate.utils.launch import prepare_simple_launcher_cmd_env
 
+import accel_flowers
+from accel_flowers.cli.launch_config import launch_configs
+from accel_flowers.cli.main import main
 from accel_flowers.config.loading import config_from_flags
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
@@ -80,6 +84,44 @@ def test_a_variable_in_front_of_the_command_is_one_that_accelerate_reads() -> No
     assert command.startswith("ACCELERATE_USE_CPU=true accelerate launch ")
 
 
+# The command that finds them
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code and output of `accel-flowers launch-config WORDS`."""
+    with pytest.raises(SystemExit) as caught:
+        main(["launch-config", *words])
+    out, err = capsys.readouterr()
+    return int(caught.value.code or 0), out, err
+
+
+def test_launch_config_prints_the_path(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (file.stem, file.name):
+        assert said(capsys, name) == (0, f"{file.resolve()}\n", "")
+
+
+def test_without_a_name_it_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = said(capsys)
+    assert code == 0
+    lines = dict(line.split("  ", 1) for line in out.splitlines())
+    assert list(lines) == [file.stem for file in FILES]
+    for file in FILES:
+        assert file.read_text().startswith(f"# {lines[file.stem].strip()}\n")
+
+
+def test_a_name_that_is_none_is_told_with_all_that_are(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = said(capsys, "multi_gpus")
+    assert (code, out) == (2, "")
+    assert "There is no launch configuration 'multi_gpus'. Did you mean 'multi_gpu'?" in err
+    assert all(name in err for name in EXPECTED)
+
+
+def test_an_installation_without_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accel_flowers, "__file__", str(tmp_path / "accel_flowers/__init__.py"))
+    with pytest.raises(UserError, match="install accel-flowers again"):
+        launch_configs()
+
+
 # Several processes asked for, one started
 
 
@@ -103,8 +145,9 @@ def test_one_process_for_two_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
         check_launch(environment)
     message = str(caught.value)
     assert "asked for several processes but started only this one" in message
-    advised = next(word for word in message.replace("`", " ").split() if word.startswith("accelerate_configs/"))
-    assert DIRECTORY / Path(advised).name in FILES
+    advised = re.search(r'--config_file "\$\(accel-flowers launch-config (\w+)\)"', message)
+    assert advised
+    assert DIRECTORY / f"{advised[1]}.yaml" in FILES
 
 
 def test_one_process_for_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,18 @@ from accel_flowers.config.schema import Config
 from tests.conftest import draw_image
 from tests.runs import run_program
 
-COMMANDS = ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download")
+COMMANDS = (
+    "train",
+    "inspect",
+    "evaluate",
+    "predict",
+    "report",
+    "compare",
+    "recipes",
+    "launch-config",
+    "sample",
+    "download",
+)
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
@@ -56,7 +67,7 @@ def test_help_imports_no_heavy_library() -> None:
 import sys
 from accel_flowers.cli.main import main
 for words in (["--help"], ["--version"], ["recipes"], [], ["trian"], ["train"], ["train", "nosuch"],
-              *([name, "--help"] for name in ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "sample", "download"))):
+              *([name, "--help"] for name in ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "launch-config", "sample", "download"))):
     try:
         main(words)
     except SystemExit:
@@ -115,9 +126,11 @@ def test_the_overview_names_every_command(word: str, capsys: pytest.CaptureFixtu
     assert (code, err) == (0, "")
     for command in COMMANDS:
         assert f"\n  accel-flowers {command}" in out
-    config_file = re.search(r"--config_file (\S+)", out)
-    assert config_file
-    assert (Path(__file__).parent.parent / config_file[1]).is_file()
+    config = re.search(r'--config_file "\$\(accel-flowers (launch-config) (\w+)\)"', out)
+    assert config
+    code, path, _ = run(capsys, *config.groups())
+    assert code == 0
+    assert Path(path.removesuffix("\n")).is_file()
 
 
 # One program under two names

@@ -151,3 +151,28 @@ def test_all_processes_make_equally_many_forward_passes(tmp_path: Path) -> None:
         for other in others:
             for name in ("labels", "probabilities", "losses"):
                 np.testing.assert_array_equal(alone[name], other[name])
+
+
+@pytest.mark.parametrize(
+    ("samples", "told"),
+    [
+        ([0, 1, 2, 3], None),
+        ([0, 1, 1, 3], r"missing \[2\], seen more than once \[1\]"),
+        ([0, 1, 2], r"missing \[3\]"),
+        ([0, 1, 2, 3, 4], r"beyond the end \[4\]"),
+    ],
+)
+def test_an_evaluation_refuses_what_a_wrong_loader_gives(samples: list[int], told: str | None) -> None:
+    """The guard stands in the evaluation itself, not only beside it."""
+    rows = torch.tensor([[float(sample), 0.0] for sample in samples])
+    batch = {"rows": rows, "micro_batch": 0, "pixels": torch.zeros(len(samples), 2)}
+    accelerator = Accelerator(cpu=True)
+
+    def score() -> None:
+        predict_loader(nn.Identity(), [batch], lambda batch: batch["pixels"], accelerator, num_images=4)  # type: ignore[arg-type]
+
+    if told is None:
+        score()
+    else:
+        with pytest.raises(RuntimeError, match=told):
+            score()

@@ -13,7 +13,7 @@ import pytest
 
 from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
 from tests.conftest import make_folder
-from tests.impatient import ENTRY
+from tests.impatient import ENTRY, TIMES
 from tests.ranks import Ranks
 from tests.runs import PROJECT, write_recipe
 
@@ -177,3 +177,33 @@ def test_processes_that_see_other_images_do_not_start(words: list[str | Path], t
     with Ranks(tmp_path, words, [*words, "--data.path", fewer]) as ranks:
         assert ranks.codes(60) == [2, 2], ranks.said(0)
         assert "number of pictures: 36 on process 0, 35 on process 1" in ranks.said(0)
+
+
+@pytest.mark.multiprocess
+def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
+    """As many images, and the same classes: only their names differ."""
+    other = make_folder(tmp_path / "other-disk", per_class=12)
+    (other / "rose/00.png").rename(other / "rose/99.png")
+    with Ranks(tmp_path, words, [*words, "--data.path", other]) as ranks:
+        assert ranks.codes(60) == [2, 2], ranks.said(0)
+        said = ranks.said(0)
+    assert "digest of their names and classes: " in said
+    assert "number of pictures" not in said
+
+
+@pytest.mark.multiprocess
+def test_a_process_that_takes_another_way_ends_all(tmp_path: Path) -> None:
+    """Both live and tell of themselves, but they will never meet."""
+    with Ranks(tmp_path, ["training"], ["evaluating"], entry="tests.impatient:stand") as ranks:
+        began = time.monotonic()
+        assert ranks.codes(SOON) == [1, 1]
+        assert time.monotonic() - began < 4 * TIMES.silent
+        assert "process 1 stands elsewhere since 4 s" in ranks.said(0)
+        assert "process 0 stands elsewhere since 4 s" in ranks.said(1)
+
+
+@pytest.mark.multiprocess
+def test_processes_that_stand_together_are_left_alone(tmp_path: Path) -> None:
+    with Ranks(tmp_path, ["training"], ["training"], entry="tests.impatient:stand") as ranks:
+        time.sleep(2 * TIMES.silent)
+        assert [ranks.code(rank) for rank in (0, 1)] == [None, None]

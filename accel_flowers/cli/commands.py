@@ -9,6 +9,7 @@ from accel_flowers.cli.benchmark import benchmark_command
 from accel_flowers.cli.common import split_imports
 from accel_flowers.cli.evaluate import evaluate_command
 from accel_flowers.cli.inspect import inspect_command
+from accel_flowers.cli.launch_config import launch_config_command
 from accel_flowers.cli.predict import predict_command
 from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
@@ -26,6 +27,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "report": (report_command, "RUN_DIR [--data DIR]"),
     "compare": (compare_command, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
     "recipes": (recipes_command, ""),
+    "launch-config": (launch_config_command, "[NAME]"),
     "sample": (sample_command, "DIR"),
     "download": (download_command, "DIR"),
 }
@@ -35,7 +37,7 @@ def _usage() -> str:
     lines = [f"accel-flowers {__version__}: fine-tune image classifiers on your own photos", ""]
     lines += [f"  accel-flowers {name} {rest}".rstrip() for name, (_, rest) in COMMANDS.items()]
     lines += ["", "accel-flowers COMMAND --help tells every flag; --import MODULE brings your own parts. On several processes:",
-              "  accelerate launch --config_file accelerate_configs/multi_gpu.yaml -m accel_flowers train ..."]  # fmt: skip
+              "  accelerate launch --config_file \"$(accel-flowers launch-config multi_gpu)\" -m accel_flowers train ..."]  # fmt: skip
     return "\n".join(lines)
 
 

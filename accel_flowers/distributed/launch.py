@@ -101,7 +101,7 @@ def check_launch(environment: dict[str, str] | None = None) -> None:
     if launched_by_accelerate and "MASTER_PORT" in given and not any(rank in given for rank in ranks):
         raise UserError(
             "The launcher was asked for several processes but started only this one: accelerate launch starts several "
-            "CPU processes only with mpirun. Use `accelerate launch --config_file accelerate_configs/cpu_2_processes.yaml`, "
+            'CPU processes only with mpirun. Use `accelerate launch --config_file "$(accel-flowers launch-config cpu_2_processes)"`, '
             "or ask for one process. (If you set MASTER_PORT yourself, unset it.)"
         )
 

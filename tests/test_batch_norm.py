@@ -1,0 +1,62 @@
+"""Batch norm on several processes: each keeps statistics of what it saw, and they are averaged before they count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import make_folder
+from tests.ranks import Ranks, finish
+from tests.runs import PROJECT, write_recipe
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run on two processes whose network has batch norm: an epoch is 3 steps and a bit, a checkpoint comes each step."""
+    folder = tmp_path_factory.mktemp("norm")
+    photos = make_folder(folder / "photos", per_class=10)
+    recipe = write_recipe(
+        folder / "recipe.yaml",
+        model={"name": "my/tiny"},
+        checkpoint={"every_steps": 1, "keep_last": 100},
+        train={"epochs": 2},
+    )
+    words = ["train", recipe, "--import", PROJECT / "examples/my_parts.py", "--data.path", photos]
+    finish(folder, [*words, "--run-dir", folder / "run"], processes=2)
+    return folder / "run/checkpoints"
+
+
+def rows_at(checkpoint: Path) -> torch.Tensor:
+    """Running statistics of each process, [2, values]."""
+    return load_file(checkpoint / "buffers.safetensors")["model.safetensors"]
+
+
+def test_inside_an_epoch_each_process_has_its_own(checkpoints: Path) -> None:
+    own = rows_at(checkpoints / "step-00000002")
+    assert own.shape[0] == 2
+    assert not torch.equal(own[0], own[1]), "DDP does not overwrite them with those of process 0"
+
+
+def test_after_an_evaluation_all_have_the_mean(checkpoints: Path) -> None:
+    steps = sorted(checkpoints.glob("step-*"))
+    same = [step.name for step in steps if torch.equal(*rows_at(step))]
+    assert same == ["step-00000003", "step-00000006"], "at the ends of both epochs, and only there"
+    weights = load_file(checkpoints / "step-00000006/model.safetensors")
+    statistics = torch.cat([weights["1.running_mean"], weights["1.running_var"]])
+    assert torch.equal(statistics, rows_at(checkpoints / "step-00000006")[0])
+
+
+def test_the_mean_is_one_of_all_processes(tmp_path: Path) -> None:
+    with Ranks(tmp_path, *[["average"]] * 3, entry="tests.buffers:main") as ranks:
+        assert ranks.codes(60) == [0, 0, 0], ranks.output()
+
+
+def test_the_first_step_sums_in_the_order_of_the_others(tmp_path: Path) -> None:
+    """From three processes on DDP rebuilds its buckets after the first backward pass, unless they were laid out before."""
+    with Ranks(tmp_path, *[["buckets"]] * 3, entry="tests.buffers:main") as ranks:
+        assert ranks.codes(60) == [0, 0, 0], ranks.output()
