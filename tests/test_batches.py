@@ -27,7 +27,12 @@ from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.data.workers import local_cores, plan_workers
 from tests.conftest import make_folder
 
-AUGMENT = [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip", {"ColorJitter": {"brightness": 0.5}}]
+AUGMENT = [
+    {"RandomResizedCrop": {"size": 16}},
+    "RandomHorizontalFlip",
+    {"ColorJitter": {"brightness": 0.5}},
+    {"RandomErasing": {"p": 0.5}},
+]
 PLAIN = [{"CenterCrop": {"size": 24}}]
 
 

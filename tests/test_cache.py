@@ -276,7 +276,8 @@ def test_batches_are_the_same_from_files_and_cache(tmp_path: Path) -> None:
     flip_bytes_of_first_image(decoded.folder)
     split = Split(table.class_names, dict.fromkeys(table.files, "train"))
     colour = {"ColorJitter": {"hue": 0.1}}
-    for specs in ([{"RandomResizedCrop": {"size": 24}}, colour], [colour, {"Resize": {"size": [24, 24]}}]):
+    erase = {"RandomErasing": {"p": 0.7}}
+    for specs in ([{"RandomResizedCrop": {"size": 24}}, colour, erase], [colour, {"Resize": {"size": [24, 24]}}]):
         transform, _ = build_transform(specs, field="test")
         from_files = ImageDataset(table, "train", split, transform, seed=1)
         from_cache = ImageDataset(table, "train", split, transform, seed=1, decoded=decoded)

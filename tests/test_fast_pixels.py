@@ -33,6 +33,7 @@ LISTS: dict[str, list[TransformSpec]] = {
     "eval": [{"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}}],
     "square": [{"Resize": {"size": [100, 80]}}],
     "padded": [{"Resize": {"size": 64}}, {"RandomCrop": {"size": 72, "padding": 8}}],
+    "erasing": [{"RandomResizedCrop": {"size": 64}}, {"RandomErasing": {"p": 0.7, "value": [9, 0, 250]}}],
     "colour": [{"RandomResizedCrop": {"size": 128}}, "RandomHorizontalFlip", *COLOUR],
 }
 

@@ -277,6 +277,7 @@ UNSUPPORTED: dict[str, list[Any]] = {
     "on red": [v2.CenterCrop(64), v2.RandomRotation(10, fill=(255, 0, 0))],
     "mirrored edges": [v2.RandomCrop(64, padding=4, padding_mode="reflect")],
     "others": [v2.RandomResizedCrop(64), v2.TrivialAugmentWide()],
+    "erased": [v2.CenterCrop(64), v2.RandomErasing()],
     "one channel": [v2.CenterCrop(64), v2.Grayscale(1)],
     "blurred beyond its edges": [v2.CenterCrop(4), v2.GaussianBlur(9)],
 }

@@ -17,7 +17,7 @@ from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.inference.evaluate import evaluate
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
-from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, write_recipe
+from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, tiny_recipe, write_recipe
 
 pytestmark = pytest.mark.multiprocess
 
@@ -32,7 +32,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Number of processes → directory of its run; the one of two processes has W&B on."""
     root = tmp_path_factory.mktemp("runs")
-    recipe = write_recipe(root / "recipe.yaml", data={"split": "70/30"}, train={"epochs": 3})
+    augment = [*tiny_recipe()["data"]["train_transforms"], {"RandomErasing": {"p": 0.5}}]
+    recipe = write_recipe(
+        root / "recipe.yaml", data={"split": "70/30", "train_transforms": augment}, train={"epochs": 3}
+    )
     for number, launcher in ((1, None), (2, TWO_PROCESSES)):
         trackers = ["--tracking.wandb", "offline"] if number == 2 else []
         words = ["train", recipe, "--data.path", photos, "--run-dir", root / str(number), *trackers]
