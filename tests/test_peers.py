@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.split import Split
 from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
+from accel_flowers.training.build import _dataset_fingerprint
 from tests.conftest import make_folder
 from tests.impatient import ENTRY, TIMES
 from tests.ranks import Ranks
@@ -189,6 +193,27 @@ def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tm
         said = ranks.said(0)
     assert "digest of their names and classes: " in said
     assert "number of pictures" not in said
+
+
+def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
+    """As many of them, as many in each part: names, classes and parts are compared one by one."""
+    table = load_images(str(make_folder(tmp_path / "photos", per_class=3)))
+    parts = ("train", "train", "val", "train", "test", "train", "val", "train", "test")
+    split = Split(table.class_names, dict(zip(table.files, parts, strict=True)))
+    before = _dataset_fingerprint(table, split)
+    assert _dataset_fingerprint(replace(table), replace(split)) == before
+
+    names = (*table.files[:-1], "tulip/99.png")
+    renamed = Split(table.class_names, dict(zip(names, parts, strict=True)))
+    others = {
+        "names": (replace(table, files=names), renamed),
+        "classes": (replace(table, labels=table.labels[::-1].copy()), split),
+        "parts": (table, replace(split, parts=dict(zip(table.files, reversed(parts), strict=True)))),
+    }
+    for what, (other_table, other_split) in others.items():
+        now = _dataset_fingerprint(other_table, other_split)
+        assert [now[name] for name in before if "digest" not in name] == [before[name] for name in before if "digest" not in name]  # fmt: skip
+        assert now != before, what
 
 
 @pytest.mark.multiprocess
