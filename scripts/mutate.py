@@ -253,7 +253,7 @@ MUTATIONS = (
         "training/epoch.py",
         "    session.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)\n",
         "",
-        ("test_train.py", "test_ema.py"),
+        ("test_train.py::test_a_run_ends_with_its_best_epoch",),
     ),
     Mutation(
         "test-part-scored-each-epoch",
@@ -289,7 +289,7 @@ MUTATIONS = (
         "training/step.py",
         "            if self.engine.sync_gradients and self.max_grad_norm is not None:",
         "            if False:",
-        ("test_tasks.py", "test_optim.py", "test_train.py"),
+        ("test_train.py::test_gradients_are_clipped_once_a_step",),
     ),
     Mutation(
         "mixing-left-out",

@@ -44,6 +44,9 @@ def rows_at(checkpoint: Path) -> torch.Tensor:
     return load_file(checkpoint / "buffers.safetensors")["model.safetensors"]
 
 
+@pytest.mark.holds(
+    "Each process keeps the batch-norm statistics of what it saw, and their mean is what is scored and saved"
+)
 def test_inside_an_epoch_each_process_has_its_own(checkpoints: Path) -> None:
     own = rows_at(checkpoints / "step-00000002")
     assert own.shape[0] == 2
@@ -59,6 +62,9 @@ def _own_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("my_parts", None)
 
 
+@pytest.mark.holds(
+    "Each process keeps the batch-norm statistics of what it saw, and their mean is what is scored and saved"
+)
 @pytest.mark.usefixtures("_own_parts")
 def test_they_are_what_it_saw_alone(checkpoints: Path) -> None:
     """Replayed in one process: the first steps' micro-batches, dealt out, with the weights of those steps. DDP, left to
@@ -81,6 +87,9 @@ def test_they_are_what_it_saw_alone(checkpoints: Path) -> None:
     assert (own[0] - own[1]).abs().max() > 1e-3, "else this would prove little"
 
 
+@pytest.mark.holds(
+    "Each process keeps the batch-norm statistics of what it saw, and their mean is what is scored and saved"
+)
 def test_after_an_evaluation_all_have_the_mean(checkpoints: Path) -> None:
     steps = sorted(checkpoints.glob("step-*"))
     same = [step.name for step in steps if torch.equal(*rows_at(step))]
@@ -90,11 +99,15 @@ def test_after_an_evaluation_all_have_the_mean(checkpoints: Path) -> None:
     assert torch.equal(statistics, rows_at(checkpoints / "step-00000006")[0])
 
 
+@pytest.mark.holds(
+    "Each process keeps the batch-norm statistics of what it saw, and their mean is what is scored and saved"
+)
 def test_the_mean_is_one_of_all_processes(tmp_path: Path) -> None:
     with Ranks(tmp_path, *[["average"]] * 3, entry="tests.buffers:main") as ranks:
         assert ranks.codes(60) == [0, 0, 0], ranks.output()
 
 
+@pytest.mark.holds("The first step, also after a resume, sums gradients as later ones")
 def test_the_first_step_sums_in_the_order_of_the_others(tmp_path: Path) -> None:
     """From three processes on DDP rebuilds its buckets after the first backward pass, unless they were laid out before."""
     with Ranks(tmp_path, *[["buckets"]] * 3, entry="tests.buffers:main") as ranks:

@@ -29,6 +29,7 @@ def training(step: int = 5, **fields: str) -> Heartbeat:
     return Heartbeat(doing="training", step=step, **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.holds("One process takes another way")
 @pytest.mark.parametrize(
     ("standings", "silent", "apart", "found"),
     [
@@ -81,6 +82,7 @@ def words(tmp_path: Path) -> list[str | Path]:
     return ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run"]
 
 
+@pytest.mark.holds("One process dies: all end")
 @pytest.mark.multiprocess
 def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
     with Ranks(tmp_path, words, words, entry=ENTRY) as ranks:
@@ -100,6 +102,7 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
     assert "Traceback" not in said
 
 
+@pytest.mark.holds("One process fails alone")
 @pytest.mark.multiprocess
 def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path: Path) -> None:
     """An image that goes away during the training is missed by the process whose turn it is."""
@@ -116,6 +119,7 @@ def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path:
     assert "after step " in said[0]
 
 
+@pytest.mark.holds("One process sleeps, or the link is cut")
 @pytest.mark.slow
 def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
     with Ranks(tmp_path, words, words, entry=ENTRY) as ranks:
@@ -163,6 +167,7 @@ def test_a_process_group_that_cannot_be_destroyed_keeps_nobody(takes: float, how
     assert done.stdout.split() == ["destroyed", *(["left"] if code == 0 else [])]
 
 
+@pytest.mark.holds("Processes that differ do not start")
 @pytest.mark.multiprocess
 def test_processes_that_differ_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
     other = [*words, "--optim.lr", "0.5", "--train.log-every-steps", "3"]
@@ -174,6 +179,7 @@ def test_processes_that_differ_do_not_start(words: list[str | Path], tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.holds("Processes that differ do not start")
 @pytest.mark.multiprocess
 def test_processes_that_see_other_images_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
     fewer = make_folder(tmp_path / "other-disk", per_class=12)
@@ -183,6 +189,7 @@ def test_processes_that_see_other_images_do_not_start(words: list[str | Path], t
         assert "number of pictures: 36 on process 0, 35 on process 1" in ranks.said(0)
 
 
+@pytest.mark.holds("Processes that differ do not start")
 @pytest.mark.multiprocess
 def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
     """As many images, and the same classes: only their names differ."""
@@ -195,6 +202,7 @@ def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tm
     assert "number of pictures" not in said
 
 
+@pytest.mark.holds("Processes that differ do not start")
 def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
     """As many of them, as many in each part: names, classes and parts are compared one by one."""
     table = load_images(str(make_folder(tmp_path / "photos", per_class=3)))
@@ -216,6 +224,7 @@ def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
         assert now != before, what
 
 
+@pytest.mark.holds("One process takes another way")
 @pytest.mark.multiprocess
 def test_a_process_that_takes_another_way_ends_all(tmp_path: Path) -> None:
     """Both live and tell of themselves, but they will never meet."""
