@@ -393,6 +393,7 @@ def main() -> int:
         except LookupError as error:
             print(error, file=sys.stderr)
             return 2
+    print("first the tests on the code as it is ...", flush=True)
     with copied() as root:
         failed = first_failure(root, tuple(dict.fromkeys(test for each in chosen for test in each.tests)))
     if failed:

@@ -239,5 +239,5 @@ def test_a_process_that_takes_another_way_ends_all(tmp_path: Path) -> None:
 @pytest.mark.multiprocess
 def test_processes_that_stand_together_are_left_alone(tmp_path: Path) -> None:
     with Ranks(tmp_path, ["training"], ["training"], entry="tests.impatient:stand") as ranks:
-        time.sleep(2 * TIMES.silent)
+        time.sleep(1.5 * TIMES.silent)
         assert [ranks.code(rank) for rank in (0, 1)] == [None, None]
