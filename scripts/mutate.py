@@ -1,11 +1,13 @@
 """Does a test notice? Breaks one promise after another, on purpose, in a copy of the project, and runs the tests that hold it.
 
-    python scripts/mutate.py               # all of them, some minutes each
+    python scripts/mutate.py               # all of them: half an hour on two cores
     python scripts/mutate.py --list
     python scripts/mutate.py --only exactly-once average-buffers
+    python scripts/mutate.py --processes 2
 
-A mutation that no test notices survives: a promise that nothing holds. Exit code 0: none survives; 1: some do, and they are
-listed; 2: a text to be replaced is not found exactly once, so the mutation must be written anew.
+First the tests must pass on the code as it is. A mutation that no test notices survives: a promise that nothing holds. Exit
+code 0: none survives; 1: some do, and they are listed; 2: a text to be replaced is not found exactly once, so the mutation
+must be written anew, or a test fails on the code as it is.
 """
 
 from __future__ import annotations
@@ -18,11 +20,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 COPIED = ("accel_flowers", "tests", "examples", "scripts", "accelerate_configs", "docs", "pyproject.toml", "README.md")
+PATIENCE_SECONDS = 1800
+"""For the tests of one mutation; whatever hangs has been noticed long before by pytest's own limit."""
 
 
 @dataclass(frozen=True)
@@ -40,18 +47,26 @@ class Mutation:
 
 
 MUTATIONS = (
+    # Every image once, and the same on any number of processes
     Mutation(
         "exactly-once",
         "inference/loop.py",
         "    check_every_image_once(samples[kept], num_images)\n",
         "",
-        ("test_evaluate_exact.py",),
+        ("test_evaluate_exact.py::test_an_evaluation_refuses_what_a_wrong_loader_gives",),
     ),
     Mutation(
         "average-buffers",
         "distributed/ddp.py",
         "    if accelerator.num_processes == 1:\n        return\n    moving = [",
         "    return\n    moving = [",
+        ("test_batch_norm.py",),
+    ),
+    Mutation(
+        "average-not-asked-for",
+        "training/epoch.py",
+        "    average_buffers(network, run.accelerator)\n",
+        "",
         ("test_batch_norm.py",),
     ),
     Mutation(
@@ -69,32 +84,33 @@ MUTATIONS = (
         ("test_batch_norm.py",),
     ),
     Mutation(
-        "heartbeat-apart",
-        "distributed/health.py",
-        "            apart = [heard - together for heard, together in zip(self._heard_at, self._together_at, strict=True)]",
-        "            apart = [0.0] * self._size",
-        ("test_peers.py",),
+        "scaled-accumulation",
+        "training/build.py",
+        "    accelerator.gradient_accumulation_steps = plan.accumulation\n",
+        "",
+        ("test_train.py::test_accumulation_changes_nothing",),
     ),
     Mutation(
-        "fingerprint",
-        "training/build.py",
-        '        "digest of their names and classes": random_key(*table.files, *map(int, table.labels)),\n',
+        "dropout-in-evaluation",
+        "inference/loop.py",
+        "    network.eval()\n",
         "",
-        ("test_peers.py",),
+        ("test_train.py::test_saved_model_scores_as_in_training",),
     ),
+    # Order and chance follow from the position
     Mutation(
         "stream-starts-anew",
         "training/loop.py",
         "    run.stream.start_step = state.step\n",
         "    run.stream.start_step = 0\n",
-        ("test_faults.py", "test_interrupted.py"),
+        ("test_faults.py::test_killed_three_times",),
     ),
     Mutation(
         "dropout-without-seed",
         "training/loop.py",
         '        _seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)\n',
         "",
-        ("test_interrupted.py", "test_faults.py"),
+        ("test_interrupted.py::test_any_number_of_processes_goes_on",),
     ),
     Mutation(
         "augmentation-without-epoch",
@@ -104,18 +120,126 @@ MUTATIONS = (
         ("test_batches.py",),
     ),
     Mutation(
+        "order-without-epoch",
+        "data/sampler.py",
+        'random_key(seed, "order", epoch)',
+        'random_key(seed, "order", 0)',
+        ("test_order.py",),
+    ),
+    Mutation(
+        "head-without-seed",
+        "training/build.py",
+        '        torch.manual_seed(random_key(seed, "first weights"))\n',
+        "",
+        ("test_train.py::test_config_of_a_run_repeats_it",),
+    ),
+    # Processes that know of each other
+    Mutation(
+        "heartbeat-apart",
+        "distributed/health.py",
+        "            apart = [heard - together for heard, together in zip(self._heard_at, self._together_at, strict=True)]",
+        "            apart = [0.0] * self._size",
+        ("test_peers.py::test_a_process_that_takes_another_way_ends_all",),
+    ),
+    Mutation(
+        "silence-unheard",
+        "distributed/health.py",
+        'if standing.state == "running" and silent[other] >',
+        "if False and silent[other] >",
+        ("test_peers.py::test_judge", "test_peers.py::test_a_process_that_is_killed_ends_the_other"),
+    ),
+    Mutation(
+        "fingerprint-of-names",
+        "training/build.py",
+        '        "digest of their names and classes": random_key(*table.files, *map(int, table.labels)),\n',
+        "",
+        ("test_peers.py::test_processes_that_see_other_names_do_not_start",),
+    ),
+    Mutation(
+        "fingerprint-of-the-split",
+        "training/build.py",
+        '        "digest of the split": random_key(*map(str, sorted(split.parts.items()))),\n',
+        "",
+        ("test_peers.py::test_images_that_differ_in_anything_are_told_apart",),
+    ),
+    Mutation(
+        "configurations-not-compared",
+        "distributed/session.py",
+        "            check_same_everywhere(processes, facts)\n",
+        "",
+        ("test_peers.py::test_processes_that_differ_do_not_start",),
+    ),
+    Mutation(
+        "signal-not-agreed",
+        "distributed/preemption.py",
+        "        stop, late = self._agreement.any(self._signalled, late)",
+        "        stop = self._signalled",
+        ("test_faults.py::test_stopped_by_a_signal",),
+    ),
+    Mutation(
+        "signal-in-an-evaluation-not-agreed",
+        "distributed/preemption.py",
+        "            if self._agreement.any(self._signalled)[0]:",
+        "            if self._signalled:",
+        ("test_interrupted.py::test_a_signal_during_the_evaluation_waits_for_none_of_it",),
+    ),
+    # Checkpoints and the run directory
+    Mutation(
         "manifest-not-checked",
         "training/checkpoint.py",
         '        return f"{wrong[0]} is not what was written" if wrong else None',
         "        return None",
-        ("test_checkpoint.py",),
+        ("test_checkpoint.py::test_a_damaged_checkpoint_is_passed_over",),
     ),
+    Mutation(
+        "best-one-not-checked",
+        "training/checkpoint.py",
+        "                damage = self._damage(state.best_step)",
+        "                pass",
+        ("test_checkpoint.py::test_a_damaged_best_one_spoils_those_that_rely_on_it",),
+    ),
+    Mutation(
+        "state-written-as-it-moves-on",
+        "training/checkpoint.py",
+        "            at = copy.deepcopy(state)\n",
+        "            at = state\n",
+        ("test_checkpoint.py::test_what_is_written_is_the_step_at_which_it_was_begun",),
+    ),
+    Mutation(
+        "optimizer-not-restored",
+        "training/checkpoint.py",
+        '            optimizer.load_state_dict(_fitted(saved["optimizer"], optimizer))\n',
+        "",
+        ("test_checkpoint.py::test_state_weights_and_optimizer_come_back",),
+    ),
+    Mutation(
+        "lock-not-taken",
+        "tracking/run_dir.py",
+        "                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "",
+        ("test_interrupted.py::test_one_run_at_a_time",),
+    ),
+    Mutation(
+        "overwritten-unasked",
+        "tracking/run_dir.py",
+        '    if config.resume == "never" and not goes_on:',
+        "    if False:",
+        ("test_train.py::test_nothing_is_overwritten",),
+    ),
+    # What a run ends with
     Mutation(
         "best-upside-down",
         "training/checkpoint.py",
         "(value < best if lower_is_better else value > best)",
         "(value > best if lower_is_better else value < best)",
-        ("test_checkpoint.py",),
+        ("test_checkpoint.py::test_the_first_of_equal_values_is_the_best",),
+    ),
+    Mutation(
+        "direction-of-the-metric-lost",
+        "training/epoch.py",
+        "lower_is_better=lower_is_better(metric))",
+        "lower_is_better=False)",
+        ("test_ema.py::test_both_are_scored_and_the_averaged_is_kept",),
     ),
     Mutation(
         "average-stands-still",
@@ -125,32 +249,47 @@ MUTATIONS = (
         ("test_ema.py",),
     ),
     Mutation(
+        "weights-of-the-last-epoch",
+        "training/epoch.py",
+        "    session.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)\n",
+        "",
+        ("test_train.py::test_a_run_ends_with_its_best_epoch",),
+    ),
+    Mutation(
+        "test-part-scored-each-epoch",
+        "training/epoch.py",
+        '        scored_parts = {"val": _score(session, "val", run.network)}\n',
+        '        scored_parts = {part: _score(session, part, run.network) for part in ("val", "test")}\n',
+        ("test_train.py::test_run_directory_is_complete",),
+    ),
+    Mutation(
         "temperature-lost",
         "training/epoch.py",
         '"temperature": temperature}',
         '"temperature": None}',
-        ("test_train.py", "test_report.py", "test_predict.py"),
+        ("test_report.py::test_a_run_draws_its_report_when_all_is_saved",),
     ),
+    # Numbers that go wrong
     Mutation(
         "nan-unseen",
         "training/loop.py",
         "        if log or due or stop:\n            _check_numbers(run, meter, lr)\n",
         "",
-        ("test_numbers.py",),
+        ("test_numbers.py::test_a_loss_that_is_no_number_stops_the_run",),
     ),
     Mutation(
-        "signal-not-agreed",
-        "distributed/preemption.py",
-        "        stop, late = self._agreement.any(self._signalled, late)",
-        "        stop = self._signalled",
-        ("test_faults.py", "test_interrupted.py"),
+        "rate-not-halved",
+        "training/checkpoint.py",
+        "        return 0.5**self.rollbacks",
+        "        return 1.0",
+        ("test_numbers.py::test_rollback_goes_on_with_half_the_rate",),
     ),
     Mutation(
         "gradient-not-clipped",
         "training/step.py",
         "            if self.engine.sync_gradients and self.max_grad_norm is not None:",
         "            if False:",
-        ("test_tasks.py", "test_optim.py", "test_train.py"),
+        ("test_train.py::test_gradients_are_clipped_once_a_step",),
     ),
     Mutation(
         "mixing-left-out",
@@ -159,20 +298,7 @@ MUTATIONS = (
         "        if False:\n",
         ("test_own_parts.py",),
     ),
-    Mutation(
-        "scaled-accumulation",
-        "training/build.py",
-        "    accelerator.gradient_accumulation_steps = plan.accumulation\n",
-        "",
-        ("test_train.py", "test_processes.py"),
-    ),
-    Mutation(
-        "weights-of-the-last-epoch",
-        "training/epoch.py",
-        "    session.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)\n",
-        "",
-        ("test_train.py", "test_ema.py"),
-    ),
+    # Data and what may not be trusted
     Mutation(
         "duplicates-torn-apart",
         "data/split.py",
@@ -185,7 +311,7 @@ MUTATIONS = (
         "core/registry.py",
         "    if is_own_name(name):\n        known =",
         '    if is_own_name(name):\n        importlib.import_module(name.partition("/")[0])\n        known =',
-        ("test_own_parts.py",),
+        ("test_own_parts.py", "test_own_models.py"),
     ),
 )
 
@@ -203,21 +329,50 @@ def mutate(mutation: Mutation, root: Path) -> None:
     file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
 
 
-def noticed_by(mutation: Mutation, root: Path) -> str | None:
-    """The first test that fails; None where none does."""
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the project that may be broken."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "project"
+        for name in COPIED:
+            source = PROJECT / name
+            if source.is_dir():
+                shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, root / name)
+        yield root
+
+
+def first_failure(root: Path, tests: tuple[str, ...]) -> str | None:
+    """The first of these tests that fails in a copy; None where none does.
+
+    Raises:
+        RuntimeError: pytest itself fails, for example because there is no such test.
+    """
     # Whatever is installed, the copy is what is tested.
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow"]
     done = subprocess.run(
-        [*command, *(f"tests/{test}" for test in mutation.tests)],
-        cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=1800,
+        [*command, *(f"tests/{test}" for test in tests)],
+        cwd=root, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     if done.returncode == 0:
         return None
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"{mutation.name}: pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
-    return found[1].removeprefix("tests/")
+    found = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", done.stdout, flags=re.MULTILINE)
+    if done.returncode != 1 or found is None:
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr}")
+    return found[1]
+
+
+def noticed_by(mutation: Mutation) -> str | None:
+    """The test that notices it, in a copy of its own; None where none does."""
+    begun = time.monotonic()
+    with copied() as root:
+        mutate(mutation, root)
+        test = first_failure(root, mutation.tests)
+    said = f"noticed by {test}" if test else "SURVIVES"
+    print(f"{mutation.name:<36}{said}  ({time.monotonic() - begun:.0f} s)", flush=True)
+    return test
 
 
 def main() -> int:
@@ -225,33 +380,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="name the mutations and run nothing")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[each.name for each in MUTATIONS])
+    parser.add_argument("--processes", type=int, default=1, help="how many are tried at a time")
     asked = parser.parse_args()
     chosen = [each for each in MUTATIONS if asked.only is None or each.name in asked.only]
     if asked.list:
-        print("\n".join(f"{each.name:<28}{each.file:<28}{' '.join(each.tests)}" for each in chosen))
+        print("\n".join(f"{each.name:<36}{each.file:<28}{' '.join(each.tests)}" for each in chosen))
         return 0
-    survivors: list[str] = []
-    for mutation in chosen:
-        begun = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            root = Path(folder) / "project"
-            for name in COPIED:
-                source = PROJECT / name
-                ignored = shutil.ignore_patterns("__pycache__")
-                if source.is_dir():
-                    shutil.copytree(source, root / name, ignore=ignored)
-                else:
-                    shutil.copy(source, root / name)
-            try:
-                mutate(mutation, root)
-            except LookupError as error:
-                print(error, file=sys.stderr)
-                return 2
-            test = noticed_by(mutation, root)
-        said = f"noticed by {test}" if test else "SURVIVES"
-        print(f"{mutation.name:<28}{said}  ({time.monotonic() - begun:.0f} s)", flush=True)
-        if test is None:
-            survivors.append(mutation.name)
+    with copied() as root:
+        try:
+            for mutation in chosen:
+                mutate(mutation, root)  # into one copy, only to see that each can be made
+        except LookupError as error:
+            print(error, file=sys.stderr)
+            return 2
+    print("first the tests on the code as it is ...", flush=True)
+    with copied() as root:
+        failed = first_failure(root, tuple(dict.fromkeys(test for each in chosen for test in each.tests)))
+    if failed:
+        print(f"{failed} fails on the code as it is: nothing can be said", file=sys.stderr)
+        return 2
+    with ThreadPoolExecutor(max(1, asked.processes)) as pool:
+        tests = list(pool.map(noticed_by, chosen))
+    survivors = [mutation.name for mutation, test in zip(chosen, tests, strict=True) if test is None]
     print(
         f"{len(chosen) - len(survivors)} of {len(chosen)} noticed"
         + (f"; survive: {', '.join(survivors)}" if survivors else "")

@@ -11,4 +11,4 @@ ruff format --check .
 ruff check .
 mypy
 # Two at a time; a file's tests share their runs, and tests/conftest.py puts the longest files first.
-pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 "$@"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
-from tests.ranks import Ranks
+from tests.ranks import PROGRAM_ENTRY, Ranks
 from tests.runs import PROGRAM, PROJECT, write_recipe
 
 
@@ -73,10 +73,10 @@ class Watched:
 class Forked(Ranks, Watched):
     """A training run in processes that nobody launched: seconds less for each start."""
 
-    def __init__(self, processes: int, run_dir: Path, *words: str | Path) -> None:
+    def __init__(self, processes: int, run_dir: Path, *words: str | Path, entry: str = PROGRAM_ENTRY) -> None:
         self.run_dir = run_dir
         own = ["train", *words, "--run-dir", run_dir, "--resume", "auto"]
-        super().__init__(run_dir.parent, *[own] * processes)
+        super().__init__(run_dir.parent, *[own] * processes, entry=entry)
 
     def has_ended(self) -> bool:
         """Whether one of its processes has."""

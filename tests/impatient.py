@@ -14,7 +14,7 @@ from accel_flowers.distributed.launch import start_processes
 from accel_flowers.training.train import train
 
 ENTRY = "tests.impatient:main"
-TIMES = HealthTimes(beat=0.2, silent=4.0, grace=1.0)
+TIMES = HealthTimes(beat=0.2, silent=4.0, grace=1.0, leave=2.0, lock=0.5)
 
 
 def main(words: Sequence[str]) -> None:

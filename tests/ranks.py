@@ -23,6 +23,8 @@ from typing import Any
 
 from tests.runs import PROJECT
 
+PROGRAM_ENTRY = "accel_flowers.cli.main:main"
+
 
 class Ranks:
     """The processes of one run; leaving kills what is left of them.
@@ -39,7 +41,7 @@ class Ranks:
         directory: Path,
         *words: Sequence[str | Path],
         variables: Mapping[str, str] | None = None,
-        entry: str = "accel_flowers.cli.main:main",
+        entry: str = PROGRAM_ENTRY,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -81,6 +81,7 @@ def test_there_are_enough_of_each(corpus: dict[str, Verdict]) -> None:
     assert all(verdict.because and bool(verdict.words) == (verdict.verdict == REFUSED) for verdict in corpus.values())
 
 
+@pytest.mark.holds("Every picture is read, refused by name or listed as left out; none hangs or eats the memory")
 def test_decoder(root: Path, corpus: dict[str, Verdict], capfd: pytest.CaptureFixture[str]) -> None:
     """Both ways of looking at an image agree with the verdict, and none takes long."""
     wrong = []
@@ -165,11 +166,13 @@ def done(root: Path, corpus: dict[str, Verdict]) -> Run:
     return Run(directory, codes, peak, rows, said)
 
 
+@pytest.mark.holds("Every picture is read, refused by name or listed as left out; none hangs or eats the memory")
 def test_training_ends_with_0_and_prediction_with_1_in_little_memory(done: Run) -> None:
     assert done.codes == [0, 1], done.said
     assert done.peak_kib < MAX_KIB
 
 
+@pytest.mark.holds("Every picture is read, refused by name or listed as left out; none hangs or eats the memory")
 def test_training_skips_and_lists_them(
     done: Run, root: Path, corpus: dict[str, Verdict], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +188,7 @@ def test_training_skips_and_lists_them(
     capfd.readouterr()
 
 
+@pytest.mark.holds("Every picture is read, refused by name or listed as left out; none hangs or eats the memory")
 def test_prediction_gives_each_its_row(done: Run, corpus: dict[str, Verdict]) -> None:
     refused, accepted = of(corpus, REFUSED), of(corpus, ACCEPTED)
     assert done.rows.keys() == refused | accepted

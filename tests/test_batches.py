@@ -27,7 +27,12 @@ from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.data.workers import local_cores, plan_workers
 from tests.conftest import make_folder
 
-AUGMENT = [{"RandomResizedCrop": {"size": 16}}, "RandomHorizontalFlip", {"ColorJitter": {"brightness": 0.5}}]
+AUGMENT = [
+    {"RandomResizedCrop": {"size": 16}},
+    "RandomHorizontalFlip",
+    {"ColorJitter": {"brightness": 0.5}},
+    {"RandomErasing": {"p": 0.5}},
+]
 PLAIN = [{"CenterCrop": {"size": 24}}]
 
 
@@ -129,6 +134,7 @@ def test_image_that_broke_during_the_run_is_named(tmp_path: Path) -> None:
 # --- chance
 
 
+@pytest.mark.holds("Crop, flip, colour, erasing of a sample")
 def test_same_key_same_pixels_whatever_was_drawn_before(table: ImageTable) -> None:
     images = images_of(table)
     first = [pixels_of(images, sample) for sample in range(len(images))]
@@ -139,6 +145,7 @@ def test_same_key_same_pixels_whatever_was_drawn_before(table: ImageTable) -> No
         assert all(torch.equal(pixels_of(images, sample), pixels) for sample, pixels in enumerate(first))
 
 
+@pytest.mark.holds("Crop, flip, colour, erasing of a sample")
 def test_same_key_same_pixels_whatever_else_is_in_the_batch(table: ImageTable) -> None:
     images = images_of(table)
     alone = [pixels_of(images, sample) for sample in range(len(images))]
@@ -157,6 +164,7 @@ def test_one_batch_may_hold_two_epochs(table: ImageTable) -> None:
     assert not torch.equal(batch["pixels"][0], batch["pixels"][1])
 
 
+@pytest.mark.holds("Crop, flip, colour, erasing of a sample")
 def test_chance_differs_between_epochs_samples_and_seeds(tmp_path: Path) -> None:
     """Of one and the same image under several names, no two results are equal."""
     folder = make_folder(tmp_path / "photos", per_class=6)
@@ -198,6 +206,7 @@ def test_evaluation_loader_shows_every_image_once(table: ImageTable) -> None:
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), images.labels)
 
 
+@pytest.mark.holds("Crop, flip, colour, erasing of a sample")
 @pytest.mark.multiprocess
 def test_workers_change_nothing(table: ImageTable) -> None:
     images = images_of(table)

@@ -109,6 +109,7 @@ def test_it_can_be_sent_to_a_worker(encoded: Encoded, tmp_path: Path) -> None:
     assert torch.equal(sent, first)
 
 
+@pytest.mark.holds("A cache of decoded pictures is never out of date or trusted blindly")
 @pytest.mark.parametrize("change", ["content", "order", "law", "decoder"])
 def test_what_changes_the_pixels_changes_the_cache(
     change: str, encoded: Encoded, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +159,7 @@ def cut(name: str) -> Callable[[Path], None]:
     return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
 
 
+@pytest.mark.holds("A cache of decoded pictures is never out of date or trusted blindly")
 @pytest.mark.parametrize(
     "damage", [cut("pixels"), cut("index"), lambda folder: (folder / "index").unlink()], ids=["pixels", "index", "gone"]
 )  # fmt: skip
@@ -169,6 +171,7 @@ def test_a_damaged_cache_is_made_anew(damage: Callable[[Path], None], encoded: E
     assert all(again.pixels(number) is not None for number in range(len(encoded.files)))
 
 
+@pytest.mark.holds("A cache of decoded pictures is never out of date or trusted blindly")
 def test_a_damaged_image_is_noticed_and_the_cache_made_anew(encoded: Encoded, tmp_path: Path) -> None:
     decoded, _ = encoded.open(tmp_path / "cache")
     flip_bytes_of_first_image(decoded.folder)
@@ -231,6 +234,7 @@ def test_the_limit_holds_beside_what_is_used(encoded: Encoded, tmp_path: Path) -
     assert in_use.pixels(0) is not None
 
 
+@pytest.mark.holds("A cache of decoded pictures is never out of date or trusted blindly")
 @pytest.mark.parametrize("change", ["negative", "huge", "another length", "a pipe", "a link"])
 def test_a_cache_that_was_tampered_with_is_made_anew(change: str, encoded: Encoded, tmp_path: Path) -> None:
     decoded, _ = encoded.open(tmp_path / "cache")
@@ -276,7 +280,8 @@ def test_batches_are_the_same_from_files_and_cache(tmp_path: Path) -> None:
     flip_bytes_of_first_image(decoded.folder)
     split = Split(table.class_names, dict.fromkeys(table.files, "train"))
     colour = {"ColorJitter": {"hue": 0.1}}
-    for specs in ([{"RandomResizedCrop": {"size": 24}}, colour], [colour, {"Resize": {"size": [24, 24]}}]):
+    erase = {"RandomErasing": {"p": 0.7}}
+    for specs in ([{"RandomResizedCrop": {"size": 24}}, colour, erase], [colour, {"Resize": {"size": [24, 24]}}]):
         transform, _ = build_transform(specs, field="test")
         from_files = ImageDataset(table, "train", split, transform, seed=1)
         from_cache = ImageDataset(table, "train", split, transform, seed=1, decoded=decoded)
@@ -288,6 +293,7 @@ def test_batches_are_the_same_from_files_and_cache(tmp_path: Path) -> None:
             assert torch.equal(one["pixels"], other["pixels"])
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_from_the_cache_is_the_run_from_files(processes: int, tmp_path: Path) -> None:
     photos = write_mixed_folder(tmp_path / "photos")

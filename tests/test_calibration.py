@@ -38,6 +38,7 @@ def test_calibration_error_by_hand() -> None:
     assert calibration_error(np.eye(2), np.array([1, 0])) == 1
 
 
+@pytest.mark.holds("Its scores are those of scikit-learn")
 def test_bins_are_those_of_scikit_learn() -> None:
     probabilities, labels = drawn(400)
     bins = reliability_bins(probabilities, labels)
@@ -50,6 +51,7 @@ def test_bins_are_those_of_scikit_learn() -> None:
     assert np.isnan(bins.accuracy[~full]).all()
 
 
+@pytest.mark.holds("Its scores are those of scikit-learn")
 def test_likelihood_is_that_of_scikit_learn() -> None:
     probabilities, labels = drawn(300)
     tempered = apply_temperature(probabilities, 1.7)

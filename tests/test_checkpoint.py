@@ -269,6 +269,7 @@ def test_the_files_hold_nothing_that_runs_code(training: Training) -> None:
 # It is written while the training goes on
 
 
+@pytest.mark.holds("It holds the step at which it was taken")
 def test_what_is_written_is_the_step_at_which_it_was_begun(
     training: Training, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,6 +296,7 @@ def test_what_is_written_is_the_step_at_which_it_was_begun(
     torch.testing.assert_close((weights(again.network), again.optimizer.state_dict()), before[:2], rtol=0, atol=0)
 
 
+@pytest.mark.holds("It holds the step at which it was taken")
 @pytest.mark.parametrize("asked", ["save", "newest", "load"])
 def test_a_write_that_failed_is_told_to_whoever_comes_next(
     training: Training, monkeypatch: pytest.MonkeyPatch, asked: str
@@ -323,6 +325,7 @@ def test_a_write_that_failed_is_told_to_whoever_comes_next(
 # A crash or a full disk while a checkpoint is written
 
 
+@pytest.mark.holds("A checkpoint is whole or not there")
 @pytest.mark.parametrize("same_step", [False, True], ids=["next step", "same step"])
 @pytest.mark.parametrize(
     ("owner", "name"),
@@ -405,6 +408,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.holds("A full disk ends the run with the cause")
 @pytest.mark.parametrize("limit", [1500], ids="no file over {} bytes".format)
 def test_a_disk_that_refuses_to_write_is_told(tmp_path: Path, limit: int) -> None:
     """The kernel refuses every write over the limit, in whichever library it happens."""

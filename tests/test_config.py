@@ -222,6 +222,7 @@ YAML_PIECES = [
 YAMLISH = st.lists(st.sampled_from(YAML_PIECES), max_size=25).map("".join)
 
 
+@pytest.mark.holds("No recipe and no words on the command line end in a traceback")
 @settings(OFTEN)
 @given(text=st.text(max_size=40) | YAMLISH)
 @example(text="data: &a {train_transforms: [*a]}")
@@ -233,6 +234,7 @@ def test_any_text_ends_in_a_config_or_a_user_error(text: str) -> None:
     assert isinstance(outcome, Config) or SOURCE in outcome
 
 
+@pytest.mark.holds("No recipe and no words on the command line end in a traceback")
 @settings(OFTEN)
 @given(values=SECTIONS)
 def test_any_values_end_in_a_config_or_a_user_error(values: dict[Any, Any]) -> None:
@@ -366,6 +368,7 @@ def test_all_values_that_are_not_allowed_come_in_one_message() -> None:
     assert lines[2] == "  optim.lr: Input should be greater than 0 (given: -1.0)"
 
 
+@pytest.mark.holds("No recipe and no words on the command line end in a traceback")
 @pytest.mark.parametrize(
     ("words", "told"),
     [

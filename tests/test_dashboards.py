@@ -76,6 +76,7 @@ def history(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record["history"]["item"] for record in records if "history" in record]
 
 
+@pytest.mark.holds("One W&B run for the whole job, each step in it once")
 def test_each_step_is_shown_once(killed: Path, wandb_records: list[dict[str, Any]]) -> None:
     rows = history(wandb_records)
     for name in ("train/loss", "val/accuracy", "val_ema/loss", "test/loss", "lr/all", "speed/data_wait"):

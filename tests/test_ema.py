@@ -61,6 +61,24 @@ def test_what_does_not_move_stays_bit_for_bit() -> None:
     assert torch.equal(ema.network.weight, network.weight)  # type: ignore[arg-type]
 
 
+def test_in_a_run_every_step_is_taken_in(tmp_path: Path) -> None:
+    """By the definition, from one checkpoint to the next; a checkpoint comes after each step."""
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    every = {"every_steps": 1, "keep_last": 100}
+    train(tiny_config(photos, tmp_path / "run", ema={"decay": 0.9}, checkpoint=every, train={"epochs": 1}))
+    averaged, weights = (
+        [load_file(step / f"{name}.safetensors") for step in sorted((tmp_path / "run/checkpoints").glob("step-*"))]
+        for name in ("averaged", "model")
+    )
+    assert len(averaged) == 4
+    for step in range(2, 5):
+        decay = decay_at(step, 0.9)
+        for name, before in averaged[step - 2].items():
+            expected = decay * before + (1 - decay) * weights[step - 1][name]
+            torch.testing.assert_close(averaged[step - 1][name], expected, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(averaged[3][name], averaged[2][name]) for name in averaged[3])
+
+
 def test_both_are_scored_and_the_averaged_is_kept(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=12)
     run_dir = tmp_path / "run"

@@ -59,6 +59,7 @@ def test_every_image_once_passes_in_any_order() -> None:
     check_every_image_once(np.random.default_rng(0).permutation(100), 100)
 
 
+@pytest.mark.holds("Every picture is scored once")
 @settings(max_examples=100)
 @given(samples=st.lists(st.integers(0, 6), max_size=7))
 def test_it_passes_exactly_the_permutations(samples: list[int]) -> None:
@@ -132,6 +133,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.holds("All processes make equally many forward passes in an evaluation")
 @pytest.mark.multiprocess
 def test_all_processes_make_equally_many_forward_passes(tmp_path: Path) -> None:
     """33 images in batches of 4 are five rounds for one of two processes and four for the other; of 3 images the other
@@ -153,6 +155,7 @@ def test_all_processes_make_equally_many_forward_passes(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(alone[name], other[name])
 
 
+@pytest.mark.holds("Every picture is scored once")
 @pytest.mark.parametrize(
     ("samples", "told"),
     [

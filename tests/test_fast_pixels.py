@@ -33,6 +33,7 @@ LISTS: dict[str, list[TransformSpec]] = {
     "eval": [{"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}}],
     "square": [{"Resize": {"size": [100, 80]}}],
     "padded": [{"Resize": {"size": 64}}, {"RandomCrop": {"size": 72, "padding": 8}}],
+    "erasing": [{"RandomResizedCrop": {"size": 64}}, {"RandomErasing": {"p": 0.7, "value": [9, 0, 250]}}],
     "colour": [{"RandomResizedCrop": {"size": 128}}, "RandomHorizontalFlip", *COLOUR],
 }
 
@@ -73,6 +74,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize("image", PICTURES)
 @pytest.mark.parametrize("name", LISTS)
 def test_pixels_are_within_one_level(name: str, image: str) -> None:
@@ -90,6 +92,7 @@ def test_pixels_are_within_one_level(name: str, image: str) -> None:
             assert difference.float().mean() < 0.1
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize("name", LISTS)
 def test_decoded_images_give_what_their_files_give(name: str) -> None:
     """Only the wrong half of a level's rounding may lie between them, in the rows at the edge of a crop."""
@@ -204,6 +207,7 @@ def test_hue_is_turned_as_torchvision_turns_it(turn: float) -> None:
     assert np.array_equal(np.asarray(adjust_hue(image, turn)), np.asarray(functional.adjust_hue(image, turn)))
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize(
     "arguments",
     [{"hue": 0.1}, {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.5}, {"contrast": [0.2, 3.0]}],

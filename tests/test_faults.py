@@ -41,6 +41,7 @@ def finish(run_dir: Path, words: list[str | Path]) -> str:
         return run.output()
 
 
+@pytest.mark.holds("A run that was killed and resumed ends as if it had not been")
 def test_killed_three_times(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     """While the first checkpoint is written, between two, and while a late one is written."""
     run_dir = tmp_path / "run"
@@ -55,6 +56,7 @@ def test_killed_three_times(undisturbed: Path, words: list[str | Path], tmp_path
     assert differences(run_dir, undisturbed) == []
 
 
+@pytest.mark.holds("SIGTERM and SIGUSR1, to any process")
 def test_stopped_by_a_signal(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     """SIGTERM through the launcher hits the loaders' workers, too; then SIGUSR1 reaches one process alone."""
     run_dir = tmp_path / "run"
@@ -84,6 +86,7 @@ def stopped_at(said: str, run_dir: Path) -> int:
     return step
 
 
+@pytest.mark.holds("A damaged one is named, and the one before it used")
 def test_damaged_newest_checkpoint(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     """It is named, and the one before it is used."""
     run_dir = tmp_path / "run"
@@ -98,6 +101,7 @@ def test_damaged_newest_checkpoint(undisturbed: Path, words: list[str | Path], t
     assert differences(run_dir, undisturbed) == []
 
 
+@pytest.mark.holds("One process dies: all end")
 @pytest.mark.slow
 def test_the_others_end_with_one_that_is_killed(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"

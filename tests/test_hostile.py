@@ -115,6 +115,7 @@ def pickled(content: object, path: Path) -> None:
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
+@pytest.mark.holds("Nothing unpickles what may be untrusted, nothing runs what a file holds")
 @pytest.mark.parametrize("write", [torch.save, pickled], ids=["zip", "pickle"])
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
 def test_weights_that_run_code(
@@ -153,6 +154,9 @@ SAFETENSORS = {
 }
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 @pytest.mark.parametrize("name", SAFETENSORS)
 def test_safetensors_that_lie(name: str, tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
@@ -191,6 +195,7 @@ def change_card(model: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+@pytest.mark.holds("Nothing unpickles what may be untrusted, nothing runs what a file holds")
 def test_model_whose_weights_are_a_pickle(
     model: Path, evil: Evil, photos: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +210,9 @@ def nested(depth: int) -> Any:
     return value
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 @pytest.mark.parametrize(
     ("values", "told"),
     [
@@ -301,6 +309,9 @@ def split_text(**values: Any) -> str:
     return json.dumps({"format": 1, "class_names": list(CLASSES), "parts": parts, **values})
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -358,6 +369,9 @@ def resume(capfd: pytest.CaptureFixture[str], run_dir: Path, photos: Path) -> st
     return ends_with_2(capfd, "train", recipe, "--data.path", photos, "--run-dir", run_dir, "--resume", "auto")
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -438,6 +452,7 @@ def checkpoints_of(run_dir: Path) -> Checkpoints:
     return Checkpoints(run_dir, Accelerator(cpu=True), CheckpointConfig())
 
 
+@pytest.mark.holds("Nothing unpickles what may be untrusted, nothing runs what a file holds")
 @pytest.mark.parametrize("write", [torch.save, pickled], ids=["zip", "pickle"])
 def test_optimizer_that_runs_code(
     run_dir: Path, photos: Path, evil: Evil, write: Any, capfd: pytest.CaptureFixture[str]
@@ -448,6 +463,9 @@ def test_optimizer_that_runs_code(
     assert f"The checkpoint {newest / 'optimizer.pt'} is damaged" in resume(capfd, run_dir, photos)
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 @pytest.mark.parametrize(
     "tamper",
     [
@@ -471,6 +489,9 @@ def test_optimizer_of_another_form(
     assert f"The checkpoint {newest / 'optimizer.pt'} is damaged" in resume(capfd, run_dir, photos)
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -566,6 +587,9 @@ YAML = {
 }  # fmt: skip
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 @pytest.mark.parametrize("name", YAML)
 def test_yaml_that_harms(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text, told = YAML[name]
@@ -621,6 +645,7 @@ def test_list_of_transforms_among_the_words(tmp_path: Path, capfd: pytest.Captur
 LONG = "x" * 5000
 
 
+@pytest.mark.holds("No recipe and no words on the command line end in a traceback")
 @pytest.mark.parametrize(
     "words",
     [
@@ -687,6 +712,9 @@ def test_zip_that_leads_out(name: str, tmp_path: Path) -> None:
     assert unpacked() == before
 
 
+@pytest.mark.holds(
+    "Weights, checkpoints, `model/`, `split.json`, recipes and archives that are tampered with end in a message"
+)
 def test_zip_that_would_fill_the_disk(tmp_path: Path) -> None:
     path = zip_with(tmp_path / "p.zip", *PICTURES, ("a/bomb.jpg", bytes(30_000_000)))
     data = bytearray(path.read_bytes())

@@ -500,11 +500,10 @@ def test_thousands_that_are_all_near_each_other_are_one_group() -> None:
     assert group_alike(numbers, np.tile(SKETCHES[0], (3000, 1))) == [list(range(3000))]
 
 
-def test_little_memory_is_enough_for_many_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_memory_is_enough_for_many_candidates() -> None:
     numbers = np.unique(np.random.Generator(np.random.Philox(1)).integers(0, 2**12, 600).astype(np.uint64))
     expected = sorted(map(tuple, np.concatenate([np.stack(p, 1) for p in near_pairs(numbers, 2)]).tolist()))
-    monkeypatch.setattr("accel_flowers.inspection.near_duplicates._AT_ONCE", 10)
-    again = sorted(map(tuple, np.concatenate([np.stack(p, 1) for p in near_pairs(numbers, 2)]).tolist()))
+    again = sorted(map(tuple, np.concatenate([np.stack(p, 1) for p in near_pairs(numbers, 2, at_once=10)]).tolist()))
     assert set(again) == set(expected)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import make_folder
 from tests.faults import Forked, differences, far_apart, fault_recipe, recipe_without_batch_norm
+from tests.impatient import ENTRY
 from tests.ranks import finish
 from tests.runs import metrics
 
@@ -28,6 +29,7 @@ def resume(run_dir: Path, words: list[str | Path], *, processes: int) -> str:
     return finish(run_dir.parent, ["train", *words, "--run-dir", run_dir, "--resume", "auto"], processes=processes)
 
 
+@pytest.mark.holds("SIGTERM and SIGUSR1, to any process")
 def test_a_signal_during_the_evaluation_waits_for_none_of_it(photos: Path, tmp_path: Path) -> None:
     """It is agreed between two batches; the evaluation is done again, once, after the resume."""
     recipe = fault_recipe(tmp_path / "recipe.yaml")
@@ -52,6 +54,7 @@ def test_a_signal_during_the_evaluation_waits_for_none_of_it(photos: Path, tmp_p
     assert differences(whole, stopped) == []
 
 
+@pytest.mark.holds("A full disk ends the run with the cause")
 @pytest.mark.parametrize("what", ["metrics", "checkpoint"])
 def test_a_full_disk_ends_the_run_with_the_cause(photos: Path, tmp_path: Path, what: str) -> None:
     """No file may grow beyond its size; with room again the run ends as if nothing had been."""
@@ -76,17 +79,20 @@ def test_a_full_disk_ends_the_run_with_the_cause(photos: Path, tmp_path: Path, w
     assert differences(whole, short) == []
 
 
+@pytest.mark.holds("Nothing is overwritten unasked")
 def test_one_run_at_a_time(photos: Path, tmp_path: Path) -> None:
     words: list[str | Path] = [fault_recipe(tmp_path / "recipe.yaml"), "--data.path", photos, "--train.epochs", "500"]
     with Forked(1, tmp_path / "run", *words) as first:
         first.wait_for_step(2)
         (tmp_path / "second").mkdir()
-        second = Forked(1, tmp_path / "run", *words)
+        second = Forked(1, tmp_path / "run", *words, entry=ENTRY)
         assert second.codes(60) == [2]
         assert f"is being trained by process {first.pids[0]} on" in second.said(0)
         assert not first.has_ended()
 
 
+@pytest.mark.holds("A run that was killed and resumed ends as if it had not been")
+@pytest.mark.holds("The first step, also after a resume, sums gradients as later ones")
 @pytest.mark.slow
 def test_three_processes_go_on_bit_for_bit(photos: Path, tmp_path: Path) -> None:
     """DDP lays out its gradient buckets anew after the first backward pass: here before the first step."""
@@ -102,6 +108,9 @@ def test_three_processes_go_on_bit_for_bit(photos: Path, tmp_path: Path) -> None
     assert differences(whole, killed) == []
 
 
+@pytest.mark.holds("The same on another number of processes")
+@pytest.mark.holds("Losses of a whole run on 1, 2 and 4 processes")
+@pytest.mark.holds("Dropout")
 def test_any_number_of_processes_goes_on(photos: Path, tmp_path: Path) -> None:
     """Begun on one, resumed on four, then on two: the same samples, and losses that agree to 1e-5."""
     words: list[str | Path] = [recipe_without_batch_norm(tmp_path / "recipe.yaml"), "--data.path", photos]

@@ -12,6 +12,7 @@ LABELS = np.repeat([0, 1, 2], [40, 25, 15])
 PREDICTED = np.array([0] * 33 + [1] * 5 + [2] * 2 + [1] * 20 + [0] * 4 + [2] + [2] * 9 + [1] * 6)
 
 
+@pytest.mark.holds("95 of 100 intervals hold the truth")
 @pytest.mark.parametrize(("num_images", "share"), [(30, 0.97), (150, 0.85), (1000, 0.5)])
 def test_accuracy_interval_covers_the_truth(num_images: int, share: float) -> None:
     hits = np.random.default_rng(0).binomial(num_images, share, 4000)
@@ -22,6 +23,7 @@ def test_accuracy_interval_covers_the_truth(num_images: int, share: float) -> No
     assert 0.945 <= covered <= (0.985 if num_images > 30 else 1), "an exact interval is never too short"
 
 
+@pytest.mark.holds("95 of 100 intervals hold the truth")
 def test_class_intervals_are_those_of_plain_resampling() -> None:
     matrix = confusion_matrix(LABELS, PREDICTED)
     found = class_intervals(matrix)
@@ -51,6 +53,7 @@ def test_class_scores_are_those_of_scikit_learn() -> None:
         assert found.f1[label].value == pytest.approx(f1[label])
 
 
+@pytest.mark.holds("95 of 100 intervals hold the truth")
 def test_all_right_is_not_certain() -> None:
     # Clopper and Pearson: 0.025 ** (1 / 28)
     interval = accuracy_interval(28, 28)
@@ -84,6 +87,7 @@ def paired(only_first: int, only_second: int, both: int, neither: int = 0) -> tu
     return np.array(first), np.array(second)
 
 
+@pytest.mark.holds("McNemar's test calls luck what is luck")
 def test_mcnemar_by_hand() -> None:
     # Two against eight of ten: 2 * (1 + 10 + 45) / 2**10.
     found = compare_paired(*paired(2, 8, 80, 10))
@@ -101,6 +105,7 @@ def test_equal_models_do_not_differ() -> None:
     assert compare_paired(*paired(5, 5, 50)).p_value == 1
 
 
+@pytest.mark.holds("McNemar's test calls luck what is luck")
 def test_p_values_are_no_smaller_than_they_should_be() -> None:
     generator = np.random.default_rng(0)
     p_values = []

@@ -57,6 +57,7 @@ def mistakes(tree: ast.AST) -> list[str]:
     return found
 
 
+@pytest.mark.holds("Nothing unpickles what may be untrusted, nothing runs what a file holds")
 def test_the_package_runs_nothing_of_what_it_reads() -> None:
     found = {name: wrong for name, tree in trees() if (wrong := mistakes(tree))}
     # The one door for a user's own code, which the command line's --import alone opens.
@@ -87,6 +88,7 @@ def test_what_would_run_code_is_found(code: str) -> None:
     assert len(mistakes(ast.parse(code))) == 1
 
 
+@pytest.mark.holds("Nothing unpickles what may be untrusted, nothing runs what a file holds")
 def test_no_library_that_unpickles_is_imported_for_more_than_its_error() -> None:
     for name, tree in trees():
         libraries = {full.partition(".")[0] for full in imported(MODULES[name])}

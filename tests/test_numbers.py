@@ -56,6 +56,7 @@ def lossy(*calls: int, value: float = math.nan) -> dict[str, Any]:
     return {"name": "test/lossy"}
 
 
+@pytest.mark.holds("A loss that is nan or infinite stops the run")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops_the_run(photos: Path, tmp_path: Path, value: float) -> None:
     loss = lossy(11, value=value)  # the second micro-batch of step 6
@@ -71,6 +72,7 @@ def test_a_loss_that_is_no_number_stops_the_run(photos: Path, tmp_path: Path, va
     assert state["step"] == 5, "what was good is kept, what went wrong is not"
 
 
+@pytest.mark.holds("Weights that are no numbers are never saved")
 def test_weights_that_are_no_numbers_are_never_saved(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +92,7 @@ def test_weights_that_are_no_numbers_are_never_saved(
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 
+@pytest.mark.holds("`train.on_nan: rollback`")
 def test_rollback_goes_on_with_half_the_rate(photos: Path, tmp_path: Path) -> None:
     schedule = {"name": "constant"}
     run_dir = tmp_path / "run"
@@ -131,6 +134,7 @@ def test_a_rollback_keeps_the_losses_that_were_not_logged_yet(
     assert len(inside_an_epoch[0][0]) == 2, "two micro-batches after the first epoch's end"
 
 
+@pytest.mark.holds("`train.on_nan: rollback`")
 def test_rollback_works_before_the_first_checkpoint_and_ends_after_three(photos: Path, tmp_path: Path) -> None:
     config = tiny_config(photos, tmp_path / "run", train={"on_nan": "rollback"}, loss=lossy(*range(100)))
     with pytest.raises(UserError, match=r"In step 1, .* That was after 3 rollbacks"):
@@ -139,6 +143,7 @@ def test_rollback_works_before_the_first_checkpoint_and_ends_after_three(photos:
     assert [line["rollbacks"] for line in lines if "rollbacks" in line] == [1, 2, 3]
 
 
+@pytest.mark.holds("`train.on_nan: rollback`")
 @pytest.mark.multiprocess
 def test_several_processes_agree_on_what_went_wrong(photos: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", optim={"lr": 1e30}, train={"on_nan": "rollback"})
@@ -155,6 +160,7 @@ def test_several_processes_agree_on_what_went_wrong(photos: Path, tmp_path: Path
 # Steps that fp16 skips
 
 
+@pytest.mark.holds("fp16's skipped steps move no schedule")
 def test_a_skipped_step_moves_no_schedule(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scale so large that the first gradients overflow; it is halved after each."""
 
@@ -231,6 +237,7 @@ def step_of(network: nn.Module) -> TrainStep:
     return TrainStep(LocalEngine(), network, None, task, lambda batch: normalizer(batch["pixels"]))
 
 
+@pytest.mark.holds("Short memory halves the micro-batch, and keeps the global batch")
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_short_memory_on_one_process_halves_the_micro_batch_of_all(photos: Path, tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ def difference(ways: tuple[Tensor, Tensor]) -> Tensor:
     return (ways[0] - ways[1]).abs()
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", BOXES)
 def test_boxes_are_torchvisions(name: str, size: tuple[int, int]) -> None:
@@ -175,6 +176,7 @@ def test_colours_are_torchvisions() -> None:
     assert len(orders) == 24
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize("name", SHAPES)
 def test_moved_pixels_are_within_one_level(name: str, images: list[Image.Image]) -> None:
     far = difference(both_ways(SHAPES[name], images, stored(images)))
@@ -204,6 +206,7 @@ def test_a_scale_alone_may_move_pixels_by_one_place(images: list[Image.Image]) -
     assert (far > 1).float().mean() < 0.002
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours_are_pillows(name: str) -> None:
     """On images that need no resize, so that both ways paint the same pixels."""
@@ -277,6 +280,7 @@ UNSUPPORTED: dict[str, list[Any]] = {
     "on red": [v2.CenterCrop(64), v2.RandomRotation(10, fill=(255, 0, 0))],
     "mirrored edges": [v2.RandomCrop(64, padding=4, padding_mode="reflect")],
     "others": [v2.RandomResizedCrop(64), v2.TrivialAugmentWide()],
+    "erased": [v2.CenterCrop(64), v2.RandomErasing()],
     "one channel": [v2.CenterCrop(64), v2.Grayscale(1)],
     "blurred beyond its edges": [v2.CenterCrop(4), v2.GaussianBlur(9)],
 }

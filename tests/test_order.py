@@ -120,6 +120,7 @@ def test_stream_follows_the_formula(plan: BatchPlan, seed: int) -> None:
         assert key == SampleKey(order[place], epoch, position // size)
 
 
+@pytest.mark.holds("Which samples form step k follows from (seed, epoch, position)")
 @given(plans(), SEEDS)
 def test_each_sample_comes_once_an_epoch(plan: BatchPlan, seed: int) -> None:
     keys = keys_of(StreamBatchSampler(plan, seed))
@@ -138,6 +139,7 @@ def test_every_micro_batch_is_full_and_counted(plan: BatchPlan, seed: int) -> No
         assert stream.micro_batch_at(number) == batch
 
 
+@pytest.mark.holds("Which samples form step k follows from (seed, epoch, position)")
 @given(plans(), SEEDS, st.data())
 def test_stream_from_a_step_is_the_tail_of_the_whole(plan: BatchPlan, seed: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, plan.num_steps))
@@ -146,6 +148,7 @@ def test_stream_from_a_step_is_the_tail_of_the_whole(plan: BatchPlan, seed: int,
     assert len(tail) == len(list(tail))
 
 
+@pytest.mark.holds("Which samples form step k follows from (seed, epoch, position)")
 @given(st.integers(1, 60), st.integers(1, 3), SEEDS)
 def test_steps_hold_the_same_samples_on_any_number_of_processes(num_samples: int, epochs: int, seed: int) -> None:
     size = 24
@@ -162,6 +165,7 @@ def test_steps_hold_the_same_samples_on_any_number_of_processes(num_samples: int
     assert len(seen) == 1
 
 
+@pytest.mark.holds("Which samples form step k follows from (seed, epoch, position)")
 @given(plans(), SEEDS, st.data())
 def test_accelerate_deals_each_process_its_micro_batches(plan: BatchPlan, seed: int, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, plan.num_steps))

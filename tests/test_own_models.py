@@ -262,6 +262,7 @@ def test_it_comes_back_and_is_asked(module: Path, tmp_path: Path, folder: Path) 
     assert "Grad-CAM on the last feature map (4)" in explain(model._saved, images[:1], [0]).method
 
 
+@pytest.mark.holds("A `model/` that names a module never has it imported; without its parts a model says what to add")
 def test_without_its_module_the_model_says_what_to_add(module: Path, tmp_path: Path) -> None:
     registry.import_parts(["garden_parts"])
     save(tmp_path / "model", "garden/net")
@@ -279,6 +280,7 @@ def test_without_its_module_the_model_says_what_to_add(module: Path, tmp_path: P
     assert not module.with_suffix(".imported").exists()
 
 
+@pytest.mark.holds("A `model/` that names a module never has it imported; without its parts a model says what to add")
 @pytest.mark.parametrize(
     "parts",
     [

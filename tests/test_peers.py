@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.split import Split
 from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
+from accel_flowers.training.build import _dataset_fingerprint
 from tests.conftest import make_folder
 from tests.impatient import ENTRY, TIMES
 from tests.ranks import Ranks
@@ -25,6 +29,7 @@ def training(step: int = 5, **fields: str) -> Heartbeat:
     return Heartbeat(doing="training", step=step, **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.holds("One process takes another way")
 @pytest.mark.parametrize(
     ("standings", "silent", "apart", "found"),
     [
@@ -77,6 +82,7 @@ def words(tmp_path: Path) -> list[str | Path]:
     return ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run"]
 
 
+@pytest.mark.holds("One process dies: all end")
 @pytest.mark.multiprocess
 def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
     with Ranks(tmp_path, words, words, entry=ENTRY) as ranks:
@@ -96,6 +102,7 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
     assert "Traceback" not in said
 
 
+@pytest.mark.holds("One process fails alone")
 @pytest.mark.multiprocess
 def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path: Path) -> None:
     """An image that goes away during the training is missed by the process whose turn it is."""
@@ -112,6 +119,7 @@ def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path:
     assert "after step " in said[0]
 
 
+@pytest.mark.holds("One process sleeps, or the link is cut")
 @pytest.mark.slow
 def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path: Path) -> None:
     with Ranks(tmp_path, words, words, entry=ENTRY) as ranks:
@@ -127,13 +135,14 @@ def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path:
 STUCK_AT_THE_END = """
 import sys, time
 from types import SimpleNamespace
-from accel_flowers.distributed import launch as processes
+from accel_flowers.distributed.launch import destroyed_at_the_end
+
 def destroy():
     print("destroyed", flush=True)
     time.sleep(float(sys.argv[1]))
 
 group = SimpleNamespace(num_processes=2, process_index=1, destroy_process_group=destroy)
-with processes.destroyed_at_the_end(group, seconds_to_leave=0.5):
+with destroyed_at_the_end(group, seconds_to_leave=0.5):
     if sys.argv[2] == "fails":
         raise ValueError("the other one is gone")
 print("left")
@@ -158,6 +167,7 @@ def test_a_process_group_that_cannot_be_destroyed_keeps_nobody(takes: float, how
     assert done.stdout.split() == ["destroyed", *(["left"] if code == 0 else [])]
 
 
+@pytest.mark.holds("Processes that differ do not start")
 @pytest.mark.multiprocess
 def test_processes_that_differ_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
     other = [*words, "--optim.lr", "0.5", "--train.log-every-steps", "3"]
@@ -169,6 +179,7 @@ def test_processes_that_differ_do_not_start(words: list[str | Path], tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.holds("Processes that differ do not start")
 @pytest.mark.multiprocess
 def test_processes_that_see_other_images_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
     fewer = make_folder(tmp_path / "other-disk", per_class=12)
@@ -178,6 +189,7 @@ def test_processes_that_see_other_images_do_not_start(words: list[str | Path], t
         assert "number of pictures: 36 on process 0, 35 on process 1" in ranks.said(0)
 
 
+@pytest.mark.holds("Processes that differ do not start")
 @pytest.mark.multiprocess
 def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
     """As many images, and the same classes: only their names differ."""
@@ -190,6 +202,29 @@ def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tm
     assert "number of pictures" not in said
 
 
+@pytest.mark.holds("Processes that differ do not start")
+def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
+    """As many of them, as many in each part: names, classes and parts are compared one by one."""
+    table = load_images(str(make_folder(tmp_path / "photos", per_class=3)))
+    parts = ("train", "train", "val", "train", "test", "train", "val", "train", "test")
+    split = Split(table.class_names, dict(zip(table.files, parts, strict=True)))
+    before = _dataset_fingerprint(table, split)
+    assert _dataset_fingerprint(replace(table), replace(split)) == before
+
+    names = (*table.files[:-1], "tulip/99.png")
+    renamed = Split(table.class_names, dict(zip(names, parts, strict=True)))
+    others = {
+        "names": (replace(table, files=names), renamed),
+        "classes": (replace(table, labels=table.labels[::-1].copy()), split),
+        "parts": (table, replace(split, parts=dict(zip(table.files, reversed(parts), strict=True)))),
+    }
+    for what, (other_table, other_split) in others.items():
+        now = _dataset_fingerprint(other_table, other_split)
+        assert [now[name] for name in before if "digest" not in name] == [before[name] for name in before if "digest" not in name]  # fmt: skip
+        assert now != before, what
+
+
+@pytest.mark.holds("One process takes another way")
 @pytest.mark.multiprocess
 def test_a_process_that_takes_another_way_ends_all(tmp_path: Path) -> None:
     """Both live and tell of themselves, but they will never meet."""
@@ -204,5 +239,5 @@ def test_a_process_that_takes_another_way_ends_all(tmp_path: Path) -> None:
 @pytest.mark.multiprocess
 def test_processes_that_stand_together_are_left_alone(tmp_path: Path) -> None:
     with Ranks(tmp_path, ["training"], ["training"], entry="tests.impatient:stand") as ranks:
-        time.sleep(2 * TIMES.silent)
+        time.sleep(1.5 * TIMES.silent)
         assert [ranks.code(rank) for rank in (0, 1)] == [None, None]

@@ -48,6 +48,7 @@ def images_of(table: ImageTable, specs: list[object]) -> ImageDataset:
     return ImageDataset(table, "train", split, build_transform(specs, field="test")[0], seed=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 def test_training_images_are_those_of_the_files(table: ImageTable) -> None:
     images = images_of(table, AUGMENT)
     transform = build_transform(AUGMENT, field="test")[0].on_device()  # type: ignore[arg-type]
@@ -87,6 +88,7 @@ def test_what_is_drawn_comes_through_the_loader(table: ImageTable) -> None:
             assert batch[name].dtype == expected[name].dtype  # type: ignore[literal-required]
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 @pytest.mark.parametrize("kind", ["drawn", "photos"])
 def test_a_network_meets_the_same_on_all_ways(kind: str, table: ImageTable, tmp_path: Path) -> None:
     """In the runs themselves, in all their epochs: what a training on one way learns, it could learn on the others."""
@@ -126,6 +128,7 @@ def test_sizes_are_those_of_the_decoded_images(table: ImageTable) -> None:
         assert images.size(sample) == tuple(images.decode(sample).shape[:2])
 
 
+@pytest.mark.holds("Pixels do not depend on where they come from")
 def test_evaluation_images_are_those_of_the_files_to_the_bit(table: ImageTable) -> None:
     images = images_of(table, [{"Resize": {"size": 28}}, {"CenterCrop": {"size": 24}}])
     finished = FinishedImages(images, CPU, threads=2)

@@ -484,10 +484,9 @@ def test_a_name_that_is_not_utf8_can_be_printed(
 # The gallery
 
 
-def test_a_gallery_is_bounded_and_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accel_flowers.inference.gallery._ERRORS", 5)
+def test_a_gallery_is_bounded_and_says_what_is_left_out(tmp_path: Path) -> None:
     draw_image("rose", 1).save(tmp_path / "rose.png")
-    gallery = Gallery(tmp_path / "page.html")
+    gallery = Gallery(tmp_path / "page.html", max_errors=5)
     for number in range(1000):
         link = tmp_path / f"{number:04d}.png"
         link.symlink_to("rose.png")

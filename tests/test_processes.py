@@ -17,7 +17,7 @@ from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.inference.evaluate import evaluate
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
-from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, write_recipe
+from tests.runs import LAUNCH, TWO_PROCESSES, metrics, run_program, tiny_recipe, write_recipe
 
 pytestmark = pytest.mark.multiprocess
 
@@ -32,7 +32,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Number of processes → directory of its run; the one of two processes has W&B on."""
     root = tmp_path_factory.mktemp("runs")
-    recipe = write_recipe(root / "recipe.yaml", data={"split": "70/30"}, train={"epochs": 3})
+    augment = [*tiny_recipe()["data"]["train_transforms"], {"RandomErasing": {"p": 0.5}}]
+    recipe = write_recipe(
+        root / "recipe.yaml", data={"split": "70/30", "train_transforms": augment}, train={"epochs": 3}
+    )
     for number, launcher in ((1, None), (2, TWO_PROCESSES)):
         trackers = ["--tracking.wandb", "offline"] if number == 2 else []
         words = ["train", recipe, "--data.path", photos, "--run-dir", root / str(number), *trackers]
@@ -50,6 +53,8 @@ def runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Pa
     return {number: root / str(number) for number in (1, 2)}
 
 
+@pytest.mark.holds("Losses of a whole run on 1, 2 and 4 processes")
+@pytest.mark.holds("Crop, flip, colour, erasing of a sample")
 def test_losses_agree(runs: dict[int, Path]) -> None:
     """Same samples, same pixels, same dropout in every step; only the order of summation differs."""
     one, two = (metrics(runs[number], "train/loss") for number in (1, 2))
@@ -59,6 +64,7 @@ def test_losses_agree(runs: dict[int, Path]) -> None:
     assert (runs[1] / "split.json").read_text() == (runs[2] / "split.json").read_text()
 
 
+@pytest.mark.holds("Scores of one set of weights on 1 and 2 processes, in training and by `evaluate`")
 def test_scores_are_the_same_to_the_last_digit(runs: dict[int, Path], photos: Path) -> None:
     """39 images in batches of 4: the last is short, and one process gets a batch more than the other."""
     words = ["evaluate", runs[1] / "model", "--data", photos, "--json"]
@@ -70,6 +76,7 @@ def test_scores_are_the_same_to_the_last_digit(runs: dict[int, Path], photos: Pa
     assert json.loads(two.stdout) == scores
 
 
+@pytest.mark.holds("One W&B run for the whole job, each step in it once")
 def test_wandb_holds_one_run_with_everything(runs: dict[int, Path]) -> None:
     files = list(runs[2].glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 1, "the second process made a run of its own"

@@ -56,6 +56,7 @@ def text_of(page: Path) -> str:
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body))).replace("\N{NO-BREAK SPACE}", " ")
 
 
+@pytest.mark.holds("Its scores are those of scikit-learn")
 def test_scores_are_those_of_scikit_learn(made: Path) -> None:
     saved = load_predictions(made / "one/predictions.parquet")
     rows = saved.parts["test"]
@@ -75,6 +76,7 @@ def test_scores_are_those_of_scikit_learn(made: Path) -> None:
     assert found.worst.name == NAMES[int(f1.argmin())]
 
 
+@pytest.mark.holds("Its scores are those of scikit-learn")
 def test_page_tells_these_numbers(made: Path) -> None:
     rows = load_predictions(made / "one/predictions.parquet").parts["test"]
     text = text_of(made / "one/report.html")
@@ -393,6 +395,7 @@ def test_a_run_draws_its_report_when_all_is_saved(tmp_path: Path, capsys: pytest
     )
 
 
+@pytest.mark.holds("A report that fails does not fail the run, and no process waits for it")
 def test_a_report_that_fails_does_not_fail_the_run(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -405,6 +408,7 @@ def test_a_report_that_fails_does_not_fail_the_run(
     assert (run_dir / "model/config.json").exists()
 
 
+@pytest.mark.holds("A report that fails does not fail the run, and no process waits for it")
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_nobody_waits_for_the_report(folder: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+@pytest.mark.holds("It can be read on a phone, in the dark and in print")
 def test_colours_can_be_read_in_both_themes() -> None:
     style = (Path(__file__).parent.parent / "accel_flowers/html/templates/style.css").read_text()
     blocks = re.findall(r":root \{(.*?)\}", style, flags=re.DOTALL)[:2]
@@ -62,6 +63,7 @@ def test_colours_can_be_read_in_both_themes() -> None:
                 assert (high + 0.05) / (low + 0.05) >= (4.5 if read else 3), (text, ground)
 
 
+@pytest.mark.holds("Names of classes and files are text")
 @needs_browser
 @pytest.mark.parametrize("page", ["report", "compare"])
 def test_hostile_names_are_text(browser: Browser, pages: dict[str, Path], page: str) -> None:
@@ -85,6 +87,7 @@ def test_hostile_names_are_text(browser: Browser, pages: dict[str, Path], page: 
     assert browser.complaints == []
 
 
+@pytest.mark.holds("The page asks nobody for anything")
 @needs_browser
 def test_nothing_leaves_the_page(browser: Browser, pages: dict[str, Path]) -> None:
     for path in pages.values():
@@ -121,6 +124,7 @@ def test_all_plots_are_drawn(browser: Browser, pages: dict[str, Path], dark: boo
         assert (ground.mean() < 80) == dark, name
 
 
+@pytest.mark.holds("It can be read on a phone, in the dark and in print")
 @needs_browser
 @pytest.mark.parametrize("page", ["report", "compare"])
 def test_a_phone_needs_no_sideways_scrolling(browser: Browser, pages: dict[str, Path], page: str) -> None:
@@ -138,6 +142,7 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, pages: dict[str, 
     assert smallest > 7
 
 
+@pytest.mark.holds("It can be read on a phone, in the dark and in print")
 @needs_browser
 def test_it_prints(browser: Browser, pages: dict[str, Path]) -> None:
     browser.open(pages["report"], width=1280, dark=True)

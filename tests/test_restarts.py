@@ -39,6 +39,7 @@ def wait_for_restart(run: Launched, ended: set[int]) -> None:
     raise TimeoutError(run.output())
 
 
+@pytest.mark.holds("A launcher with `--max_restarts` goes on by itself")
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_rank_is_killed_and_one_is_told_to_stop(words: list[str | Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from safetensors.torch import load_file
 
 from accel_flowers.config.loading import load_recipe
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.registry import register
 from accel_flowers.data.split import PARTS, load_split
 from accel_flowers.inference.evaluate import evaluate
+from accel_flowers.metrics.classification import Predictions
 from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import load_spec
 from accel_flowers.tracking.run_dir import read_metrics
@@ -58,6 +61,7 @@ def test_run_directory_is_complete(finished: Path, photos: Path) -> None:
     assert spec.scores["test"]["num_images"] == 3
 
 
+@pytest.mark.holds("A run repeats")
 def test_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
     config = load_recipe(str(finished / "config.yaml"))
     text = (finished / "config.yaml").read_text()
@@ -69,6 +73,7 @@ def test_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
     assert all(torch.equal(again[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.holds("Scores of one set of weights on 1 and 2 processes, in training and by `evaluate`")
 def test_saved_model_scores_as_in_training(finished: Path, photos: Path) -> None:
     for part in ("val", "test"):
         scores = evaluate(finished / "model", str(photos), split_file=finished / "split.json", part=part).as_json()
@@ -119,6 +124,50 @@ def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/checkpoints/best/state.json").read_text())["best_epoch"] == 1
 
 
+def test_a_run_ends_with_its_best_epoch(photos: Path, tmp_path: Path) -> None:
+    """Also where that is not the last one: a metric of one's own calls the first epoch the best."""
+    values = itertools.count(0, -1)
+
+    @register("metric", "test/ever_worse")
+    def ever_worse(predictions: Predictions) -> float:
+        return float(next(values))
+
+    run_dir = tmp_path / "run"
+    result = train(tiny_config(photos, run_dir, train={"epochs": 3, "best_metric": "test/ever_worse"}))
+    assert result.best_epoch == 1
+    ended, best, last = (
+        load_file(run_dir / name / "model.safetensors") for name in ("model", "checkpoints/best", "checkpoints/last")
+    )
+    assert all(torch.equal(ended[name], tensor) for name, tensor in best.items())
+    assert any(not torch.equal(ended[name], tensor) for name, tensor in last.items())
+    first, *later = metrics(run_dir, "val/loss")
+    assert result.scores["val"].loss == first
+    assert first not in later
+    again = evaluate(run_dir / "model", photos, split_file=run_dir / "split.json", part="test")
+    assert again.loss == result.scores["test"].loss, "the test part was scored with these weights"
+
+
+def test_gradients_are_clipped_once_a_step(photos: Path, tmp_path: Path) -> None:
+    """Two micro-batches a step: it is the norm of the whole step's gradient that is held down."""
+    lr, norm = 0.5, 1e-3
+    config = tiny_config(
+        photos,
+        tmp_path / "run",
+        optim={"lr": lr, "momentum": 0.0, "weight_decay": 0.0, "max_grad_norm": norm},
+        schedule={"name": "constant"},
+        train={"epochs": 1},
+        checkpoint={"every_steps": 1, "keep_last": 100},
+    )
+    train(config)
+    steps = sorted((tmp_path / "run/checkpoints").glob("step-*"))
+    weights = [load_file(step / "model.safetensors") for step in steps]
+    assert len(weights) == 4
+    for before, after in itertools.pairwise(weights):
+        moved = torch.cat([(after[name] - before[name]).flatten() for name in before]).norm()
+        assert moved == pytest.approx(lr * norm, rel=1e-2)
+    assert all(found > norm for found in metrics(tmp_path / "run", "train/grad_norm")), "else nothing was clipped"
+
+
 def test_frozen_backbone_keeps_every_value(photos: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, _ = build_network("shufflenet_v2_x0_5", 3)
@@ -130,6 +179,7 @@ def test_frozen_backbone_keeps_every_value(photos: Path, tmp_path: Path) -> None
         assert torch.equal(trained[name], tensor) == (not name.startswith("fc.")), name
 
 
+@pytest.mark.holds("Nothing is overwritten unasked")
 def test_nothing_is_overwritten(finished: Path, photos: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in finished.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match=r"holds a run already.*--resume auto.*--run-dir"):

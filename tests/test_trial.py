@@ -96,12 +96,11 @@ def test_about_equal_stays_with_the_launcher() -> None:
     assert "float32 is taken" in PrecisionChoice(1.06).words("resnet18")
 
 
-def test_single_slow_repeats_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_slow_repeats_decide_nothing() -> None:
     """The first of each warms up, and other work on the machine hits one repeat of the faster."""
-    monkeypatch.setattr(trial, "BUDGET_SECONDS", 10.0)
     delays = {"bf16": iter([0.3, 0.02, 0.5, *[0.02] * 20]), "no": iter([0.2, 0.025, *[0.025] * 20])}
     steps = {name: lambda each=each: time.sleep(next(each)) for name, each in delays.items()}
-    best = time_in_turn(steps)  # type: ignore[arg-type]
+    best = time_in_turn(steps, budget_seconds=10.0)  # type: ignore[arg-type]
     assert best["bf16"] < best["no"] < 0.2
 
 
@@ -152,16 +151,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, cache: P
     assert try_precisions(tiny_config(tmp_path, tmp_path / "run"), num_processes=1) is not None
 
 
-def test_the_file_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "_MAX_REMEMBERED", 3)
+def test_the_file_does_not_grow_for_ever() -> None:
     for number in range(1, 6):
-        remember(f"key {number}", number)
+        remember(f"key {number}", number, at_most=3)
     assert [recall(f"key {number}") for number in range(1, 6)] == [None, None, 3, 4, 5]
 
 
 # In a run
 
 
+@pytest.mark.holds("A run goes on in the precision in which it began")
 @pytest.mark.usefixtures("launched")
 def test_a_run_takes_it_and_keeps_it(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -195,6 +194,7 @@ def test_a_run_takes_it_and_keeps_it(
     }
 
 
+@pytest.mark.holds("A run goes on in the precision in which it began")
 @pytest.mark.parametrize("taken", ["no", "bf16"])
 def test_the_trial_disturbs_nothing(taken: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run with a trial, and the one that was told: the same to the last bit, dropout and batch norm included."""
@@ -241,6 +241,7 @@ def test_else_nothing_is_tried(
     assert not trials_file().exists()
 
 
+@pytest.mark.holds("A run goes on in the precision in which it began")
 @pytest.mark.multiprocess
 def test_two_processes_take_what_the_main_one_finds(photos: Path, tmp_path: Path, cache: Path) -> None:
     """That they compute in the same precision is checked by the run itself before the first step."""

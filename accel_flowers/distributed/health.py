@@ -37,6 +37,10 @@ class HealthTimes:
     """How long the others may wait for one that lives and stands just before them: its disk may be slow."""
     grace: float = 5.0
     """Left to a process to end by itself, once it is clear that it must."""
+    leave: float = 10.0
+    """Left to one that ends with an error to take the process group down."""
+    lock: float = 10.0
+    """How long a run waits for one that was killed just now to let go of the run directory."""
 
 
 MAX_FILES = 64

@@ -70,7 +70,11 @@ def process_session(
     processes = start_processes()
     try:
         # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
-        with destroyed_at_the_end(processes), ExitStack() as at_end, HealthMonitor(processes, times) as health:
+        with (
+            destroyed_at_the_end(processes, seconds_to_leave=times.leave),
+            ExitStack() as at_end,
+            HealthMonitor(processes, times) as health,
+        ):
             check_same_everywhere(processes, facts)
             yield ProcessSession(processes, health, owns_process, at_end)
     finally:

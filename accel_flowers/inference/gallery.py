@@ -26,14 +26,15 @@ class Gallery:
 
     Args:
         path: where the page goes.
+        max_errors: files with an error that are listed.
 
     Raises:
         UserError: nothing can be written there.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_errors: int = _ERRORS) -> None:
         check_writable(path, "--html")
-        self._path = path
+        self._path, self._max_errors = path, max_errors
         self._first: list[Prediction] = []
         self._errors: list[Prediction] = []
         self._unsure: list[tuple[float, int, Prediction]] = []  # a heap: the surest of them first
@@ -45,7 +46,7 @@ class Gallery:
         self._num_rows += 1
         if row.error:
             self._num_errors += 1
-            if len(self._errors) < _ERRORS:
+            if len(self._errors) < self._max_errors:
                 self._errors.append(row)
             return
         (name, probability), *_ = row.top

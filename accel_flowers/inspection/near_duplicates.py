@@ -32,7 +32,9 @@ _CONFIRMED_AT_ONCE = 1 << 15
 """Pairs whose sketches are compared at a time."""
 
 
-def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+def near_pairs(
+    hashes: Hashes, max_bits: int, *, at_once: int = _AT_ONCE
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """All pairs of hashes within a Hamming distance; each pair comes at least once.
 
     With `max_bits // 2 + 1` bands, two hashes within `max_bits` have a band in which they differ by at most one bit (if
@@ -42,6 +44,7 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
     Args:
         hashes: uint64 [N].
         max_bits: at most this many of 64 bits differ.
+        at_once: candidate pairs whose hashes are compared at a time.
 
     Yields:
         First and second members, two int64 arrays of equal length.
@@ -57,7 +60,7 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
             wanted = bands ^ np.uint64(turned)
             begins = np.searchsorted(in_order, wanted, side="left")
             counts = np.searchsorted(in_order, wanted, side="right") - begins
-            for first, second in _expand(begins, counts):
+            for first, second in _expand(begins, counts, at_once):
                 other = order[second]
                 close = (first < other) & (np.bitwise_count(hashes[first] ^ hashes[other]) <= max_bits)
                 if close.any():
@@ -65,14 +68,14 @@ def near_pairs(hashes: Hashes, max_bits: int) -> Iterator[tuple[npt.NDArray[np.i
 
 
 def _expand(
-    begins: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+    begins: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], at_once: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Each i with all of begins[i] … begins[i] + counts[i] - 1, about `_AT_ONCE` at a time."""
+    """Each i with all of begins[i] … begins[i] + counts[i] - 1, about `at_once` at a time."""
     ends = np.cumsum(counts)
     first = 0
     while first < len(counts):
         done = ends[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, done + _AT_ONCE, side="right")))
+        last = max(first + 1, int(np.searchsorted(ends, done + at_once, side="right")))
         some = counts[first:last]
         owners = np.repeat(np.arange(first, last), some)
         within = np.arange(len(owners)) - np.repeat(np.cumsum(some) - some, some)

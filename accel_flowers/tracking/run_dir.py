@@ -119,12 +119,13 @@ class RunDirLock:
 
     fcntl and not the library filelock: the file tells whoever comes second who the first is, and on a file system without
     locks there is none, where filelock would leave a marker file that outlives a killed process.
+
+    Args:
+        patience_seconds: for a run that was killed just now.
     """
 
-    PATIENCE_SECONDS = 10.0
-    """For a run that was killed just now."""
-
-    def __init__(self) -> None:
+    def __init__(self, patience_seconds: float = 10.0) -> None:
+        self._patience_seconds = patience_seconds
         self._file: IO[str] | None = None
 
     def take(self, run_dir: Path) -> None:
@@ -136,7 +137,7 @@ class RunDirLock:
         if self._file is not None:
             return
         file = (run_dir / _LOCK_FILE).open("a+")
-        deadline = time.monotonic() + self.PATIENCE_SECONDS
+        deadline = time.monotonic() + self._patience_seconds
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

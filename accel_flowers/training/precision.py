@@ -167,15 +167,22 @@ def _in(precision: Precision, network: nn.Module) -> InPrecision:
     return InPrecision(network, partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=precision == "bf16"))
 
 
-def time_in_turn(steps: Mapping[Precision, Callable[[], object]]) -> dict[Precision, float]:
+def time_in_turn(
+    steps: Mapping[Precision, Callable[[], object]], *, budget_seconds: float = BUDGET_SECONDS
+) -> dict[Precision, float]:
     """Seconds of the fastest of several repeats of each step, which the first, a warm-up, can hardly be; A B A B, so
-    that other work on the machine hits both."""
+    that other work on the machine hits both.
+
+    Args:
+        steps: what is timed.
+        budget_seconds: no new round begins after it, once there were enough.
+    """
     best = dict.fromkeys(steps, float("inf"))
     begun = time.perf_counter()
     for number in range(_MAX_ROUNDS):
         for name, step in steps.items():
             best[name] = min(best[name], _seconds_of(step))
-        enough = number + 1 >= _MIN_ROUNDS and time.perf_counter() - begun > BUDGET_SECONDS
+        enough = number + 1 >= _MIN_ROUNDS and time.perf_counter() - begun > budget_seconds
         if enough or (number > 0 and max(best.values()) > EARLY_EXIT_SPEEDUP * min(best.values())):
             break
     return best
@@ -209,10 +216,10 @@ def recall(key: str) -> float | None:
     return float(ratio) if isinstance(ratio, (int, float)) and 0 < ratio < 1e6 else None
 
 
-def remember(key: str, ratio: float) -> None:
-    """Keep it for the next runs, where the cache directory lets itself be written."""
+def remember(key: str, ratio: float, *, at_most: int = _MAX_REMEMBERED) -> None:
+    """Keep it, and so many in all, for the next runs, where the cache directory lets itself be written."""
     trials = {**_read_trials(), key: ratio}
-    kept = dict(list(trials.items())[-_MAX_REMEMBERED:])
+    kept = dict(list(trials.items())[-at_most:])
     with suppress(OSError, RuntimeError):
         file = trials_file()
         file.parent.mkdir(parents=True, exist_ok=True)

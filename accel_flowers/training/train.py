@@ -99,7 +99,7 @@ def train(
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
     facts = {**versions(), **fixed_fields(config), "parts": own_parts(config), "precision": launched_precision()}
-    with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock() as lock:
+    with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock(times.lock) as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
