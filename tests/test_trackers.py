@@ -102,6 +102,7 @@ def test_a_tracker_of_ones_own_gets_all_that_a_run_tells(folder: Path, tmp_path:
     assert spy.called("forget_after") == []
 
 
+@pytest.mark.holds("A tracker that fails does not end the run")
 def test_a_tracker_that_fails_does_not_end_the_run(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -58,6 +58,7 @@ def whole_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) 
     if not is_sharded(network):
         copied: dict[str, Any] = _copied(optimizer.state_dict())
         return copied
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # what Accelerate wrapped
     named: dict[str, Any] = get_optimizer_state_dict(network, optimizer, options=_WHOLE)
     if not named:
         return {}
@@ -92,6 +93,7 @@ def load_whole_optimizer_state(network: nn.Module, optimizer: torch.optim.Optimi
     if not is_sharded(network):
         optimizer.load_state_dict(dict(state))
         return
+    optimizer = getattr(optimizer, "optimizer", optimizer)
     name_of = {place: name for name, place in _places(network, optimizer).items()}
     named: Any = {
         "state": {name_of[place]: each for place, each in state["state"].items()},

@@ -33,8 +33,15 @@ from accel_flowers.core.files import flush_to_disk, replace_folder, restore_fold
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
+from accel_flowers.distributed.state import (
+    is_sharded,
+    load_whole_optimizer_state,
+    load_whole_state,
+    whole_optimizer_state,
+    whole_state,
+)
 from accel_flowers.models.saved import WEIGHTS, read_state
-from accel_flowers.models.weights import clean_state_dict, load_state
+from accel_flowers.models.weights import load_state, tidy_state
 from accel_flowers.tracking.run_dir import METRICS_FILE
 
 LAST, BEST = "last", "best"
@@ -148,11 +155,12 @@ class Checkpoints:
         self.wait()
         networks = {WEIGHTS: network} | ({AVERAGED: averaged} if averaged else {})
         buffers = {name: gather_buffers(each, self._accelerator) for name, each in networks.items()}
+        weights = {name: weights_to_save(each, self._accelerator) for name, each in networks.items()}
         self._begun = True
-        if self._accelerator.is_main_process:
-            scaler = self._accelerator.scaler
-            weights = {name: clean_state_dict(each) for name, each in networks.items()}
-            trainers = {"optimizer": _copied(optimizer.state_dict()), "scaler": scaler.state_dict() if scaler else None}
+        is_main, scaler = self._accelerator.is_main_process, self._accelerator.scaler
+        trained = whole_optimizer_state(network, optimizer) if is_main or is_sharded(network) else {}
+        if is_main:
+            trainers = {"optimizer": trained, "scaler": scaler.state_dict() if scaler else None}
             at = copy.deepcopy(state)
 
             def write() -> None:
@@ -308,7 +316,10 @@ class Checkpoints:
         """
         self.wait()
         path = self.weights_of(step, name)
-        load_state(network, read_state(path), source=str(path))
+        if is_sharded(network):
+            load_whole_state(network, read_state(path))
+        else:
+            load_state(network, read_state(path), source=str(path))
 
     def load(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, averaged: nn.Module | None = None
@@ -325,7 +336,7 @@ class Checkpoints:
         try:
             with warnings.catch_warnings(action="ignore"):  # they announce what ends as an error anyway
                 saved = torch.load(path, map_location="cpu", weights_only=True)
-            optimizer.load_state_dict(_fitted(saved["optimizer"], optimizer))
+            load_whole_optimizer_state(network, optimizer, _fitted(saved["optimizer"], optimizer))
             buffers = load_file(path.with_name(_BUFFERS))
             for name, each in networks.items():
                 set_buffers(each, buffers[name], self._accelerator)
@@ -339,13 +350,15 @@ class Checkpoints:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
 
 
-def _copied(value: Any) -> Any:
-    """A state of an optimizer in memory of its own, where no step changes it."""
-    if isinstance(value, Tensor):
-        return value.to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copied(each) for key, each in value.items()}
-    return copy.deepcopy(value)
+def weights_to_save(network: nn.Module, accelerator: Accelerator) -> dict[str, Tensor]:
+    """A copy of a network's state under plain names, for a file that the main process writes; collective.
+
+    Returns:
+        Whole contiguous CPU tensors on the main process; elsewhere nothing.
+    """
+    if accelerator.is_main_process or is_sharded(network):
+        return tidy_state(whole_state(network))
+    return {}
 
 
 _IMPLEMENTATION = ("fused", "foreach", "capturable")

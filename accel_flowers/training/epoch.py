@@ -16,11 +16,10 @@ from accel_flowers.metrics.classification import Predictions, Scores, headline, 
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
-from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.tracking.run_dir import MODEL_DIR
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.trackers import prefixed, show, show_model, write_summary
-from accel_flowers.training.checkpoint import AVERAGED
+from accel_flowers.training.checkpoint import AVERAGED, weights_to_save
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.run import Session
 
@@ -103,10 +102,9 @@ def finish(session: Session) -> dict[str, Scores]:
         show(run.accelerator, scored_parts["test"], step=state.step, epoch=epoch)
     write_summary(run.accelerator, summary)
     temperature = broadcast_from_main(run.accelerator, lambda: _keep_predictions(session, scored_parts))
+    weights = weights_to_save(network, run.accelerator)
     # Anew: a run killed after its best checkpoint may not have come to it.
-    broadcast_from_main(
-        run.accelerator, lambda: _model_writer(session, results, temperature)(clean_state_dict(network))
-    )
+    broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, temperature)(weights))
     show_model(
         run.accelerator, session.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last
     )
