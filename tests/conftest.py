@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: one thread per process, as two processes share two cores in the tests.
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from accel_flowers.core import registry
 from accel_flowers.core.console import attach_console
 
 # A busy machine is no failure; and what failed once is written into a test, not into a folder of examples.
@@ -69,6 +71,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(cache / "user")
     os.environ["HF_DATASETS_CACHE"] = str(cache / "datasets")
     datasets.config.HF_DATASETS_CACHE = cache / "datasets"
+
+
+@pytest.fixture(autouse=True)
+def _own_parts_of_a_test_go_with_it() -> Iterator[None]:
+    """A part called `test/...` is registered for one test: a metric of it would be computed in all later ones."""
+    yield
+    for key in [key for key in registry._parts if key[1].startswith("test/")]:
+        del registry._parts[key]
 
 
 @pytest.fixture(autouse=True)

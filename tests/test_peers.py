@@ -214,7 +214,7 @@ def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
     names = (*table.files[:-1], "tulip/99.png")
     renamed = Split(table.class_names, dict(zip(names, parts, strict=True)))
     others = {
-        "names": (replace(table, files=names), renamed),
+        "names": (replace(table, images=replace(table.images, names=names)), renamed),
         "classes": (replace(table, labels=table.labels[::-1].copy()), split),
         "parts": (table, replace(split, parts=dict(zip(table.files, reversed(parts), strict=True)))),
     }
