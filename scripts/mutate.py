@@ -208,7 +208,7 @@ MUTATIONS = (
     Mutation(
         "optimizer-not-restored",
         "training/checkpoint.py",
-        '            optimizer.load_state_dict(_fitted(saved["optimizer"], optimizer))\n',
+        '            load_whole_optimizer_state(network, optimizer, _fitted(saved["optimizer"], optimizer))\n',
         "",
         ("test_checkpoint.py::test_state_weights_and_optimizer_come_back",),
     ),

@@ -75,10 +75,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_parts_of_a_test_go_with_it() -> Iterator[None]:
-    """A part called `test/...` is registered for one test: a metric of it would be computed in all later ones."""
+    """What a test registers is its own: a metric of it would be computed in all later ones. A module's own parts stay."""
+    before = dict(registry._parts)
     yield
-    for key in [key for key in registry._parts if key[1].startswith("test/")]:
-        del registry._parts[key]
+    registry._parts.clear()
+    registry._parts.update(before)
 
 
 @pytest.fixture(autouse=True)
