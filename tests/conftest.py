@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported anywhere: one thread per process, as two processes share two cores in the tests.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # No test may reach for a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -19,6 +21,8 @@ from PIL import Image
 
 from accel_flowers.core import registry
 from accel_flowers.core.console import attach_console
+
+gc.set_threshold(100_000)  # as the program does, which imports its libraries in less time
 
 # A busy machine is no failure; and what failed once is written into a test, not into a folder of examples.
 hypothesis.settings.register_profile("accel_flowers", deadline=None, database=None)

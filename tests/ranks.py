@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -149,8 +150,11 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     """Fork on request. This process computes nothing, so that its forks find no threads missing."""
-    from accel_flowers.cli import main  # noqa: F401 - what takes the time
+    from accel_flowers.cli import evaluate, main  # noqa: F401 - what takes the time
+    from accel_flowers.metrics import label_metrics  # noqa: F401 - what takes the time
     from accel_flowers.training import train  # noqa: F401 - what takes the time
+
+    gc.freeze()  # a fork copies what its collector touches
 
     codes: dict[int, int] = {}
     for line in sys.stdin:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from accel_flowers.inference.loop import check_every_image_once, predict_loader
-from tests.runs import PROJECT, TWO_PROCESSES
+from tests.ranks import Ranks
 
 
 def complaint(samples: list[int], num_images: int) -> dict[str, list[int]]:
@@ -86,67 +83,15 @@ def test_it_takes_its_ways_by_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.backends.cudnn.benchmark, "as it was"
 
 
-ROUNDS = """
-import sys
-
-import numpy as np
-import torch
-from accelerate import Accelerator, DataLoaderConfiguration
-from torch import nn
-from torch.utils.data import DataLoader
-
-from accel_flowers.inference.loop import predict_loader
-
-
-class Together(nn.Module):
-    \"\"\"Waits for the others in each forward pass, as a network does whose weights are spread over the processes.\"\"\"
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.body = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4))
-        self.passes = 0
-
-    def forward(self, pixels):
-        self.passes += 1
-        there = torch.ones(1)
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(there)
-            assert there == torch.distributed.get_world_size()
-        return self.body(pixels)
-
-
-accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(even_batches=False))
-pixels = torch.rand(40, 3, 9, 9, generator=torch.Generator().manual_seed(1))
-for num_images in map(int, sys.argv[2:]):
-    rows = [(sample, sample % 4) for sample in range(num_images)]
-    pack = lambda chosen: {"rows": torch.tensor(chosen).double(), "micro_batch": 0}
-    loader = accelerator.prepare(DataLoader(rows, batch_size=4, collate_fn=pack))
-    network, rounds = Together(), []
-    found = predict_loader(network, loader, lambda batch: pixels[batch["samples"]], accelerator,
-                           num_images=num_images, after_round=lambda: rounds.append(1))
-    assert accelerator.gradient_state.active_dataloader is None, "the loader came to its end"
-    assert len(rounds) == network.passes == -(-num_images // (4 * accelerator.num_processes))
-    np.savez(f"{sys.argv[1]}/{num_images}-{accelerator.num_processes}-{accelerator.process_index}.npz",
-             labels=found.labels, probabilities=found.probabilities, losses=found.losses)
-accelerator.end_training()
-"""
-
-
 @pytest.mark.holds("All processes make equally many forward passes in an evaluation")
 @pytest.mark.multiprocess
 def test_all_processes_make_equally_many_forward_passes(tmp_path: Path) -> None:
     """33 images in batches of 4 are five rounds for one of two processes and four for the other; of 3 images the other
     gets none at all. What every process is told is to the last digit what one finds alone."""
-    script = tmp_path / "rounds.py"
-    script.write_text(ROUNDS)
     sizes = ["33", "3", "32", "5"]
-    for launcher in ([sys.executable], TWO_PROCESSES):
-        done = subprocess.run(
-            [*launcher, str(script), str(tmp_path), *sizes], capture_output=True, text=True, timeout=120, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    for processes in (1, 2):
+        with Ranks(tmp_path, *[[tmp_path, *sizes]] * processes, entry="tests.rounds:main") as ranks:
+            assert ranks.codes(60) == [0] * processes, ranks.output()
     for size in sizes:
         alone, *others = (np.load(tmp_path / f"{size}-{name}.npz") for name in ("1-0", "2-0", "2-1"))
         assert len(alone["labels"]) == int(size)

@@ -55,7 +55,7 @@ def test_a_signal_during_the_evaluation_waits_for_none_of_it(photos: Path, tmp_p
 
 
 @pytest.mark.holds("A full disk ends the run with the cause")
-@pytest.mark.parametrize("what", ["metrics", "checkpoint"])
+@pytest.mark.parametrize("what", [pytest.param("metrics", marks=pytest.mark.slow), "checkpoint"])
 def test_a_full_disk_ends_the_run_with_the_cause(photos: Path, tmp_path: Path, what: str) -> None:
     """No file may grow beyond its size; with room again the run ends as if nothing had been."""
     often = what == "checkpoint"

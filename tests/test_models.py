@@ -9,7 +9,7 @@ import copy
 import os
 import pickle
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +119,9 @@ def test_names_are_those_of_classification() -> None:
     assert not any("rcnn" in name or "quantized" in name or "raft" in name or "3d" in name for name in names)
 
 
-def test_every_model_has_a_head_and_stages(meta: None) -> None:
-    for name in model_names():
+@pytest.mark.parametrize("names", [FAMILIES, pytest.param(model_names(), marks=pytest.mark.slow)], ids=["one", "all"])
+def test_every_model_has_a_head_and_stages(meta: None, names: Iterable[str]) -> None:
+    for name in names:
         network = build(name, 7)
         head = head_module(network)
         assert (head.out_features if isinstance(head, nn.Linear) else head.out_channels) == 7, name

@@ -65,15 +65,16 @@ def test_losses_agree(runs: dict[int, Path]) -> None:
 
 
 @pytest.mark.holds("Scores of one set of weights on 1 and 2 processes, in training and by `evaluate`")
-def test_scores_are_the_same_to_the_last_digit(runs: dict[int, Path], photos: Path) -> None:
+def test_scores_are_the_same_to_the_last_digit(runs: dict[int, Path], photos: Path, tmp_path: Path) -> None:
     """39 images in batches of 4: the last is short, and one process gets a batch more than the other."""
     words = ["evaluate", runs[1] / "model", "--data", photos, "--json"]
-    two = run_program(*words, launcher=TWO_PROCESSES)
-    assert two.returncode == 0, two.stderr
+    with Ranks(tmp_path, words, words) as ranks:
+        assert ranks.codes(60) == [0, 0], ranks.output()
+        two = json.loads(ranks.said(0)[ranks.said(0).index("{") :])
     scores = evaluate(runs[1] / "model", str(photos)).as_json()
     assert scores["num_images"] == 39
     assert sum(map(sum, scores["confusion_matrix"])) == 39
-    assert json.loads(two.stdout) == scores
+    assert two == scores
 
 
 @pytest.mark.holds("One W&B run for the whole job, each step in it once")
@@ -118,11 +119,10 @@ def test_no_secret_is_written(photos: Path, tmp_path: Path) -> None:
 def test_a_mistake_ends_both_processes_with_one_message(photos: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml")
     words = ["train", recipe, "--data.path", tmp_path / "nowhere", "--run-dir", tmp_path / "run"]
-    done = run_program(*words, launcher=TWO_PROCESSES, timeout=60)
-    assert done.returncode != 0
-    assert done.stderr.count("There is no folder") == 1
-    ours = done.stderr.split("There is no folder")[0]
-    assert "Traceback" not in ours
+    with Ranks(tmp_path, words, words) as ranks:
+        assert ranks.codes(60) == [2, 2]
+        assert ranks.output().count("There is no folder") == 1
+        assert "Traceback" not in ranks.output()
 
 
 def test_launcher_that_starts_one_of_two_is_noticed(photos: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 import accel_flowers as af
 from accel_flowers.core.console import ConsoleHandler
 from tests.conftest import make_folder
+from tests.ranks import finish
 from tests.runs import PROJECT, metrics, tiny_recipe
 
 SMALL = {"tracking.report": False, "train.log_every_steps": 1}
@@ -101,8 +102,7 @@ def test_a_run_gives_its_scores_and_its_model(result: af.TrainResult, photos: Pa
 
 def test_it_is_the_command_lines_run(result: af.TrainResult, photos: Path, recipe: Path, tmp_path: Path) -> None:
     words = ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run", "--tracking.no-report"]
-    code = "import sys; from accel_flowers.cli.main import main; main(sys.argv[1:])"
-    assert in_a_process(code, *words).returncode == 0
+    finish(tmp_path, words)
     assert metrics(tmp_path / "run", "train/loss") == metrics(result.run_dir, "train/loss")
 
 

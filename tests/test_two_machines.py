@@ -28,6 +28,7 @@ def try_parts(*parts: str) -> None:
 
 
 @pytest.mark.holds("Two machines end as one")
+@pytest.mark.slow
 def test_a_run_over_two_machines_is_the_run_on_one() -> None:
     try_parts("same")
 
