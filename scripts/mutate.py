@@ -103,7 +103,7 @@ MUTATIONS = (
         "training/loop.py",
         "    run.stream.start_step = state.step\n",
         "    run.stream.start_step = 0\n",
-        ("test_faults.py::test_killed_three_times",),
+        ("test_faults.py::test_killed_twice",),
     ),
     Mutation(
         "dropout-without-seed",
