@@ -31,7 +31,7 @@ from accel_flowers.config.loading import ENVIRONMENT_KEY, read_config
 from accel_flowers.config.schema import Config, config_to_dict, flat_fields
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably, writing
-from accel_flowers.core.machine import cpu_name
+from accel_flowers.core.machine import available_cores, cpu_name
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from accel_flowers.distributed.launch import identify_launcher, is_restart_of, num_restarts
@@ -248,7 +248,7 @@ def _versions_and_hardware() -> dict[str, Any]:
         **versions(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": available_cores(),
         "threads_per_process": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
