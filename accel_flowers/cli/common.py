@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from accel_flowers.core.errors import UserError
 
 IMPORT_FLAG = "--import"
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that speaks, of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def split_imports(words: Sequence[str]) -> tuple[list[str], list[str]]:
