@@ -281,4 +281,6 @@ def _is_of_a_collective(error: BaseException) -> bool:
 
 
 def _in_words(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "stopped by the keyboard"
     return str(error).rstrip(".") if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
