@@ -29,7 +29,7 @@ from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.batch import BatchContext, build_batch_transform
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable
 from accel_flowers.data.validate import validate_all
-from accel_flowers.data.workers import local_cores, plan_workers
+from accel_flowers.data.workers import fit_shared_memory, local_cores, plan_workers
 from accel_flowers.distributed.collectives import (
     broadcast_from_main,
     check_same_everywhere,
@@ -366,6 +366,12 @@ def _build_loaders(
                 f"loading: {num_workers} workers for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
                 f"the training takes {trained_per_second:.0f}",
             )
+    needing = {part: images.bytes_of_one() for part, images in parts.items() if images.needs_workers and num_workers}
+    scored = [config.train.eval_batch_size * size for part, size in needing.items() if part != "train"]
+    held = [stream.plan.micro_batch * needing.get("train", 0), max(scored, default=0)]
+    num_workers, told = fit_shared_memory(num_workers, held, num_local_processes(accelerator))
+    if told:
+        log_on_main(accelerator, told)
     return [
         build_loader(
             images,
