@@ -46,7 +46,7 @@ from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
-from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
+from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
 from accel_flowers.training.step import TrainStep
@@ -110,6 +110,7 @@ def build_run(
     sizes = {recipe.train_size, recipe.eval_size}
     network = _build_network(config.model, table.class_names, sizes, accelerator, seed=config.train.seed)
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
+    check_training_mode(network, recipe.train_size, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)
     model = place_model(network, config.data, accelerator)
     task = _build_task(config, data, accelerator)
