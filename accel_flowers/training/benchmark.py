@@ -130,8 +130,8 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
     with process_session({}, owns_process=owns_process) as together, oom_as_user_error():
         if together.processes.num_processes > 1:
             raise UserError(
-                "A benchmark measures one process: start it without a launcher, or with accelerate_configs/single_gpu.yaml "
-                "or cpu.yaml."
+                "A benchmark measures one process: start it without a launcher, or with one of its configurations for one "
+                "process (accel-flowers launch-config single_gpu, or cpu)."
             )
         accelerator = together.build_accelerator(mixed_precision=choose_precision(config, together.processes))
         with (
