@@ -79,6 +79,7 @@ def test_saved_model_scores_as_in_training(finished: Path, photos: Path) -> None
         scores = evaluate(finished / "model", str(photos), split_file=finished / "split.json", part=part).as_json()
         recorded = load_spec(finished / "model").scores[part]
         assert scores.pop("part") == part
+        assert scores.pop("seen") == {"train": 0, "val": 3 if part == "val" else 0, "others": None}
         assert {name: recorded[name] for name in scores} == scores
 
 

@@ -159,4 +159,4 @@ def _model_writer(
     where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
     described = {part: {**scores, **where} for part, scores in results.items()}
     spec = run.spec.model_copy(update={"scores": described, "temperature": temperature})
-    return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec)
+    return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec, seen=run.seen)
