@@ -117,7 +117,7 @@ def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
     config = tiny_config(
         photos,
         tmp_path / "run",
-        optim={"lr": 1e-12},
+        optim={"lr": 1e-30},
         train={"epochs": 10, "early_stopping_epochs": 2, "best_metric": "accuracy"},
     )
     train(config)

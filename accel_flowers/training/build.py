@@ -271,7 +271,7 @@ def prepare(
         parts=parts,
         to_pixels=to_pixels,
         plan=plan,
-        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
+        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs, step=plan.epoch_at(1)),
         normalizer=normalizer,
         spec=_describe_model(config, class_names, accelerator),
         state=state,

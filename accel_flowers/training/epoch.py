@@ -64,7 +64,9 @@ def end_epoch(session: Session) -> str:
         session.checkpoints.wait()
         raise
     kept = scored_parts.get("val_ema", scored_parts["val"])
-    is_best = state.update_best(kept.scores[metric], epoch=epoch, lower_is_better=lower_is_better(metric))
+    is_best = state.update_best(
+        kept.scores[metric], loss=kept.scores["loss"], epoch=epoch, lower_is_better=lower_is_better(metric)
+    )
     values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
     for name, scored in scored_parts.items():
         values |= prefixed(name, headline(scored.scores))
