@@ -146,6 +146,7 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
             "best_step": 10 * best,
             "epochs_since_improvement": place - best,
             "epochs_scored": place,
+            "evaluations": place,
             "skipped_steps": 0,
             "rollbacks": 0,
             "micro_batch_size": None,

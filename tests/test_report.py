@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -298,6 +299,51 @@ def test_equal_classes_are_named_together() -> None:
     said[2] = [0.94, 0.03, 0.03]
     _, why = words.worst_class(find_part(spoken(truth, said), "test", temperature=None))
     assert why.startswith("4 of its 10 are missed, most often taken for rose and tulip, each (2).")
+
+
+def length(planned: int, val_losses: list[float], best: int | None, **values: Any) -> words.Length:
+    """A finished training that was evaluated after each epoch."""
+    place = None if best is None else best - 1
+    usual = {"planned": planned, "ran": len(val_losses), "finished": True, "best": best, "train_loss": 0.5}
+    return words.Length(**{**usual, "val_losses": val_losses, "best_place": place, **values})
+
+
+@pytest.mark.holds("It gives no advice that the run does not bear out")
+@pytest.mark.parametrize(
+    ("course", "told"),
+    [
+        (length(10, [0.9, 0.5, *[0.6] * 8], 2), "best after epoch 2 of 10. It did not improve after that: a shorter"),
+        (length(10, [0.9, 0.5, *[0.4] * 8], 2), "best after epoch 2 of 10. Its loss fell further after that: a longer"),
+        (
+            length(10, [0.9, 0.5], 2),
+            "of 2, where early stopping ended it (10 were planned). That is the last one: a longer",
+        ),
+        (length(30, [0.9, 0.5, 0.6, 0.6, 0.6], 2), "of 5, where early stopping ended it (30 were planned)."),
+        (length(30, [0.5, 0.6], 1, finished=False), "2 of 30 epochs so far."),
+        (length(30, [], None, finished=False), ""),
+        (length(1, [0.5], 1), "Validation was best after epoch 1 of 1."),
+        (length(4, [0.9, 0.8, 0.8, 1.5], 3), "overfits"),
+    ],
+    ids=["done", "falling", "stopped at its best", "stopped", "going on", "begun", "one", "overfits"],
+)
+def test_advice_on_the_length(course: words.Length, told: str) -> None:
+    said = words.course_of_training(course)
+    assert told in said
+    if "shorter" not in told:
+        assert "shorter" not in said
+    if "longer" not in told:
+        assert "longer" not in said
+
+
+@pytest.mark.holds("It gives no advice that the run does not bear out")
+def test_a_run_that_goes_on_gets_no_advice(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, per_part=3, finished=False, train={"epochs": 9})
+    text = text_of(draw_report(run_dir))
+    assert "2 of 9 epochs so far." in text
+    assert "a shorter training" not in text
+    assert "a longer training" not in text
+    ended = make_run(tmp_path / "ended", tmp_path / "photos", NAMES, per_part=3, train={"epochs": 9})
+    assert "best after epoch 2 of 2, where early stopping ended it (9 were planned)" in text_of(draw_report(ended))
 
 
 @pytest.mark.parametrize(

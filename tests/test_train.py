@@ -125,6 +125,15 @@ def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run/checkpoints/best/state.json").read_text())["best_epoch"] == 1
 
 
+def test_evaluations_are_counted_and_not_epochs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 training images in steps of 48: an evaluation after every second epoch."""
+    train(tiny_config(folder, tmp_path / "run", train={"epochs": 4, "global_batch_size": 48}))
+    assert len(metrics(tmp_path / "run", "val/loss")) == 2
+    assert "best of 2 validation evaluations" in capsys.readouterr().err
+
+
 def test_a_run_ends_with_its_best_epoch(photos: Path, tmp_path: Path) -> None:
     """Also where that is not the last one: a metric of one's own calls the first epoch the best."""
     values = itertools.count(0, -1)

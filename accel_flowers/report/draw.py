@@ -302,6 +302,7 @@ def _training(run: RunRecord) -> Training:
     train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
     averaged = Course("averaged weights", *run.course("val_ema/loss"))
     accuracy = Course("validation", *run.course("val/accuracy"))
+    kept = averaged if averaged.values else val
     averaged_accuracy = Course("averaged weights", *run.course("val_ema/accuracy"))
     rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
     if len(rates) == 1:
@@ -339,10 +340,15 @@ def _training(run: RunRecord) -> Training:
     return Training(
         plots=tuple(plots),
         sentence=words.course_of_training(
-            best,
-            run.config.train.epochs,
-            train.values[-1] if train.values else None,
-            val.values[-1] if val.values else None,
+            words.Length(
+                planned=run.config.train.epochs,
+                ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
+                finished=run.predictions is not None,
+                best=best,
+                train_loss=train.values[-1] if train.values else None,
+                val_losses=kept.values,
+                best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,
+            )
         ),
     )
 

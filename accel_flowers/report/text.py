@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
@@ -215,21 +217,59 @@ def _temperature(part: str, found: Calibration) -> str:
     )
 
 
-def course_of_training(best_epoch: int | None, epochs: int, train_loss: float | None, val_loss: float | None) -> str:
-    """What the curves say of the length of the training."""
+@dataclass(frozen=True)
+class Length:
+    """How long a training was, and what came of it.
+
+    Attributes:
+        planned: epochs of the recipe.
+        ran: epochs that were evaluated.
+        finished: whether the run has come to its end.
+        best: epoch of the weights that were kept, from 1; None before the first evaluation.
+        train_loss: the last one; None where there is none.
+        val_losses: after each epoch that was evaluated, those of the weights that are kept; the best is among them.
+        best_place: which of them is the best epoch's; None where that is not known.
+    """
+
+    planned: int
+    ran: int
+    finished: bool
+    best: int | None
+    train_loss: float | None
+    val_losses: Sequence[float]
+    best_place: int | None
+
+
+def course_of_training(length: Length) -> str:
+    """What the curves say of the length of the training; of one that goes on nothing but how far it is."""
+    if not length.finished:
+        return f"{length.ran} of {length.planned} epochs so far." if length.ran else ""
     sentences = []
-    if best_epoch is not None:
-        sentences.append(f"Validation was best after epoch {best_epoch} of {epochs}.")
-        if best_epoch == epochs and epochs > 1:
-            sentences.append("That is the last one: a longer training may improve it.")
-        elif best_epoch <= 0.6 * epochs:
-            sentences.append("It did not improve after that: a shorter training would do.")
-    if train_loss is not None and val_loss is not None and val_loss > 2 * train_loss + 0.05:
+    stopped = length.ran < length.planned
+    if length.best is not None:
+        of = f"{length.ran}, where early stopping ended it ({length.planned} were planned)" if stopped else length.ran
+        sentences.append(f"Validation was best after epoch {length.best} of {of}.")
+        sentences += _advice(length, stopped=stopped)
+    train_loss = length.train_loss
+    if train_loss is not None and length.val_losses and length.val_losses[-1] > 2 * train_loss + 0.05:
         sentences.append(
-            f"At the end the loss is {train_loss:.2f} on training pictures and {val_loss:.2f} on validation: it "
+            f"At the end the loss is {train_loss:.2f} on training pictures and {length.val_losses[-1]:.2f} on validation: it "
             "overfits. More pictures, stronger augmentation or fewer trained layers may help."
         )
     return " ".join(sentences)
+
+
+def _advice(length: Length, *, stopped: bool) -> list[str]:
+    """Whether another length would do better."""
+    assert length.best is not None
+    if length.best >= length.ran:
+        return ["That is the last one: a longer training may improve it."] if length.ran > 1 else []
+    place = length.best_place
+    if place is not None and min(length.val_losses[place + 1 :], default=math.inf) < length.val_losses[place]:
+        return ["Its loss fell further after that: a longer training may improve it."]
+    if length.best <= 0.6 * length.ran and not stopped:
+        return ["It did not improve after that: a shorter training would do."]
+    return []
 
 
 def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[str, str]:

@@ -73,7 +73,9 @@ class TrainState:
     epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
     """Evaluations since the best value."""
     epochs_scored: int = 0
-    """Evaluations done; one less than the epochs that lie behind where a signal cut the last one off."""
+    """Epochs that were evaluated; less than those that lie behind where a signal cut the evaluation off."""
+    evaluations: int | None = None
+    """Evaluations done: fewer than epochs where a step is longer than one; None where an earlier version began the run."""
     skipped_steps: int = 0
     """Steps in which fp16's gradients overflowed: they changed no weight and move no schedule."""
     rollbacks: int = 0
@@ -111,6 +113,8 @@ class TrainState:
             self.epochs_since_improvement = 0
         else:
             self.epochs_since_improvement += 1
+        if self.evaluations is not None or not self.epochs_scored:
+            self.evaluations = (self.evaluations or 0) + 1
         self.epochs_scored = epoch
         return is_best
 

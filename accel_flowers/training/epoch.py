@@ -111,7 +111,7 @@ def finish(session: Session) -> dict[str, Scores]:
         run.accelerator, session.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last
     )
 
-    count = state.epochs_scored
+    count = state.evaluations or state.epochs_scored
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
