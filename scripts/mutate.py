@@ -267,7 +267,7 @@ MUTATIONS = (
         "training/epoch.py",
         '"temperature": temperature}',
         '"temperature": None}',
-        ("test_report.py::test_a_run_draws_its_report_when_all_is_saved",),
+        ("test_report.py::test_a_model_keeps_the_temperature_that_its_run_found",),
     ),
     # Numbers that go wrong
     Mutation(

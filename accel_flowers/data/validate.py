@@ -55,14 +55,18 @@ def validate_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str 
     return found
 
 
-def check_readable(table: ImageTable, files: Sequence[str]) -> None:
+def check_readable(table: ImageTable, files: Sequence[str]) -> list[str]:
     """See that these images can be read before a model is asked about them.
+
+    Returns:
+        Digest of each.
 
     Raises:
         UserError: naming those that cannot.
     """
     found = validate_all(table, table.rows_of(files).tolist())
     stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
+    return [digest for digest, _ in found]
 
 
 def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from accel_flowers.config.effects import settings_without_effect
 from accel_flowers.config.loading import PARTS_KEY
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
@@ -102,6 +104,7 @@ def train(
     with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock(times.lock) as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
+        log_on_main(processes, *settings_without_effect(config, os.environ))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
         accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
         with (
