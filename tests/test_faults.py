@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_killed_twice(undisturbed: Path, words: list[str | Path], tmp_path: Path
                 run.signal(rank, signal.SIGKILL)
             run.codes(30)
             assert step <= run.steps_seen() < NUM_STEPS, "killed too late to prove anything"
-    assert "going on after step 1" in finish(run_dir, words)
+    assert re.search(r"going on after step [678]", finish(run_dir, words))
     assert differences(run_dir, undisturbed) == []
 
 
