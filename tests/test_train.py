@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from pathlib import Path
@@ -33,7 +34,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished run."""
     run_dir = tmp_path_factory.mktemp("runs") / "finished"
-    train(tiny_config(photos, run_dir))
+    with contextlib.chdir(photos.parent):  # a relative path, as people type it
+        train(tiny_config(Path(photos.name), run_dir))
     return run_dir
 
 
@@ -65,6 +67,7 @@ def test_run_directory_is_complete(finished: Path, photos: Path) -> None:
 def test_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
     config = load_recipe(str(finished / "config.yaml"))
     text = (finished / "config.yaml").read_text()
+    assert Path(str(config.data.path)).is_absolute(), "it holds in any folder"
     assert all(f"{package}:" in text for package in ("torch", "torchvision", "accelerate", "datasets", "cpu", "python"))
     train(config.model_copy(update={"run_dir": str(tmp_path / "again")}))
     assert metrics(tmp_path / "again", "train/loss") == metrics(finished, "train/loss")

@@ -15,6 +15,12 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def expand_home(word: str) -> str:
+    """A word of the command line as a shell would have made it: those expand "~/x" alone, not that of "--out=~/x"."""
+    flag, is_, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{is_}{os.path.expanduser(value)}"
+
+
 def split_imports(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The modules that `--import` names, wherever it stands, and the other words.
 

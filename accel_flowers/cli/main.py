@@ -17,6 +17,7 @@ from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.common import is_main_process
 from accel_flowers.core.console import attach_console, write_error
 from accel_flowers.core.errors import Interrupted, RankLost, UserError, printable
+from accel_flowers.core.import_path import libraries_first
 
 _COLLECT_EVERY = 100_000
 """New objects between two looks for garbage. Python's own number takes a seventh of the time in which the libraries are
@@ -27,6 +28,7 @@ _LONGEST_MESSAGE = 20_000
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
+    libraries_first()
     end_with(lambda: dispatch(sys.argv[1:] if words is None else words))
 
 

@@ -5,11 +5,11 @@ Runs on the main process alone; its result is a `Split` that all processes obey.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.data.sources.walk import HIDDEN
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
@@ -41,7 +41,7 @@ def decide_split(
         UserError: unreadable images (where they stop the run), classes too small to split, a split file that
             does not fit the folder, a part that lacks what training needs of it.
     """
-    given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
+    given = load_split(Path(split)) if names_split_file(split) else None
     fractions = parse_fractions(split) if given is None else {}
     found = examined() if examined else validate_all(table, range(len(table.files)))
     bad = dict(table.unreadable) | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}

@@ -28,6 +28,7 @@ import torch
 
 from accel_flowers import __version__
 from accel_flowers.config.loading import ENVIRONMENT_KEY, read_config
+from accel_flowers.config.paths import with_absolute_paths
 from accel_flowers.config.schema import Config, config_to_dict, flat_fields
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably, writing
@@ -74,7 +75,7 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
             "or give another directory with --run-dir DIR."
         )
     before = read_config(run_dir / CONFIG_FILE, what=f"'{run_dir / CONFIG_FILE}'")
-    old, new = fixed_fields(before), fixed_fields(config)
+    old, new = (fixed_fields(with_absolute_paths(each)) for each in (before, config))
     changed = [
         f"  {name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in sorted(old) if old[name] != new[name]
     ]
@@ -224,13 +225,14 @@ def recorded_precision(run_dir: Path, launched: str) -> str | None:
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
-    """Write config.yaml: from here on the directory holds a run.
+    """Write config.yaml, with absolute paths: from here on the directory holds a run.
 
     Raises:
         UserError: it cannot be written.
     """
+    values = config_to_dict(with_absolute_paths(config))
     with writing(f"The run directory '{run_dir}'", "Make room, or give another one with --run-dir DIR."):
-        write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**config_to_dict(config), ENVIRONMENT_KEY: environment}))
+        write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**values, ENVIRONMENT_KEY: environment}))
 
 
 def versions() -> dict[str, str]:

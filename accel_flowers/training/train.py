@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -145,12 +146,35 @@ def _session(
         )
         if newest:
             session.restore(newest)
+        _import_for_later(config, is_main=accelerator.is_main_process)
         _open_directory(session, lock)
         stack.enter_context(session.progress)
         stack.enter_context(session.preemption)
         stack.enter_context(session.profiler)
         stack.enter_context(stricter(config.debug))
         yield session
+
+
+_AT_AN_EPOCHS_END = ("accel_flowers.metrics.label_metrics", "torch.utils.serialization.config")
+_AT_THE_END = ("scipy.optimize", "pyarrow.parquet")
+_FOR_THE_REPORT = (
+    "accel_flowers.report.draw", "accel_flowers.report.cam", "captum.attr", "cleanlab.filter", "scipy.stats",
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg",
+    "matplotlib.style.core",
+)  # fmt: skip
+
+
+def _import_for_later(config: Config, *, is_main: bool) -> None:
+    """Import before the first step what only the end of an epoch or of the run asks for: what is missing or broken is
+    told now, and an environment that changes meanwhile does no harm."""
+    for name in (*_AT_AN_EPOCHS_END, *(_AT_THE_END if is_main else ())):
+        importlib.import_module(name)
+    if is_main and config.tracking.report:
+        try:
+            for name in _FOR_THE_REPORT:
+                importlib.import_module(name)
+        except ImportError as error:
+            _log.info(f"there will be no report: {error}")
 
 
 def _open_directory(session: Session, lock: RunDirLock) -> None:
@@ -206,5 +230,5 @@ def _draw_report(run_dir: Path) -> None:
     try:
         _log.info(f"report: {draw_report(run_dir)}")
     # What a full disk, short memory, photos that vanish or a library may answer with; the run itself is done.
-    except (OSError, RuntimeError, ValueError, LookupError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, ImportError) as error:
         _log.info(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -222,6 +221,6 @@ def cache_root(data: DataConfig) -> Path:
         NoCache: there is no such place.
     """
     try:
-        return user_cache() / "decoded" if data.cache_dir is None else Path(os.path.expanduser(data.cache_dir))
+        return user_cache() / "decoded" if data.cache_dir is None else Path(data.cache_dir)
     except RuntimeError as error:  # a user without a home directory
         raise NoCache(f"there is no cache directory: {error}") from None
