@@ -20,6 +20,7 @@ from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress, attach_to_notebook
 from accel_flowers.core.errors import Diverged, UserError
+from accel_flowers.core.machine import check_can_train
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
@@ -92,6 +93,7 @@ def train(
         Interrupted: a signal; a checkpoint was written.
         RankLost: another process is gone.
     """
+    check_can_train()
     config = shorten(config)
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
