@@ -39,6 +39,7 @@ def save(
     """
     run = session.run
     run.state.pending_losses = meter.pending() if meter else []
+    run.state.pending_parts = meter.pending_parts() if meter else []
     session.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, on_saved=on_saved)
     session.preemption.saved()
 
