@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from accel_flowers.config.schema import Config
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
 from accel_flowers.report.findings import SURE, Calibration, ClassFindings, PartFindings
@@ -217,6 +218,31 @@ def _temperature(part: str, found: Calibration) -> str:
     )
 
 
+def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) -> str:
+    """Which images the curves of training and validation are of, and why the two differ where nothing is wrong.
+
+    Args:
+        counts: part → images.
+        config: of the run.
+        loss: whether the curves are losses; else accuracies.
+    """
+    also = []
+    if config.loss.name != "cross_entropy" or config.loss.task != "classification":
+        also.append("by a loss of its own")
+    if config.loss.label_smoothing:
+        also.append("with smoothed labels")
+    if config.loss.class_weights != "none":
+        also.append("with weighted classes")
+    if config.data.batch_transform is not None:
+        also.append("on mixed pictures")
+    how = "".join(f", {each}" for each in also) if loss else ""
+    return (
+        f"Training: {images(counts['train'])}, as they are learnt from: changed by chance, with dropout, while the weights still "
+        f"move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
+        f"{'above' if loss else 'below'} validation."
+    )
+
+
 @dataclass(frozen=True)
 class Length:
     """How long a training was, and what came of it.
@@ -287,10 +313,10 @@ def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[st
     )
     if difference.value == 0:
         return f"{second} and {first} are equally good", where
-    ahead = f"{second} is {'better' if difference.value > 0 else 'worse'} than {first}"
     if p_value < LUCK:
-        return f"{ahead}, and that is hardly luck ({p})", where
-    return f"{ahead} here, but the difference could be luck ({p})", where
+        side = "better" if difference.value > 0 else "worse"
+        return f"{second} is {side} than {first}, and that is hardly luck ({p})", where
+    return f"The difference between {second} and {first} could be luck ({p})", where
 
 
 def balance(totals: Mapping[str, int]) -> str:
