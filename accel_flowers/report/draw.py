@@ -86,6 +86,7 @@ class Results:
 
     Attributes:
         part: what the page speaks of: "test", or "val" where there is no test part.
+        part_name: what people call it.
         main: its scores.
         others: those of the other parts.
         num_evaluations: how often validation was scored during the training.
@@ -100,6 +101,7 @@ class Results:
     """
 
     part: str
+    part_name: str
     main: PartFindings
     others: tuple[PartFindings, ...]
     num_evaluations: int
@@ -230,17 +232,22 @@ def _results(run: RunRecord, photos: Photos) -> Results:
     predictions = run.predictions
     assert predictions is not None
     temperature = run.spec.temperature if run.spec else None
-    found = {part: find_part(predictions, part, temperature=temperature) for part in predictions.parts}
+    found = {
+        part: find_part(predictions, part, temperature=temperature, learnt=run.overfits) for part in predictions.parts
+    }
     part = "test" if "test" in found else "val"
     main = found[part]
-    candidates = find_label_candidates(predictions, temperature=temperature) if main.beats_baseline else []
+    held_out = main.beats_baseline and not main.learnt
+    candidates = find_label_candidates(predictions, temperature=temperature) if held_out else []
     num_held_out = sum(len(rows.labels) for rows in predictions.parts.values())
     judged = answers(predictions, part, temperature=temperature)
     mistakes, unsure = worst_mistakes(judged, NUM_MISTAKES), least_confident(judged, NUM_UNSURE)
     shown, method = _show([*mistakes, *unsure], {each.file for each in candidates}, run, photos)
-    said_of = f"{words.part_name(part)}, {words.images(main.num_images)}"
+    part_name = "its own training pictures" if main.learnt else words.part_name(part)
+    said_of = f"{part_name}, {words.images(main.num_images)}"
     return Results(
         part=part,
+        part_name=part_name,
         main=main,
         others=tuple(each for name, each in found.items() if name != part),
         num_evaluations=sum("val/accuracy" in line for line in run.lines),

@@ -38,6 +38,8 @@ def part_name(part: str) -> str:
 
 def how_good(found: PartFindings) -> str:
     """The score and how sure it is."""
+    if found.learnt:
+        return f"{found.right:,} of {images(found.num_images)} right."
     return (
         f"{found.right:,} of {images(found.num_images)} right. On other pictures of this kind expect "
         f"{span(found.accuracy)} (95\N{NO-BREAK SPACE}% interval)."
@@ -74,12 +76,18 @@ def baseline(found: PartFindings) -> tuple[str, str]:
 
 NOT_TOLD = "Not to be told yet"
 """The headline of what is not concluded from a model that is not surely better than always saying one class."""
+_LEARNT = "All pictures here trained the network"
 _NOT_BETTER = "The model is not surely better than always saying one class"
 
 
-def how_measured(part: str, num_evaluations: int) -> str:
+def how_measured(found: PartFindings, num_evaluations: int) -> str:
     """Whether the score can be taken at its word."""
-    if part == "test":
+    if found.learnt:
+        return (
+            "These are the pictures that trained it (debug.overfit_batches): the score says whether the network can learn at all, "
+            "and nothing of other pictures."
+        )
+    if found.part == "test":
         return "Measured once, at the end, on pictures that neither training nor the choice of the best epoch saw."
     if num_evaluations > 1:
         return (
@@ -159,6 +167,8 @@ def label_candidates(
         f"{not_looked_at:,} training pictures cannot be judged so, as the network learnt their labels: train again with "
         "another --train.seed, and others are held out."
     )
+    if main.learnt:
+        return NOT_TOLD, f"{_LEARNT}, with their labels.", method
     if not main.beats_baseline:
         return NOT_TOLD, f"{_NOT_BETTER}: where it disagrees with a label, that says nothing of the label.", method
     accuracy = main.accuracy.value
@@ -181,6 +191,8 @@ def label_candidates(
 def calibration(main: PartFindings) -> tuple[str, str]:
     """Whether the probabilities can be trusted, as `predict` gives them."""
     found = main.calibration
+    if main.learnt:
+        return NOT_TOLD, f"{_LEARNT}: of these it may be as sure as it likes."
     if not main.beats_baseline:
         return NOT_TOLD, f"{_NOT_BETTER}: its probabilities speak of nothing it has learnt."
     sure = ""
@@ -236,6 +248,11 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
     if config.data.batch_transform is not None:
         also.append("on mixed pictures")
     how = "".join(f", {each}" for each in also) if loss else ""
+    if config.debug.overfit_batches:
+        return (
+            f"Training: {images(counts['train'])}, with dropout and each batch's own statistics, while the weights still move{how}. "
+            "Validation: the same pictures, in evaluation mode."
+        )
     return (
         f"Training: {images(counts['train'])}, as they are learnt from: changed by chance, with dropout, while the weights still "
         f"move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
