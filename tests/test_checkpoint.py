@@ -153,6 +153,7 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
             "rollbacks": 0,
             "micro_batch_size": None,
             "pending_losses": [],
+            "pending_parts": [],
         }
 
 

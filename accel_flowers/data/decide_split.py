@@ -27,6 +27,7 @@ def decide_split(
     seed: int,
     on_bad_image: str,
     examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
+    each_class: bool = True,
 ) -> Split:
     """Read every image and give each its part.
 
@@ -36,6 +37,7 @@ def decide_split(
         seed: what a drawn split follows from.
         on_bad_image: "stop" or "skip" for images that cannot be read.
         examined: gives what `validate_image` says of each row, where it is known already or wanted otherwise, too.
+        each_class: whether training needs an image of each class.
 
     Raises:
         UserError: unreadable images (where they stop the run), classes too small to split, a split file that
@@ -53,7 +55,8 @@ def decide_split(
     files = [table.files[row] for row in rows]
     labels = [int(table.labels[row]) for row in rows]
     groups = group_by_content([found[row][0] for row in rows])
-    _check_classes_left(table, labels)
+    if each_class:
+        _check_classes_left(table, labels)
 
     if given is not None:
         parts = _obey(given, Path(split), table, files, bad)
@@ -71,6 +74,8 @@ def decide_split(
             parts[place] = part
     parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
     learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
+    if not each_class:
+        learned = set(range(len(table.class_names)))
     _check_parts(table, parts_of, learned, doubles)
     return Split(
         class_names=table.class_names,

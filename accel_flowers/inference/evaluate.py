@@ -13,6 +13,7 @@ import numpy.typing as npt
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.order import natural_key
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.sampler import SequentialBatchSampler
@@ -127,7 +128,7 @@ def describe_scores(scores: Scores) -> str:
     ]
     lines += [
         f"{printable(name):<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.count:8d}"
-        for name, row in scores.per_class.items()
+        for name, row in sorted(scores.per_class.items(), key=lambda item: natural_key(item[0]))
     ]
     return "\n".join([*lines, *_describe_seen(scores)])
 

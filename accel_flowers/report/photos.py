@@ -54,6 +54,14 @@ class Photos:
         except UserError as error:
             self.problem = str(error)
 
+    @property
+    def classes(self) -> dict[str, str]:
+        """File → class, as an archive or a dataset of the hub says it; empty for a folder, whose paths say it."""
+        table = self._table
+        if table is None:
+            return {}
+        return dict(zip(table.files, (table.class_names[label] for label in table.labels.tolist()), strict=True))
+
     def _path(self, file: str) -> Path | None:
         """Where an image of the folder should be; None for a name that leads out of it."""
         leads_out = Path(file).is_absolute() or ".." in Path(file).parts

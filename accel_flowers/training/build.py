@@ -155,7 +155,13 @@ def build_data(
 
     def decide() -> tuple[Split, list[str]]:
         split = decide_split(
-            table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image, examined=validated
+            table,
+            asked,
+            seed=config.train.seed,
+            on_bad_image=config.data.on_bad_image,
+            examined=validated,
+            # Of two steps' images some classes may have none: so it is where such a run goes on.
+            each_class=not (split_file and config.debug.fast_dev_run),
         )
         if not split_file:
             split = subsample_for_debugging(split, table, config)

@@ -86,6 +86,8 @@ class TrainState:
         default_factory=list
     )
     """Losses since the last line of metrics.jsonl, of each process."""
+    pending_parts: list[dict[str, list[float]]] = field(default_factory=list)
+    """The same of what else belongs into that line: of each process, name → values."""
 
     @property
     def lr_factor(self) -> float:
