@@ -49,7 +49,7 @@ def evaluate(
         split_file: a run's split.json; only its files of `part` are scored.
         part: "train", "val" or "test"; None = test, or all images where the folder has no parts.
         num_workers: loader processes; None = choose.
-        owns_process: whether SIGTERM and SIGUSR1 are answered here, as on the command line.
+        owns_process: whether SIGTERM, SIGUSR1, SIGINT and SIGHUP are answered here, as on the command line.
 
     Returns:
         The scores, the same on every process; their part is "all" where there are no parts. `seen` says how many of the images

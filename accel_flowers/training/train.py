@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress, attach_to_notebook
 from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.core.machine import check_can_train
+from accel_flowers.core.signals import signals_stop
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
@@ -83,7 +84,7 @@ def train(
 
     Args:
         config: resolved; `run_dir` and `data.path` are set.
-        owns_process: whether SIGTERM and SIGUSR1 mean "checkpoint and leave" and all cores are taken for the report, as on
+        owns_process: whether SIGTERM, SIGUSR1, SIGINT and SIGHUP mean "checkpoint and leave" and all cores are taken for the report, as on
             the command line; a notebook's or another program's signals and threads are left alone.
         times: how long the processes wait for each other.
 
@@ -121,7 +122,9 @@ def train(
     if is_main_process and config.tracking.report:
         if owns_process and on != "cpu":
             torch.set_num_threads(local_cores(1))  # launchers leave each process of several one core
-        _draw_report(run_dir)
+        saved = f"while it drew the report; the run is done and saved: draw it with\naccel-flowers report {run_dir}"
+        with signals_stop(saved) if owns_process else nullcontext():
+            _draw_report(run_dir)
     return TrainResult(run_dir, scores, best_epoch)
 
 
