@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.common import is_main_process
 from accel_flowers.core.console import attach_console, write_error
+from accel_flowers.core.environment import check_working_directory, libraries_first, need_home
 from accel_flowers.core.errors import Interrupted, RankLost, UserError, printable
-from accel_flowers.core.import_path import libraries_first
 
 _COLLECT_EVERY = 100_000
 """New objects between two looks for garbage. Python's own number takes a seventh of the time in which the libraries are
@@ -39,6 +39,8 @@ def end_with(work: Callable[[], int]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no name of a file or class ends a program
     try:
+        need_home()
+        check_working_directory()
         code = work()
         sys.stdout.flush()
         sys.exit(code)
