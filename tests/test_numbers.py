@@ -210,7 +210,7 @@ def test_smaller_micro_batches_keep_the_global_batch(micro_batch: int, accumulat
 
 LIMITED = """
 import os, resource, sys
-from accel_flowers.cli import main as cli
+from accel_flowers.cli import main
 
 resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
 fit = build.fit_micro_batch
@@ -225,7 +225,7 @@ def fit_in_little(*words):
         resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
 
 build.fit_micro_batch = fit_in_little
-cli.main(sys.argv[2:])
+main(sys.argv[2:])
 """
 """Process argv[1] finds 900 MiB left for its trials: under a limit, as `ulimit -v` sets it, a CPU's allocations fail."""
 

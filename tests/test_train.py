@@ -86,6 +86,7 @@ def test_saved_model_scores_as_in_training(finished: Path, photos: Path) -> None
         scores = evaluate(finished / "model", str(photos), split_file=finished / "split.json", part=part).as_json()
         recorded = load_spec(finished / "model").scores[part]
         assert scores.pop("part") == part
+        assert scores.pop("seen") == {"train": 0, "val": 3 if part == "val" else 0, "others": None}
         assert {name: recorded[name] for name in scores} == scores
 
 
@@ -123,12 +124,21 @@ def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
     config = tiny_config(
         photos,
         tmp_path / "run",
-        optim={"lr": 1e-12},
+        optim={"lr": 1e-30},
         train={"epochs": 10, "early_stopping_epochs": 2, "best_metric": "accuracy"},
     )
     train(config)
     assert len(metrics(tmp_path / "run", "val/accuracy")) == 3
     assert json.loads((tmp_path / "run/checkpoints/best/state.json").read_text())["best_epoch"] == 1
+
+
+def test_evaluations_are_counted_and_not_epochs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """24 training images in steps of 48: an evaluation after every second epoch."""
+    train(tiny_config(folder, tmp_path / "run", train={"epochs": 4, "global_batch_size": 48}))
+    assert len(metrics(tmp_path / "run", "val/loss")) == 2
+    assert "best of 2 validation evaluations" in capsys.readouterr().err
 
 
 def test_a_run_ends_with_its_best_epoch(photos: Path, tmp_path: Path) -> None:

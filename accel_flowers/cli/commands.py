@@ -32,6 +32,13 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "download": (download_command, "DIR"),
 }
 
+_OF_SEVERAL_PROCESSES = ("train", "evaluate", "benchmark")
+
+
+def is_of_several_processes(words: Sequence[str]) -> bool:
+    """Whether the command is one that a launcher's processes do together; then one of them tells a mistake for all."""
+    return next((word for word in words if word in COMMANDS), "train") in _OF_SEVERAL_PROCESSES
+
 
 def _usage() -> str:
     lines = [f"accel-flowers {__version__}: fine-tune image classifiers on your own photos", ""]

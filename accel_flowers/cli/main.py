@@ -13,11 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from accel_flowers.cli.commands import dispatch
-from accel_flowers.cli.common import is_main_process
+from accel_flowers.cli.commands import dispatch, is_of_several_processes
 from accel_flowers.core.console import attach_console, write_error
 from accel_flowers.core.environment import check_working_directory, libraries_first, need_home
 from accel_flowers.core.errors import Interrupted, RankLost, UserError, printable
+from accel_flowers.distributed.environment import is_left_out, is_main_process, launched_place
 
 _COLLECT_EVERY = 100_000
 """New objects between two looks for garbage. Python's own number takes a seventh of the time in which the libraries are
@@ -25,15 +25,25 @@ imported (3.6 instead of 4.2 s), and finds nothing there."""
 _LONGEST_MESSAGE = 20_000
 """Characters; a name inside a stranger's file may have millions."""
 
+_LET_MAIN_SPEAK = 3
+"""Seconds. A launcher ends all processes as soon as one ends: the main one must have told the mistake before."""
+
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
     libraries_first()
-    end_with(lambda: dispatch(sys.argv[1:] if words is None else words))
+    words = sys.argv[1:] if words is None else words
+    end_with(lambda: dispatch(words), speaks=is_main_process() or not (is_of_several_processes(words) or is_left_out()))
 
 
-def end_with(work: Callable[[], int]) -> None:
-    """Do the work of a command; ends the process with its exit code, or with the one that belongs to an error."""
+def end_with(work: Callable[[], int], *, speaks: bool | None = None) -> None:
+    """Do the work of a command; ends the process with its exit code, or with the one that belongs to an error.
+
+    Args:
+        work: returns the exit code.
+        speaks: whether this process tells a mistake; None = the main process of a launch does, for all.
+    """
+    speaks = is_main_process() if speaks is None else speaks
     gc.set_threshold(_COLLECT_EVERY)
     attach_console()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -48,19 +58,20 @@ def end_with(work: Callable[[], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough: nothing more to say
         sys.exit(1)
     except Interrupted as stop:
-        if is_main_process():
+        if speaks:
             write_error(str(stop))
         sys.exit(Interrupted.RESUME_ME)
     except KeyboardInterrupt:
         write_error("stopped by the keyboard; what was saved is kept")
         sys.exit(130)
     except RankLost as lost:
-        write_error(f"process {os.environ['RANK']}: {lost}")
+        write_error(f"process {launched_place()[0]}: {lost}")
         sys.exit(1)
     except UserError as error:
-        if is_main_process():
+        if speaks:
             write_error(_message(error))
-        _let_main_speak()
+        else:
+            time.sleep(_LET_MAIN_SPEAK)
         sys.exit(2)
 
 
@@ -68,9 +79,3 @@ def _message(error: UserError) -> str:
     """What the error says, fit for a terminal."""
     words = "\n".join([str(error), *getattr(error, "__notes__", [])])
     return printable(words[:_LONGEST_MESSAGE], lines=True)
-
-
-def _let_main_speak() -> None:
-    """A launcher ends all processes as soon as one ends: the main one must have told the mistake before."""
-    if not is_main_process():
-        time.sleep(3)

@@ -289,7 +289,7 @@ class ScheduleConfig(Section):
     name: Literal["constant", "step", "multistep", "cosine", "one_cycle"] = "cosine"
     """Course of the learning rate over the run."""
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Epochs of linear rise from 0 in front (one_cycle: length of its rising part, 0 = 30 % of the run)."""
+    """Epochs of linear rise in front, whose first step is above 0 and whose last is full (one_cycle: length of its rising part, 0 = 30 % of the run)."""
     step_epochs: float = Field(default=7, gt=0)
     """step: epochs between two drops."""
     milestones: tuple[float, ...] = (7, 14, 21)
@@ -319,9 +319,9 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random follows from it: split, order, augmentation, dropout, first weights."""
     best_metric: Annotated[str, _known("metric", "accuracy", "loss", "macro_f1")] = "accuracy"
-    """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one."""
+    """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one. Of equal values that with the lower validation loss is the better."""
     early_stopping_epochs: int | None = Field(default=None, ge=1)
-    """Stop after so many epochs without a better best_metric; None = never."""
+    """Stop after so many epochs without a better best_metric, or an equal one at a lower loss; None = never."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
     precision: Literal["auto", "launcher"] = "auto"

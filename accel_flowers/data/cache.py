@@ -31,6 +31,7 @@ from torch import Tensor
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import replace_folder
+from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.jpeg import decode_pixels
@@ -209,7 +210,7 @@ def _make(
     sizes = np.zeros((len(contents), 2), dtype=np.int64)
     sums = np.zeros(len(contents), dtype=np.uint64)
     with replace_folder(folder, mode=0o700) as partial:
-        decoded = map_in_order(decode, there, threads=len(os.sched_getaffinity(0)))
+        decoded = map_in_order(decode, there, threads=available_cores())
         with (partial / _PIXELS).open("wb") as file, closing(decoded):
             for number, pixels in zip(there, decoded, strict=True):
                 sizes[number], sums[number] = pixels.shape[:2], xxhash.xxh3_64_intdigest(pixels.data)

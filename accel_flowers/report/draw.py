@@ -17,7 +17,6 @@ from accel_flowers.report.findings import (
     PartFindings,
     answers,
     find_part,
-    find_temperature,
     least_confident,
     worst_mistakes,
 )
@@ -229,13 +228,13 @@ def _missing(run: RunRecord, photos: Photos) -> list[str]:
 def _results(run: RunRecord, photos: Photos) -> Results:
     predictions = run.predictions
     assert predictions is not None
-    temperature = find_temperature(predictions, run.spec.temperature if run.spec else None)
+    temperature = run.spec.temperature if run.spec else None
     found = {part: find_part(predictions, part, temperature=temperature) for part in predictions.parts}
     part = "test" if "test" in found else "val"
     main = found[part]
-    candidates = find_label_candidates(predictions)
+    candidates = find_label_candidates(predictions, temperature=temperature) if main.beats_baseline else []
     num_held_out = sum(len(rows.labels) for rows in predictions.parts.values())
-    judged = answers(predictions, part)
+    judged = answers(predictions, part, temperature=temperature)
     mistakes, unsure = worst_mistakes(judged, NUM_MISTAKES), least_confident(judged, NUM_UNSURE)
     shown, method = _show([*mistakes, *unsure], {each.file for each in candidates}, run, photos)
     said_of = f"{words.part_name(part)}, {words.images(main.num_images)}"
@@ -255,10 +254,8 @@ def _results(run: RunRecord, photos: Photos) -> Results:
         of_worst=_of_worst(main, judged, photos),
         sentences=Sentences(
             worst=words.worst_class(main),
-            labels=words.label_candidates(
-                candidates, num_held_out, len(run.split.files_of("train")), main.accuracy.value
-            ),
-            calibration=words.calibration(main.calibration),
+            labels=words.label_candidates(candidates, num_held_out, len(run.split.files_of("train")), main),
+            calibration=words.calibration(main),
         ),
         plots=ResultPlots(
             classes=classes_plot(main, said_of),
@@ -271,7 +268,7 @@ def _results(run: RunRecord, photos: Photos) -> Results:
 def _of_worst(found: PartFindings, judged: Sequence[Answer], photos: Photos) -> tuple[Answer, ...]:
     """A few missed images of the worst class: those that went to the class it is confused with most."""
     worst = found.worst
-    if photos.problem or not worst.taken_for:
+    if photos.problem or not worst.taken_for or not found.beats_baseline:
         return ()
     missed = [answer for answer in judged if answer.label == worst.name and answer.predicted == worst.taken_for[0][0]]
     return tuple(answer for answer in worst_mistakes(missed, NUM_OF_WORST) if photos.has(answer.file))
@@ -305,6 +302,7 @@ def _training(run: RunRecord) -> Training:
     train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
     averaged = Course("averaged weights", *run.course("val_ema/loss"))
     accuracy = Course("validation", *run.course("val/accuracy"))
+    kept = averaged if averaged.values else val
     averaged_accuracy = Course("averaged weights", *run.course("val_ema/accuracy"))
     rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
     if len(rates) == 1:
@@ -342,10 +340,15 @@ def _training(run: RunRecord) -> Training:
     return Training(
         plots=tuple(plots),
         sentence=words.course_of_training(
-            best,
-            run.config.train.epochs,
-            train.values[-1] if train.values else None,
-            val.values[-1] if val.values else None,
+            words.Length(
+                planned=run.config.train.epochs,
+                ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
+                finished=run.predictions is not None,
+                best=best,
+                train_loss=train.values[-1] if train.values else None,
+                val_losses=kept.values,
+                best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,
+            )
         ),
     )
 

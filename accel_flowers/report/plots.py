@@ -270,9 +270,9 @@ def reliability_plot(found: Calibration, words: str) -> Plot:
     def paint(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=(0, (4, 3)), label="perfect")
-        kinds: list[tuple[str, ReliabilityBins, str, str, Any]] = [("as it is", found.raw, "blue", "o", "-")]
-        if found.tempered is not None:
-            kinds.append((f"temperature {found.temperature:.2f}", found.tempered, "orange", "s", (0, (5, 2))))
+        kinds: list[tuple[str, ReliabilityBins, str, str, Any]] = [("as predict says", found.served, "blue", "o", "-")]
+        if found.raw is not None:
+            kinds.append(("without temperature", found.raw, "orange", "s", (0, (5, 2))))
         for label, bins, role, marker, dashes in kinds:
             full = bins.counts > 0
             upper.plot(
@@ -283,8 +283,10 @@ def reliability_plot(found: Calibration, words: str) -> Plot:
                 linestyle=dashes,
                 label=label,
             )
-        width = 1 / len(found.raw.counts)
-        lower.bar(found.raw.edges[:-1] + width / 2, found.raw.counts, width * 0.86, color=COLOURS["blue"], alpha=0.75)
+        width = 1 / len(found.served.counts)
+        lower.bar(
+            found.served.edges[:-1] + width / 2, found.served.counts, width * 0.86, color=COLOURS["blue"], alpha=0.75
+        )
         upper.set(xlim=(0, 1.02), ylim=(0, 1.02))
         upper.set_ylabel("right (%)")
         lower.set_xlabel("how sure the model was (%)")

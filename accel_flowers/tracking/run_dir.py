@@ -34,7 +34,7 @@ from accel_flowers.config.paths import with_absolute_paths
 from accel_flowers.config.schema import Config, config_to_dict, flat_fields
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably, writing
-from accel_flowers.core.machine import cpu_name
+from accel_flowers.core.machine import available_cores, cpu_name
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
 from accel_flowers.distributed.launch import identify_launcher, is_restart_of, num_restarts
@@ -68,7 +68,8 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     """
     if os.path.exists(run_dir) and not run_dir.is_dir():
         raise UserError(f"The run directory '{run_dir}' is a file. Give another one with --run-dir DIR.")
-    if not holds_run(run_dir):
+    lock.holds_run = holds_run(run_dir)
+    if not lock.holds_run:
         _check_writable(run_dir)
         return
     goes_on = config.resume == "auto" or (
@@ -175,6 +176,8 @@ class RunDirLock:
     def __init__(self, patience_seconds: float = 10.0) -> None:
         self._patience_seconds = patience_seconds
         self._file: IO[str] | None = None
+        self.holds_run: bool | None = None
+        """Whether the directory held a run when it was looked at; None = it was not."""
 
     def take(self, run_dir: Path) -> None:
         """Take it, or keep it where it was taken before.
@@ -226,10 +229,11 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     Raises:
         UserError: the directory cannot be made, or another run began in it just now.
     """
-    held_run = holds_run(run_dir)
+    held_run = holds_run(run_dir) if lock.holds_run is None else lock.holds_run
     with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
     lock.take(run_dir)
+    # Between the look and this moment lie minutes, in which another run may have begun, and even ended.
     if holds_run(run_dir) != held_run:
         raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
     if held_run:
@@ -297,7 +301,7 @@ def _versions_and_hardware() -> dict[str, Any]:
         **versions(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": available_cores(),
         "threads_per_process": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }

@@ -64,6 +64,8 @@ class TrainState:
     """Optimizer steps done."""
     best_value: float | None = None
     """Best value of the metric that names the best epoch."""
+    best_loss: float | None = None
+    """Validation loss of the best epoch, by which ties are broken; None where an earlier version has not written it."""
     best_epoch: int = 0
     """Epoch (from 1) of the best value."""
     best_step: int = 0
@@ -71,7 +73,9 @@ class TrainState:
     epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
     """Evaluations since the best value."""
     epochs_scored: int = 0
-    """Evaluations done; one less than the epochs that lie behind where a signal cut the last one off."""
+    """Epochs that were evaluated; less than those that lie behind where a signal cut the evaluation off."""
+    evaluations: int | None = None
+    """Evaluations done: fewer than epochs where a step is longer than one; None where an earlier version began the run."""
     skipped_steps: int = 0
     """Steps in which fp16's gradients overflowed: they changed no weight and move no schedule."""
     rollbacks: int = 0
@@ -88,18 +92,29 @@ class TrainState:
         """What rollbacks left of the learning rate."""
         return 0.5**self.rollbacks
 
-    def update_best(self, value: float, *, epoch: int, lower_is_better: bool) -> bool:
-        """Take in the value of an evaluation; of equal ones the first stays the best.
+    def update_best(self, value: float, *, loss: float, epoch: int, lower_is_better: bool) -> bool:
+        """Take in an evaluation. Of equal values that with the lower loss is the better: few images have few accuracies.
+
+        Args:
+            value: of the metric that names the best epoch.
+            loss: mean cross-entropy of the same images; of equal ones the first stays the best.
+            epoch: from 1.
+            lower_is_better: of the metric.
 
         Returns:
             Whether it is the best so far.
         """
         best = self.best_value
         is_best = best is None or (value < best if lower_is_better else value > best)
+        if value == best and self.best_loss is not None:
+            is_best = loss < self.best_loss
         if is_best:
-            self.best_value, self.best_epoch, self.best_step, self.epochs_since_improvement = value, epoch, self.step, 0
+            self.best_value, self.best_loss, self.best_epoch, self.best_step = value, loss, epoch, self.step
+            self.epochs_since_improvement = 0
         else:
             self.epochs_since_improvement += 1
+        if self.evaluations is not None or not self.epochs_scored:
+            self.evaluations = (self.evaluations or 0) + 1
         self.epochs_scored = epoch
         return is_best
 

@@ -64,7 +64,9 @@ def end_epoch(session: Session) -> str:
         session.checkpoints.wait()
         raise
     kept = scored_parts.get("val_ema", scored_parts["val"])
-    is_best = state.update_best(kept.scores[metric], epoch=epoch, lower_is_better=lower_is_better(metric))
+    is_best = state.update_best(
+        kept.scores[metric], loss=kept.scores["loss"], epoch=epoch, lower_is_better=lower_is_better(metric)
+    )
     values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
     for name, scored in scored_parts.items():
         values |= prefixed(name, headline(scored.scores))
@@ -109,7 +111,7 @@ def finish(session: Session) -> dict[str, Scores]:
         run.accelerator, session.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last
     )
 
-    count = state.epochs_scored
+    count = state.evaluations or state.epochs_scored
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
@@ -159,4 +161,4 @@ def _model_writer(
     where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
     described = {part: {**scores, **where} for part, scores in results.items()}
     spec = run.spec.model_copy(update={"scores": described, "temperature": temperature})
-    return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec)
+    return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec, seen=run.seen)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from typing import Any
 
 import torch
 
+from accel_flowers.config.effects import settings_without_effect
 from accel_flowers.config.loading import PARTS_KEY
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress, attach_to_notebook
 from accel_flowers.core.errors import Diverged, UserError
+from accel_flowers.core.machine import check_can_train
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
@@ -90,6 +93,7 @@ def train(
         Interrupted: a signal; a checkpoint was written.
         RankLost: another process is gone.
     """
+    check_can_train()
     config = shorten(config)
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
@@ -103,6 +107,7 @@ def train(
     with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock(times.lock) as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
+        log_on_main(processes, *settings_without_effect(config, os.environ))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
         accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
         with (
