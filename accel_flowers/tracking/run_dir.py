@@ -41,6 +41,7 @@ from accel_flowers.distributed.launch import identify_launcher, is_restart_of, n
 
 CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
 _LOCK_FILE = ".lock"
+_BEGAN_JUST_NOW = "Another run began in '{}' just now: give another directory with --run-dir DIR."
 _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
 _MAY_CHANGE = (
@@ -84,13 +85,11 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
                 f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
                 "or give another directory with --run-dir DIR."
             )
-        lock.take(run_dir)
-        _forget(run_dir)
+        _give_way(run_dir, lock, is_trial=begun)
         return
     changed = _changed_fields(read_config(run_dir / CONFIG_FILE, what=what), config)
     if changed and not begun:
-        lock.take(run_dir)
-        _forget(run_dir)
+        _give_way(run_dir, lock, is_trial=False)
         return
     if changed:
         raise UserError(
@@ -127,13 +126,17 @@ def _has_begun(run_dir: Path) -> bool:
     )
 
 
-def _forget(run_dir: Path) -> None:
+def _give_way(run_dir: Path, lock: RunDirLock, *, is_trial: bool) -> None:
     """Remove what a run left that was a trial, or did no step; last of all what makes it one. Files of others stay."""
+    lock.take(run_dir)
+    if not is_trial and _has_begun(run_dir):  # it was in its start, and its process has come further meanwhile
+        raise UserError(_BEGAN_JUST_NOW.format(run_dir))
     for name in ("checkpoints", MODEL_DIR, "plots", "profile", "tensorboard"):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     for name in (METRICS_FILE, "predictions.parquet", "report.html", CONFIG_FILE):
         with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
             (run_dir / name).unlink(missing_ok=True)
+    lock.holds_run = False
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -235,7 +238,7 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     lock.take(run_dir)
     # Between the look and this moment lie minutes, in which another run may have begun, and even ended.
     if holds_run(run_dir) != held_run:
-        raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
+        raise UserError(_BEGAN_JUST_NOW.format(run_dir))
     if held_run:
         return _read_environment(run_dir / CONFIG_FILE)
     launcher = identify_launcher()
