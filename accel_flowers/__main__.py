@@ -1,6 +1,6 @@
 """`python -m accel_flowers`: the same program as the `accel-flowers` command."""
 
-from accel_flowers.core.import_path import libraries_first
+from accel_flowers.core.environment import libraries_first
 
 libraries_first()  # before any library is imported
 

@@ -18,6 +18,7 @@ from accel_flowers.core.errors import UserError
 
 _FLUSHED_ONE_BY_ONE = 64
 """Files of a folder; to wait for the disk once for each of more would take longer than to flush all there is."""
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.EIO)
 _CANNOT_BE_FLUSHED = (
     errno.EINVAL,
     errno.ENOSYS,
@@ -37,6 +38,16 @@ def user_cache() -> Path:
         RuntimeError: the user has no home directory.
     """
     return Path(platformdirs.user_cache_dir("accel_flowers", appauthor=False))
+
+
+def refused(error: BaseException) -> str | None:
+    """Which place refuses to be written and why, where an error says that it is one for downloads or caches."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in _REFUSALS:
+            return f"'{behind.filename}': {behind.strerror}" if behind.filename else behind.strerror
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 @contextmanager

@@ -18,6 +18,8 @@ import os
 import platform
 import re
 import secrets
+import shlex
+import shutil
 import tempfile
 import time
 from importlib import metadata
@@ -39,6 +41,7 @@ from accel_flowers.distributed.launch import identify_launcher, is_restart_of, n
 
 CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
 _LOCK_FILE = ".lock"
+_BEGAN_JUST_NOW = "Another run began in '{}' just now: give another directory with --run-dir DIR."
 _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
 _MAY_CHANGE = (
@@ -57,7 +60,8 @@ def holds_run(run_dir: Path) -> bool:
 def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     """See that nothing would be overwritten, and that a resumed run is the same run.
 
-    The run that this launcher's earlier processes began goes on unasked.
+    The run that this launcher's earlier processes began goes on unasked. One that did no step gives way, and so does a
+    debug.fast_dev_run to the next one.
 
     Raises:
         UserError: the directory holds a run and resuming was not asked for, another configuration is given, or the run
@@ -69,24 +73,70 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     if not lock.holds_run:
         _check_writable(run_dir)
         return
-    goes_on = num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
-    if config.resume == "never" and not goes_on:
-        raise UserError(
-            f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
-            "or give another directory with --run-dir DIR."
-        )
-    before = read_config(run_dir / CONFIG_FILE, what=f"'{run_dir / CONFIG_FILE}'")
-    old, new = (fixed_fields(with_absolute_paths(each)) for each in (before, config))
-    changed = [
-        f"  {name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in sorted(old) if old[name] != new[name]
-    ]
+    goes_on = config.resume == "auto" or (
+        num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
+    )
+    begun = _has_begun(run_dir)
+    what = f"'{run_dir / CONFIG_FILE}'"
+    if not goes_on:
+        is_trial = config.debug.fast_dev_run and read_config(run_dir / CONFIG_FILE, what=what).debug.fast_dev_run
+        if begun and not is_trial:
+            raise UserError(
+                f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
+                "or give another directory with --run-dir DIR."
+            )
+        _give_way(run_dir, lock, is_trial=begun)
+        return
+    changed = _changed_fields(read_config(run_dir / CONFIG_FILE, what=what), config)
+    if changed and not begun:
+        _give_way(run_dir, lock, is_trial=False)
+        return
     if changed:
         raise UserError(
             f"The run in '{run_dir}' was begun with another configuration:\n"
-            + "\n".join(changed)
-            + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR."
+            + "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
+            + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR"
+            + how_to_build_on(run_dir)
+            + "."
         )
     lock.take(run_dir)
+
+
+def how_to_build_on(run_dir: Path) -> str:
+    """What to add to a new run so that it begins with what this one has learned; empty where that is nothing yet."""
+    weights = run_dir / MODEL_DIR / "model.safetensors"
+    return f", which learns on from here with\n--model.weights {shlex.quote(str(weights))}" if weights.is_file() else ""
+
+
+def _changed_fields(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted name → value then and now, of what makes a run this run."""
+    old, new = (fixed_fields(with_absolute_paths(each)) for each in (before, now))
+    return {name: (old[name], new[name]) for name in sorted(old) if old[name] != new[name]}
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether there is anything to lose: a checkpoint after a step, a model, a line of numbers. A run that failed in its
+    start left none, for example because nobody was logged in."""
+    steps = [path.name.rpartition("-")[2] for path in run_dir.glob("checkpoints/*step-*")]
+    metrics = run_dir / METRICS_FILE
+    return (
+        any(step.strip("0") for step in steps)
+        or (run_dir / MODEL_DIR).exists()
+        or (metrics.exists() and metrics.stat().st_size > 0)
+    )
+
+
+def _give_way(run_dir: Path, lock: RunDirLock, *, is_trial: bool) -> None:
+    """Remove what a run left that was a trial, or did no step; last of all what makes it one. Files of others stay."""
+    lock.take(run_dir)
+    if not is_trial and _has_begun(run_dir):  # it was in its start, and its process has come further meanwhile
+        raise UserError(_BEGAN_JUST_NOW.format(run_dir))
+    for name in ("checkpoints", MODEL_DIR, "plots", "profile", "tensorboard"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in (METRICS_FILE, "predictions.parquet", "report.html", CONFIG_FILE):
+        with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
+            (run_dir / name).unlink(missing_ok=True)
+    lock.holds_run = False
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -188,7 +238,7 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     lock.take(run_dir)
     # Between the look and this moment lie minutes, in which another run may have begun, and even ended.
     if holds_run(run_dir) != held_run:
-        raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
+        raise UserError(_BEGAN_JUST_NOW.format(run_dir))
     if held_run:
         return _read_environment(run_dir / CONFIG_FILE)
     launcher = identify_launcher()

@@ -195,9 +195,10 @@ def _keep_decoded(
             opened, made = open_cache(cache_root(data), table.files, used, table.read, max_bytes=limit)
         except NoCache as error:
             if data.pixels_from == "cache":
+                more = "Allow more with --data.cache-gib, give" if error.more_helps else "Give"
                 raise UserError(
-                    f"The pictures cannot be kept decoded: {error}. Allow more with --data.cache-gib, give another "
-                    "place with --data.cache-dir, or take --data.pixels-from files."
+                    f"The pictures cannot be kept decoded: {error}. {more} another place with --data.cache-dir, or take "
+                    "--data.pixels-from files."
                 ) from None
             return None, False, str(error)
         return opened, made, ""

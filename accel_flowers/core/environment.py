@@ -1,10 +1,14 @@
-"""Where modules are looked for: libraries before files of the user's own that happen to have the same name."""
+"""What a command finds around it and has to put right first: where modules are looked for, a home, a folder to stand in."""
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from accel_flowers.core.errors import UserError
 
 
 def libraries_first() -> None:
@@ -26,3 +30,30 @@ def libraries_first() -> None:
         place and os.path.realpath(place) == here for place in os.environ.get("PYTHONPATH", "").split(os.pathsep)
     )
     sys.path[:] = [*there, here] if named else there
+
+
+def need_home() -> None:
+    """Where the user has no home directory, as in some containers, take one among the temporary files: libraries would
+    make a folder "~" in the working directory for what they keep."""
+    if os.path.isabs(os.path.expanduser("~")):
+        return
+    place = Path(tempfile.gettempdir(), f"accel_flowers-{os.getuid()}")
+    with suppress(OSError):
+        place.mkdir(mode=0o700)
+    if not place.is_dir() or place.is_symlink() or place.stat().st_uid != os.getuid():
+        place = Path(tempfile.mkdtemp(prefix="accel_flowers-"))  # somebody else's lies there
+    os.environ["HOME"] = str(place)
+
+
+def check_working_directory() -> None:
+    """See that there is one.
+
+    Raises:
+        UserError: it was removed.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError(
+            "The working directory is gone. Change to one that exists, and type the command again."
+        ) from None
