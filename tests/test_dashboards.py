@@ -206,6 +206,8 @@ class Server(BaseHTTPRequestHandler):
             data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if "CreateRunFiles" in str(query.get("query")):
             data = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        if "viewer" in str(query.get("query")):
+            data = {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         answer = json.dumps({"data": data}).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")

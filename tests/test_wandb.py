@@ -361,3 +361,107 @@ def test_names_stand_in_tensorboards_tables_as_they_are(tmp_path: Path) -> None:
     tracker.describe({"classes": ["rose"]})
     tracker.finish()
     assert "run/text_summary" in EventAccumulator(str(tmp_path)).Reload().Tags()["tensors"]
+
+
+# Uploading
+
+
+class Uploads(BaseHTTPRequestHandler):
+    """As much of W&B's server as an upload needs; keeps the sizes of what comes."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_PUT(self) -> None:
+        self.server.got[Path(self.path).name] = len(self._body())  # type: ignore[attr-defined]
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        query = json.loads(body) if self.path == "/graphql" else {"query": ""}
+        words, given = query["query"].replace("(", " ").split(), query.get("variables") or {}
+        name = words[1] if len(words) > 1 else ""
+        place = {"uploadHeaders": [], "uploadUrl": f"http://127.0.0.1:{self.server.server_address[1]}/up/"}  # type: ignore[str-bytes-safe]
+        data: dict[str, Any] = {}
+        if name == "UpsertBucket":
+            bucket = {"id": "b", "name": given.get("name"), "displayName": "d", "description": "", "config": "{}",
+                      "sweepName": None, "project": {"id": "p", "name": "x", "entity": {"id": "e", "name": "me"}},
+                      "historyLineCount": 0}  # fmt: skip
+            data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        elif name == "CreateRunFiles":
+            files = [{"name": file, **place, "uploadUrl": place["uploadUrl"] + file} for file in given["files"]]  # type: ignore[operator]
+            data = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        elif name == "CreateArtifact":
+            artifact = {"id": "a", "state": "PENDING", "artifactSequence": {"id": "s", "latestArtifact": None}}
+            data = {"createArtifact": {"artifact": artifact}}
+        elif name == "CreateArtifactManifest":
+            file = {"id": "f", "name": "n", "displayName": "d", **place, "uploadUrl": place["uploadUrl"] + "manifest"}  # type: ignore[operator]
+            data = {"createArtifactManifest": {"artifactManifest": {"id": "m", "file": file}}}
+        elif name == "CreateArtifactFiles":
+            wanted = given.get("artifactFiles") or given["input"]["artifactFiles"]
+            nodes = [
+                {"id": "f", "name": file["name"], "displayName": file["name"], **place, "storagePath": "x",
+                 "uploadUrl": place["uploadUrl"] + file["name"], "uploadMultipartUrls": None, "artifact": {"id": "a"}}
+                for file in wanted
+            ]  # fmt: skip
+            data = {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+        elif name == "CommitArtifact":
+            data = {"commitArtifact": {"artifact": {"id": "a", "digest": "d"}}}
+        elif "viewer" in query["query"]:
+            data = {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+        self._answer({"data": data, "exitcode": 0, "limits": {}})
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
+
+    def _answer(self, answer: dict[str, Any]) -> None:
+        text = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+class QuietServer(ThreadingHTTPServer):
+    """One whose clients may leave as they like."""
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.mark.slow
+@pytest.mark.holds("An offline W&B run is in the run directory, whole")
+def test_a_folder_that_was_moved_is_uploaded_whole(offline_run: Path, tmp_path: Path) -> None:
+    """By `wandb sync` itself, as the run's last line tells."""
+    copy, away = tmp_path / "copy", offline_run.with_name("away")
+    shutil.copytree(offline_run, copy, symlinks=True)
+    offline_run.rename(away)  # so that nothing can come from there
+    try:
+        with QuietServer(("127.0.0.1", 0), Uploads) as server:
+            server.got = {}  # type: ignore[attr-defined]
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            there = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_address[1]}", "WANDB_API_KEY": "a" * 40}
+            command = [
+                sys.executable,
+                "-m",
+                "wandb",
+                "sync",
+                *(f"wandb/{path.name}" for path in copy.glob("wandb/*run-*-*")),
+            ]
+            subprocess.run(
+                command, cwd=copy, env={**os.environ, **there, "HOME": str(tmp_path)}, check=True, timeout=100
+            )
+            server.shutdown()
+            got: dict[str, int] = server.got  # type: ignore[attr-defined]
+    finally:
+        away.rename(offline_run)
+    assert got["model.safetensors"] == (copy / "model/model.safetensors").stat().st_size
+    assert got["config.json"] == (copy / "model/config.json").stat().st_size
+    assert {"worst_pictures.table.json", "confusion_matrix_table.table.json", "output.log"} <= set(got)
+    assert len([name for name in got if name.endswith(".jpg")]) >= 3
