@@ -371,11 +371,13 @@ class DebugConfig(Section):
 
 class TrackingConfig(Section):
     wandb: Literal["off", "online", "offline"] = "off"
-    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
-    wandb_project: str = "accel-flowers"
-    """Project that the W&B run belongs to, and runs of trackers in `also` that have projects."""
+    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`). WANDB_MODE of the environment goes over online and offline."""
+    wandb_project: str | None = Field(default=None, min_length=1)
+    """Project that the W&B run belongs to, and runs of trackers in `also` that have projects; None = WANDB_PROJECT of the environment, else accel-flowers."""
     wandb_name: str | None = None
-    """Name of the W&B run; None = the run directory's name."""
+    """Name of the W&B run; None = WANDB_NAME of the environment, else the run directory's name."""
+    wandb_registry: str | None = Field(default=None, min_length=1)
+    """Collection of a W&B registry that the best model is linked to at the end, as wandb-registry-model/flowers; None = none."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run directory (needs `pip install tensorboard`)."""
     also: TrackerList = ()
