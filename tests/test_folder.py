@@ -178,13 +178,13 @@ def test_changed_image_is_read_anew(folder: Path) -> None:
 
 
 def test_other_files_are_ignored_and_told(folder: Path) -> None:
-    for name in ("LICENSE.txt", "metadata.csv", "rose/metadata.jsonl", "rose/IMG.heic", "tulip/noending", "icon.ico"):
+    for name in ("LICENSE.txt", "metadata.csv", "rose/metadata.jsonl", "rose/IMG.gpx", "tulip/noending", "icon.ico"):
         (folder / name).write_text("x")
     zip_of(folder / "rose", folder / "backup.zip")
     shutil.copy(folder / "backup.zip", folder / "rose/backup.zip")
     table = load_images(str(folder))
     assert len(table.files) == 30
-    assert set(table.ignored) == {"LICENSE.txt", "metadata.csv", "rose/metadata.jsonl", "rose/IMG.heic",
+    assert set(table.ignored) == {"LICENSE.txt", "metadata.csv", "rose/metadata.jsonl", "rose/IMG.gpx",
                                   "tulip/noending", "icon.ico", "backup.zip", "rose/backup.zip"}  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError, printable
-from accel_flowers.data.sources.walk import HIDDEN
+from accel_flowers.data.sources.walk import describe_left_out
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import stop_or_skip, validate_all
@@ -46,7 +46,13 @@ def decide_split(
     found = examined() if examined else validate_all(table, range(len(table.files)))
     bad = dict(table.unreadable) | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
     left_out_before = given.left_out if given else {}
-    new = {name: cause for name, cause in bad.items() if name not in left_out_before}
+    # A given split says what is wanted: what it does not name stops nobody. (That of an earlier version does not name photos
+    # of a kind that is not read, which were no images then.)
+    new = {
+        name: cause
+        for name, cause in bad.items()
+        if name not in left_out_before and (given is None or name in given.parts)
+    }
     stop_or_skip(table.source, new, on_bad_image)
 
     rows = [row for row, (_, cause) in enumerate(found) if cause is None and table.files[row] not in left_out_before]
@@ -180,10 +186,4 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         lines.append(
             f"{len(split.left_out)} pictures left out, listed in split.json; first: {printable(first)}: {cause}"
         )
-    if table.ignored:
-        lines.append(
-            f"{len(table.ignored)} files that are no pictures by name, for example {printable(table.ignored[0])}"
-        )
-    if hidden := table.left_out.get(HIDDEN):
-        lines.append(f"{hidden} hidden files and folders passed over")
-    return lines
+    return [*lines, *describe_left_out(table.ignored, table.left_out)]

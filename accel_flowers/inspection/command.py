@@ -66,6 +66,7 @@ def inspect_source(
         _images(table, seen, given),
         unreadable=table.unreadable,
         ignored=table.ignored,
+        left_out=table.left_out,
         max_bits=max_bits,
     )
     if html:
