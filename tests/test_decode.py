@@ -23,8 +23,8 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.data.decoding import pillow as decode
 from accel_flowers.data.decoding.pillow import (
     IMAGE_EXTENSIONS,
-    READ_EXTENSIONS,
     MAX_PIXELS,
+    READ_EXTENSIONS,
     BadImageError,
     ImageInfo,
     decode_image,

@@ -186,4 +186,9 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         lines.append(
             f"{len(split.left_out)} pictures left out, listed in split.json; first: {printable(first)}: {cause}"
         )
-    return [*lines, *describe_left_out(table.ignored, table.left_out)]
+    return [*lines, *describe_table(table)]
+
+
+def describe_table(table: ImageTable) -> list[str]:
+    """What a person should know of how a data set was understood, and what of it is passed over, a line each."""
+    return [*map(printable, table.notes), *describe_left_out(table.ignored, table.left_out)]

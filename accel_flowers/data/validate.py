@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 
@@ -55,14 +55,20 @@ def validate_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str 
     return found
 
 
-def check_readable(table: ImageTable, files: Sequence[str]) -> None:
+def check_readable(table: ImageTable, files: Sequence[str], *, unreadable: Mapping[str, str] | None = None) -> None:
     """See that these images can be read before a model is asked about them.
+
+    Args:
+        table: the images.
+        files: those that are wanted.
+        unreadable: others that are wanted and are known to be no files, with the cause.
 
     Raises:
         UserError: naming those that cannot.
     """
     found = validate_all(table, table.rows_of(files).tolist())
-    stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
+    bad = {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}
+    stop_or_skip(table.source, {**(unreadable or {}), **bad}, "stop")
 
 
 def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:

@@ -86,6 +86,7 @@ class Findings:
         sizes: (width, height), upright → number.
         ignored: files that are no images by their names.
         left_out: reason → how many files and folders were passed over.
+        notes: how the data set was understood where that is not plain.
     """
 
     source: str
@@ -104,6 +105,7 @@ class Findings:
     sizes: Mapping[tuple[int, int], int]
     ignored: tuple[str, ...]
     left_out: Mapping[str, int]
+    notes: tuple[str, ...]
 
     @property
     def copies(self) -> tuple[Copies, ...]:
@@ -143,6 +145,7 @@ def find(
     unreadable: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
     max_bits: int = MAX_BITS,
 ) -> Findings:
     """Put together what was seen.
@@ -154,6 +157,7 @@ def find(
         unreadable: file → cause, of files that could not even be opened.
         ignored: files that are no images by their names.
         left_out: reason → how many files and folders were passed over.
+        notes: how the data set was understood where that is not plain.
         max_bits: images whose perceptual hashes differ in more bits are different images.
     """
     images = sorted(images, key=lambda image: image.file)
@@ -180,6 +184,7 @@ def find(
         sizes=_counted((p.seen.width, p.seen.height) for p in good),
         ignored=tuple(ignored),
         left_out=dict(sorted((left_out or {}).items())),
+        notes=tuple(notes),
     )
 
 

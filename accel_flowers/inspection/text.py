@@ -91,6 +91,10 @@ def topics(findings: Findings) -> list[Topic]:
             "They are ignored.",
             tuple(Item((name,), "") for name in findings.ignored),
         ),
+        *(
+            Topic("note", "info", note, "So the data set is understood, here and in training.", (Item((), note),))
+            for note in findings.notes
+        ),
         Topic(
             "left-out", "info", left_out_in_words({why: n for why, n in findings.left_out.items() if why != NO_IMAGE}),
             "They are passed over, here and in training.",
@@ -253,6 +257,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "sizes": [{"width": w, "height": h, "pictures": number} for (w, h), number in findings.sizes.items()],
         "ignored": list(findings.ignored),
         "left_out": dict(findings.left_out),
+        "notes": list(findings.notes),
     }
 
 

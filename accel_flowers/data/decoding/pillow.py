@@ -281,7 +281,10 @@ _PLUGINS: Final[tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...]]
 _NOT_READ: Final = tuple(
     (re.compile(start, re.DOTALL), kind)
     for start, kind in (
-        (rb"....ftypcrx|II\x1a\0\0\0HEAPCCDR|II\*\0....CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM", "a raw photo"),
+        (
+            rb"....ftypcrx|II\x1a\0\0\0HEAPCCDR|II\*\0....CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM",
+            "a raw photo",
+        ),
         (rb"....ftyp(hei.|hev.|mif1|msf1)", "a HEIC photo"),
         (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 photo"),
         (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL photo"),
@@ -299,6 +302,7 @@ def begins_like_image(start: bytes) -> bool:
 
 def _not_read(kind: str) -> str:
     return f"{kind}, a kind that is not read here: convert it to JPEG"
+
 
 _quiet_lock, _large_lock = threading.Lock(), threading.Lock()
 if hasattr(os, "register_at_fork"):  # a worker forked while another thread holds a lock must not find it taken
@@ -354,7 +358,11 @@ def _refusal(image: Image.Image, data: bytes) -> str | None:
     """Why an image is not decoded at all, judged by its header."""
     size = f"{image.width} x {image.height}"
     pixels = image.width * image.height
-    if isinstance(image, _Tiff) and image.tag_v2.get(_SUBFILE) == 1 and (_SUB_IFDS in image.tag_v2 or _DNG in image.tag_v2):
+    if (
+        isinstance(image, _Tiff)
+        and image.tag_v2.get(_SUBFILE) == 1
+        and (_SUB_IFDS in image.tag_v2 or _DNG in image.tag_v2)
+    ):
         return _not_read("a raw photo")  # what comes first in it is a thumbnail
     if pixels > MAX_PIXELS:
         return f"{size} is more than the {MAX_PIXELS:,} pixels allowed"
