@@ -10,7 +10,7 @@ from statistics import median
 
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.parallel import map_in_order
-from accel_flowers.data.decoding.pillow import BadImageError, verify_image
+from accel_flowers.data.decoding.pillow import NOT_READ, BadImageError, verify_image
 from accel_flowers.data.sources.source import ImageSource, read_image
 from accel_flowers.data.table import ImageTable, content_digest
 
@@ -80,5 +80,10 @@ def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:
     raise UserError(
         f"{len(bad)} pictures of '{source}' cannot be read:\n"
         + "\n".join(lines)
-        + "\nMend or remove them. A training run can leave them out: --data.on-bad-image skip lists them in its split.json."
+        + f"\n{_advice(bad)} A training run can leave them out: --data.on-bad-image skip lists them in its split.json."
     )
+
+
+def _advice(bad: Mapping[str, str]) -> str:
+    kinds = sorted({cause.split(",")[0] for cause in bad.values() if NOT_READ in cause})
+    return f"Convert {' and '.join(kinds)} to JPEG, mend or remove the others." if kinds else "Mend or remove them."

@@ -291,6 +291,7 @@ _NOT_READ: Final = tuple(
         (rb"II\xbc\x01", "a JPEG XR photo"),
     )
 )
+NOT_READ: Final = "a kind that is not read here"
 START: Final = 80
 """Bytes of a file by which its kind is told."""
 
@@ -301,7 +302,7 @@ def begins_like_image(start: bytes) -> bool:
 
 
 def _not_read(kind: str) -> str:
-    return f"{kind}, a kind that is not read here: convert it to JPEG"
+    return f"{kind}, {NOT_READ}: convert it to JPEG"
 
 
 _quiet_lock, _large_lock = threading.Lock(), threading.Lock()

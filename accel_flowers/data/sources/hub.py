@@ -111,7 +111,7 @@ def load_dataset_folder(
             saved = datasets.load_from_disk(folder)
             loaded = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         else:
-            loaded = datasets.load_dataset(str(folder))
+            loaded = datasets.load_dataset(str(folder.absolute()))  # "parquet" alone is a loader
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"The dataset in '{source}' cannot be loaded: {error}. Save it anew.") from None
     return _table(source, source, loaded, label_column, to_learn=to_learn)
