@@ -6,6 +6,8 @@ import copy
 import errno
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -560,3 +562,55 @@ def test_weights_of_another_network_are_told(training: Training) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors does not fit.*conv\.weight \(5, 3\) for \(4, 3\)"):
         training.checkpoints.load_weights(other, 1)
     torch.testing.assert_close(weights(other), before)
+
+
+@pytest.mark.holds("A file system that lacks a convenience ends no run")
+@pytest.mark.parametrize("lacks", ["symlink", "fsync", "chmod", "rmdir"])
+def test_a_file_system_that_lacks_something_ends_no_run(
+    lacks: str, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT, SMB shares and Google Drive have no links, permissions or flush of folders; NFS keeps open files' folders."""
+    really = getattr(os, lacks)
+
+    def refuse(*given: Any, **words: Any) -> Any:
+        if lacks == "fsync" and not Path(f"/proc/self/fd/{given[0]}").is_dir():
+            return really(*given, **words)
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(given[0]))
+
+    training.step()
+    training.save(is_best=True)
+    monkeypatch.setattr(os, lacks, refuse)
+    for _ in range(3):
+        training.step()
+        training.save(is_best=True)
+    assert training.links() == ({} if lacks == "symlink" else {LAST: 4, BEST: 4})
+    newest = training.newest()
+    assert newest is not None
+    assert newest.step == 4
+    assert training.directory(1).exists() == (lacks == "rmdir")
+    assert {path.name for path in training.root.glob(".*")} <= {".step-00000001.part"}
+
+
+@pytest.mark.holds("A file system that lacks a convenience ends no run")
+def test_a_copy_in_which_links_became_folders_goes_on(training: Training) -> None:
+    training.step()
+    training.save(is_best=True)
+    (training.root / LAST).unlink()
+    shutil.copytree(training.directory(1), training.root / LAST)
+    training.step()
+    training.save()
+    newest = training.newest()
+    assert newest is not None
+    assert newest.step == 2
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
+def test_all_files_of_a_checkpoint_have_the_permissions_that_were_asked_for(umask: int, training: Training) -> None:
+    before = os.umask(umask)
+    try:
+        training.step()
+        training.save()
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in training.directory(1).iterdir()}
+    assert modes == {0o666 & ~umask}

@@ -501,7 +501,7 @@ def test_the_command_repeats_the_run(made: Path) -> None:
     assert repeat_command(run) == f"accel-flowers train {made}/one/config.yaml --run-dir {made}/one-again"
     assert load_recipe(str(made / "one/config.yaml")) == run.config
     run.environment.update(num_processes=2)
-    assert "accelerate_configs/cpu_2_processes.yaml --num_processes 2" in repeat_command(run)
+    assert '$(accel-flowers launch-config cpu_2_processes)" --num_processes 2' in repeat_command(run)
     run.environment.update(num_processes=1, precision="bf16")
     assert repeat_command(run).startswith("accelerate launch --cpu --num_processes 1 --mixed_precision bf16 -m ")
     assert repeat_command(run).endswith(" --train.precision launcher"), "whatever a trial would find now"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tyro
 
-from accel_flowers.cli.common import is_main_process
 from accel_flowers.core.console import write_result
+from accel_flowers.distributed.environment import is_left_out
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ class _InspectWords:
 
     source: tyro.conf.Positional[str]
     """Folder with one sub-folder per class (or train, val and test of such), a .zip of one, or hub:OWNER/NAME."""
+    label_column: str | None = None
+    """Column of the classes of a dataset or a CSV; None = the one there is."""
     json: bool = False
     """Print all findings as one JSON object."""
     html: Path | None = None
@@ -46,13 +48,14 @@ class _InspectWords:
 
 def inspect_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_InspectWords, args=words, prog="accel-flowers inspect")
-    if not is_main_process():
+    if is_left_out():
         return 0  # inspection is for one process: started on several, the first does it
     from accel_flowers.inspection.command import inspect_source
     from accel_flowers.inspection.text import as_json, in_words
 
     findings = inspect_source(
         asked.source,
+        label_column=asked.label_column,
         split_file=asked.split,
         max_bits=asked.near,
         num_workers=asked.num_workers,

@@ -130,19 +130,22 @@ def save_model(
         write_text_durably(partial / SPEC_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
+def model_folder(directory: Path) -> Path:
+    """The folder itself, or the model in it where it is a run's directory."""
+    inner = directory / "model"
+    return inner if not os.path.isfile(directory / SPEC_FILE) and os.path.isfile(inner / SPEC_FILE) else directory
+
+
 def load_spec(directory: Path) -> ModelSpec:
     """Read `config.json` of a model folder.
 
     Raises:
         UserError: no such folder, not one of ours, or tampered with; the message names what is wrong.
     """
+    directory = model_folder(directory)
     path = directory / SPEC_FILE
     if not os.path.isfile(path):  # unlike Path's method, it answers for any name
-        inner = directory / "model"
-        hint = f" Did you mean {inner}?" if os.path.isfile(inner / SPEC_FILE) else ""
-        raise UserError(
-            f"'{directory}' is no model folder: it has no {SPEC_FILE}.{hint} A run writes it to RUN_DIR/model."
-        )
+        raise UserError(f"'{directory}' is no model folder: it has no {SPEC_FILE}. A run writes it to RUN_DIR/model.")
     try:
         return ModelSpec.model_validate_json(read_file(path, max_bytes=_MAX_SPEC_BYTES))
     except ValidationError as error:
@@ -161,6 +164,7 @@ def load_model(directory: Path) -> SavedModel:
         UserError: as `load_spec`; a part of somebody's own that is not registered; weights that cannot be read or do not
             fit the architecture.
     """
+    directory = model_folder(directory)
     spec = load_spec(directory)
     _check_own_parts(directory, spec)
     state = read_state(directory / WEIGHTS)

@@ -53,8 +53,10 @@ class TensorBoardTracker(Tracker):
         self._writer.flush()
 
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
-        """The confusion matrix and the worst images, as images."""
+        """The confusion matrix and the worst images, as images; of few classes a curve of each."""
         del epoch
+        for name, value in scored.curves_of_classes().items():
+            self._writer.add_scalar(f"{scored.part}_f1/{name}", value, global_step=step)
         matrix = draw_confusion(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
         self._writer.add_image(f"{scored.part}/confusion_matrix", matrix, global_step=step, dataformats="HWC")
         squares = []
@@ -72,9 +74,14 @@ class TensorBoardTracker(Tracker):
         self._writer.add_text(f"{scored.part}/worst_pictures", "\n".join(rows), global_step=step)
         self._writer.flush()
 
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Show as text what the run runs on and learns from."""
+        self._writer.add_text("run", "```json\n" + json.dumps(facts, indent=1) + "\n```")
+
     def finish(self) -> None:
         """Close the files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def markdown_text(text: str) -> str:

@@ -45,6 +45,7 @@ from accel_flowers.models.freezing import freeze
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.models.seen import SEEN_PARTS, Digests, short_digests
+from accel_flowers.tracking.run_dir import how_to_build_on
 from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
 from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
@@ -159,6 +160,7 @@ def build_data(
             asked,
             seed=config.train.seed,
             on_bad_image=config.data.on_bad_image,
+            goes_on=_how_to_go_on(split_file.parent) if split_file else None,
             examined=validated,
             # Of two steps' images some classes may have none: so it is where such a run goes on.
             each_class=not (split_file and config.debug.fast_dev_run),
@@ -176,6 +178,13 @@ def build_data(
     fingerprint = {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision}
     check_same_everywhere(accelerator, fingerprint)
     return DataParts(table, split, contents, seen)
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    return (
+        "Put them back as they were and go on with --resume auto, or begin a new run with --run-dir DIR"
+        f"{how_to_build_on(run_dir)}."
+    )
 
 
 def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) -> ModelParts:
@@ -301,7 +310,7 @@ def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     source = data.path
     if source is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
-    return main_process_first(accelerator, lambda: load_images(source))
+    return main_process_first(accelerator, lambda: load_images(source, label_column=data.label_column))
 
 
 def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:

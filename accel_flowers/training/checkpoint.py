@@ -4,7 +4,7 @@ A checkpoint is a directory `checkpoints/step-N`: the network, the average of it
 optimizer, the gradient scaler, each process's own batch-norm statistics and `TrainState`. Order and randomness follow from
 the step, so there is no generator to save. It is written under a temporary name while the training goes on, flushed, and
 renamed; its manifest holds the size and digest of every file and is checked before anything is read. `last` and `best` are
-links for people; a resume takes the newest whole checkpoint.
+links for people, where the file system has any; a resume takes the newest whole checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import flush_to_disk, replace_folder, restore_folder, writing
+from accel_flowers.core.files import flush_to_disk, point_to, replace_folder, restore_folder, writing
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
@@ -227,10 +227,7 @@ class Checkpoints:
     def _link(self, state: TrainState) -> None:
         for name, step in ((LAST, state.step), (BEST, state.best_step)):
             if name == LAST or step:
-                fresh = self._root / f".{name}.part"
-                fresh.unlink(missing_ok=True)
-                fresh.symlink_to(self._directory(step).name, target_is_directory=True)
-                fresh.replace(self._root / name)
+                point_to(self._root / name, self._directory(step).name)
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoints that are there under their final name, rising."""
@@ -258,7 +255,7 @@ class Checkpoints:
         bests = sorted({state.best_step for state in states.values() if state.best_step})
         kept |= set(bests[-self._config.keep_best :])
         for step in set(present) - kept:
-            shutil.rmtree(self._directory(step))
+            shutil.rmtree(self._directory(step), ignore_errors=True)  # it is in nobody's way: the next one tries again
 
     def _read_state(self, step: int) -> TrainState | None:
         try:

@@ -18,7 +18,7 @@ from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
 from accel_flowers.tracking.run_dir import METRICS_FILE, MODEL_DIR, read_metrics
 from accel_flowers.tracking.scored import Scored
-from accel_flowers.tracking.trackers import prefixed, show, show_model, write_summary
+from accel_flowers.tracking.trackers import prefixed, show, show_model, shows_more, write_summary
 from accel_flowers.training.checkpoint import AVERAGED, weights_to_save
 from accel_flowers.training.debugging import describe_overfitting
 from accel_flowers.training.meter import Meter
@@ -73,8 +73,10 @@ def end_epoch(session: Session) -> str:
     for name, scored in scored_parts.items():
         values |= prefixed(name, headline(scored.scores))
     run.accelerator.log(values, step=state.step)
-    show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
     save(session, on_saved=_model_writer(session, {"val": kept.scores}) if is_best else None)
+    if shows_more(run.accelerator):
+        session.checkpoints.wait()  # nothing that a tracker draws, and fails at, comes before it
+        show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
     averaged = f"  averaged {_as_text(kept.scores)}" if run.ema else ""
     best = "  best so far" if is_best else ""
     return f"epoch {epoch}/{run.plan.epochs}  val {_as_text(scored_parts['val'].scores)}{averaged}{best}"
@@ -103,12 +105,13 @@ def finish(session: Session) -> dict[str, Scores]:
         epoch = run.plan.epoch_at(state.step)
         summary |= prefixed("test", headline(results["test"]))
         run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
-        show(run.accelerator, scored_parts["test"], step=state.step, epoch=epoch)
-    write_summary(run.accelerator, summary)
     temperature = broadcast_from_main(run.accelerator, lambda: _keep_predictions(session, scored_parts))
     weights = weights_to_save(network, run.accelerator)
     # Anew: a run killed after its best checkpoint may not have come to it.
     broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, temperature)(weights))
+    if "test" in scored_parts:
+        show(run.accelerator, scored_parts["test"], step=state.step, epoch=run.plan.epoch_at(state.step))
+    write_summary(run.accelerator, summary)
     show_model(
         run.accelerator, session.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last
     )
