@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import write_text_durably
+from accel_flowers.core.files import write_text_durably, writing
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import permutation, random_key
 
@@ -196,7 +196,11 @@ def group_by_content(digests: Sequence[str]) -> list[int]:
 
 
 def save_split(split: Split, path: Path) -> None:
-    """Write `split.json`: sorted, one file a line, so that two splits can be compared by eye and by diff."""
+    """Write `split.json`: sorted, one file a line, so that two splits can be compared by eye and by diff.
+
+    Raises:
+        UserError: the disk refuses.
+    """
     document: dict[str, Any] = {
         "format": _FORMAT,
         "class_names": split.class_names,
@@ -204,7 +208,8 @@ def save_split(split: Split, path: Path) -> None:
         "left_out": dict(split.left_out),
         "duplicates": split.duplicates,
     }
-    write_text_durably(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    with writing(f"'{path}'", "Make room, or give another run directory with --run-dir DIR."):
+        write_text_durably(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_split(path: Path) -> Split:

@@ -22,7 +22,7 @@ from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
-from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key
+from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key, shrunk_to
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.table import ImageTable
@@ -115,6 +115,8 @@ def build_run(
     network = _build_network(config.model, table.class_names, sizes, accelerator, seed=config.train.seed)
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     data = build_data(config, table, accelerator, split_file=split_file)
+    if not config.debug.overfit_batches:
+        plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
     task = _build_task(config, data, accelerator)
     if state.micro_batch_size:
@@ -125,6 +127,18 @@ def build_run(
     # After the trial of the memory, which says what is left for images.
     opened = _open_parts(config, data, recipe, accelerator)
     return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)
+
+
+def _fit_to_images(plan: BatchPlan, data: DataParts, accelerator: Accelerator) -> BatchPlan:
+    num_images = len(data.split.files_of("train"))
+    fits = shrunk_to(plan, num_images)
+    if fits != plan:
+        log_on_main(
+            accelerator,
+            f"train.global_batch_size {plan.global_batch_size} is more than the {num_images} pictures to train on: "
+            f"{fits.global_batch_size} is taken",
+        )
+    return fits
 
 
 def read_transforms(config: Config) -> Recipe:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
@@ -231,9 +232,12 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoints that are there under their final name, rising."""
-        if not self._root.is_dir():
+        if not os.path.isdir(self._root):
             return []
-        directories = (entry for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink())
+        try:
+            directories = [entry for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        except OSError as error:
+            raise UserError(f"The checkpoints in '{self._root}' cannot be read: {error.strerror}.") from None
         names = (_NAME.fullmatch(entry.name) for entry in directories)
         return sorted(int(name[1]) for name in names if name)
 

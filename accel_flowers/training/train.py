@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from accel_flowers.config.effects import settings_without_effect
+from accel_flowers.config.effects import fit_warmup, settings_without_effect
 from accel_flowers.config.loading import PARTS_KEY
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
@@ -96,7 +96,7 @@ def train(
         RankLost: another process is gone.
     """
     check_can_train()
-    config = shorten(config)
+    config, told = fit_warmup(shorten(config))
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
@@ -110,7 +110,7 @@ def train(
     with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock(times.lock) as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
-        log_on_main(processes, *settings_without_effect(config, os.environ))
+        log_on_main(processes, *told, *settings_without_effect(config, os.environ))
         broadcast_from_main(processes, lambda: check_trackers(trackers))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
         accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)

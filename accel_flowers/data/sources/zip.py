@@ -51,8 +51,12 @@ def unzip(path: Path) -> Path:
         raise
     except OSError as error:
         place = refused(error)
-        if place is None or error.filename == str(path):
-            raise UserError(f"The zip '{path}' cannot be unpacked: {error.strerror or error}.") from None
+        # Of names inside the archive one may be a file and the folder of another.
+        in_archive = isinstance(error, (FileExistsError, NotADirectoryError)) and str(error.filename).startswith(
+            f"{target}."
+        )
+        if place is None or in_archive or error.filename == str(path):
+            raise UserError(f"The zip '{path}' cannot be unpacked: {error}.") from None
         raise UserError(
             f"The zip '{path}' is unpacked in '{target.parent}', which cannot be written ({place}). Give another "
             "place with the environment variable HF_HOME, or unpack it yourself and give the folder."
