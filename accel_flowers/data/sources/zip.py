@@ -78,6 +78,8 @@ def _visible_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipIn
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"The zip '{path}' holds '{member.filename}', which leads out of its folder. Make it anew.")
+        if not member.filename:
+            raise UserError(f"The zip '{path}' holds a file without a name. Make it anew.")
         if not member.is_dir() and not any(is_hidden(part) for part in name.parts):
             if str(name) in members:
                 raise UserError(f"The zip '{path}' holds '{name}' twice, of which one would be lost. Make it anew.")
