@@ -746,7 +746,7 @@ def test_zip_with_a_name_twice(tmp_path: Path) -> None:
 
 
 def test_zip_with_a_file_without_a_name(tmp_path: Path) -> None:
-    path = zip_with(tmp_path / "p.zip", *PICTURES, ("", b"z"))
+    path = zip_with(tmp_path / "p.zip", *PICTURES, (zipfile.ZipInfo(""), b"z"))
     assert "holds a file without a name" in refusal(lambda: load_images(str(path)))
 
 

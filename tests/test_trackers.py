@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import logging
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,13 +15,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from accel_flowers.config.loading import config_from_flags
 from accel_flowers.config.schema import ACCELERATES_TRACKERS, Config, TrackingConfig
-from accel_flowers.core.errors import Diverged, Interrupted, UserError
+from accel_flowers.core.errors import Diverged, Interrupted, UserError, printable
 from accel_flowers.core.registry import register
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.metrics.classification import Predictions
 from accel_flowers.tracking import accelerates
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.tracking.scored import Scored
+from accel_flowers.tracking.tensorboard import markdown_text
 from accel_flowers.tracking.tracker import Guarded, Tracker
 from accel_flowers.tracking.trackers import build_trackers
 from accel_flowers.training.train import train
@@ -280,3 +283,14 @@ def test_options_that_accelerates_does_not_take_are_told(tmp_path: Path) -> None
     (*_, tracker) = build_trackers(TrackingConfig(also=({"tensorboard": {"colour": "red"}},)), tmp_path)
     with pytest.raises(UserError, match=r"tensorboard does not take \{'colour': 'red'\}"):
         tracker.open("id", 1)
+
+
+@pytest.mark.parametrize("name", ["a|b", "![x](http://y)", "<b>x</b>", "`x`", "*x* _y_", "&amp;", "a\nb\\"])
+def test_names_are_text_in_a_markdown_table(name: str) -> None:
+    """Rendered as TensorBoard does it."""
+    from markdown import markdown
+
+    row = f"| file | class |\n|---|---|\n| {markdown_text(name)} | rose |"
+    cells = re.findall(r"<td>(.*?)</td>", markdown(row, extensions=["markdown.extensions.tables"]), flags=re.DOTALL)
+    assert [html.unescape(cell) for cell in cells] == [printable(name), "rose"]
+    assert "<" not in cells[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import median
 
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.decoding.pillow import BadImageError, verify_image
 from accel_flowers.data.sources.source import ImageSource, read_image
@@ -48,21 +48,25 @@ def validate_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str 
     chunks = map_in_order(
         lambda first: [validate_image(images, row) for row in rows[first : first + _CHUNK]],
         range(_CHUNK, len(rows), _CHUNK),
-        threads=max(1, min(num_threads, len(os.sched_getaffinity(0)))),
+        threads=max(1, min(num_threads, available_cores())),
     )
     for chunk in chunks:
         found += chunk
     return found
 
 
-def check_readable(table: ImageTable, files: Sequence[str]) -> None:
+def check_readable(table: ImageTable, files: Sequence[str]) -> list[str]:
     """See that these images can be read before a model is asked about them.
+
+    Returns:
+        Digest of each.
 
     Raises:
         UserError: naming those that cannot.
     """
     found = validate_all(table, table.rows_of(files).tolist())
     stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
+    return [digest for digest, _ in found]
 
 
 def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from accel_flowers.core.errors import printable
 from accel_flowers.tracking.figures import draw_confusion
 from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored
 from accel_flowers.tracking.tracker import Tracker
@@ -68,8 +69,8 @@ class TensorBoardTracker(Tracker):
         )
         rows = ["| file | class | predicted | confidence | loss |", "|---|---|---|---|---|"]
         for _, file, true, predicted, confidence, loss in scored.rows_of_worst(WORST_PICTURES):
-            cells = map(_as_cell, (file, true, predicted))
-            rows.append(f"| {' | '.join(cells)} | {confidence:.3f} | {loss:.3f} |")
+            names = " | ".join(map(markdown_text, (file, true, predicted)))
+            rows.append(f"| {names} | {confidence:.3f} | {loss:.3f} |")
         self._writer.add_text(f"{scored.part}/worst_pictures", "\n".join(rows), global_step=step)
         self._writer.flush()
 
@@ -83,6 +84,6 @@ class TensorBoardTracker(Tracker):
             self._writer.close()
 
 
-def _as_cell(name: str) -> str:
-    """Text as it stands, in a table of Markdown: names may hold any character."""
-    return re.sub(r"([\\`*_{}\[\]()#+.!|<>~-])", r"\\\1", name.replace("\n", " "))
+def markdown_text(text: str) -> str:
+    """A name as text in a cell of a Markdown table: what would be markup is written as its number."""
+    return re.sub(r"[\\`*_\[\]|<>&~!]", lambda found: f"&#{ord(found[0])};", printable(text))

@@ -16,10 +16,11 @@ from accel_flowers.metrics.classification import Predictions, Scores, headline, 
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
-from accel_flowers.tracking.run_dir import MODEL_DIR
+from accel_flowers.tracking.run_dir import METRICS_FILE, MODEL_DIR, read_metrics
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.trackers import prefixed, show, show_model, shows_more, write_summary
 from accel_flowers.training.checkpoint import AVERAGED, weights_to_save
+from accel_flowers.training.debugging import describe_overfitting
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.run import Session
 
@@ -39,6 +40,7 @@ def save(
     """
     run = session.run
     run.state.pending_losses = meter.pending() if meter else []
+    run.state.pending_parts = meter.pending_parts() if meter else []
     session.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, on_saved=on_saved)
     session.preemption.saved()
 
@@ -64,7 +66,9 @@ def end_epoch(session: Session) -> str:
         session.checkpoints.wait()
         raise
     kept = scored_parts.get("val_ema", scored_parts["val"])
-    is_best = state.update_best(kept.scores[metric], epoch=epoch, lower_is_better=lower_is_better(metric))
+    is_best = state.update_best(
+        kept.scores[metric], loss=kept.scores["loss"], epoch=epoch, lower_is_better=lower_is_better(metric)
+    )
     values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
     for name, scored in scored_parts.items():
         values |= prefixed(name, headline(scored.scores))
@@ -112,11 +116,14 @@ def finish(session: Session) -> dict[str, Scores]:
         run.accelerator, session.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last
     )
 
-    count = state.epochs_scored
+    count = state.evaluations or state.epochs_scored
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
         progress.line(f"test (evaluated once): {_as_text(results['test'])}  ({len(run.parts['test'])} pictures)")
+    if run.config.debug.overfit_batches and run.accelerator.is_main_process:
+        losses = [line["train/loss"] for line in read_metrics(session.run_dir / METRICS_FILE) if "train/loss" in line]
+        progress.line(describe_overfitting(losses[-1], results["val"]["loss"], len(run.spec.class_names)))
     progress.line(f"model: {session.run_dir / MODEL_DIR}")
     return {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
 
@@ -146,6 +153,8 @@ def _keep_predictions(session: Session, scored_parts: Mapping[str, Scored]) -> f
         {part: run.parts[part].files for part in scored_parts},
         run.spec.class_names,
     )
+    if run.config.debug.overfit_batches:
+        return None  # validation is what it was trained on
     predictions = scored_parts["val"].predictions
     return fit_temperature(predictions.probabilities, predictions.labels)
 
@@ -162,4 +171,4 @@ def _model_writer(
     where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
     described = {part: {**scores, **where} for part, scores in results.items()}
     spec = run.spec.model_copy(update={"scores": described, "temperature": temperature})
-    return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec)
+    return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec, seen=run.seen)
