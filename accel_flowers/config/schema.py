@@ -197,7 +197,9 @@ class About(Section):
 
 class DataConfig(Section):
     path: UserPath | None = None
-    """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; or hub:OWNER/NAME for a dataset of the Hugging Face hub."""
+    """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; a folder with a CSV of file and label; a dataset that `datasets` saved, or Parquet; or hub:OWNER/NAME for one of the Hugging Face hub."""
+    label_column: str | None = Field(default=None, min_length=1)
+    """Column of the classes, where images come from a dataset or have their classes in a CSV; None = the one there is."""
     split: UserPath = "80/10/10"
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
 from accel_flowers.core.order import natural_key
+from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
 
 JSON_FORMAT = 1
@@ -90,6 +91,15 @@ def topics(findings: Findings) -> list[Topic]:
             "ignored", "info", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
             "They are ignored.",
             tuple(Item((name,), "") for name in findings.ignored),
+        ),
+        *(
+            Topic("note", "info", note, "So the data set is understood, here and in training.", (Item((), note),))
+            for note in findings.notes
+        ),
+        Topic(
+            "left-out", "info", left_out_in_words({why: n for why, n in findings.left_out.items() if why != NO_IMAGE}),
+            "They are passed over, here and in training.",
+            tuple(Item((), f"{number:,} {why}") for why, number in findings.left_out.items() if why != NO_IMAGE),
         ),
     ]  # fmt: skip
     return sorted((topic for topic in found if topic.items), key=lambda topic: LEVELS.index(topic.level))
@@ -247,6 +257,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "kinds": dict(findings.formats),
         "sizes": [{"width": w, "height": h, "pictures": number} for (w, h), number in findings.sizes.items()],
         "ignored": list(findings.ignored),
+        "left_out": dict(findings.left_out),
+        "notes": list(findings.notes),
     }
 
 

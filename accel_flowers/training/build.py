@@ -310,7 +310,7 @@ def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     source = data.path
     if source is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
-    return main_process_first(accelerator, lambda: load_images(source))
+    return main_process_first(accelerator, lambda: load_images(source, label_column=data.label_column))
 
 
 def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:
