@@ -745,6 +745,11 @@ def test_zip_with_a_name_twice(tmp_path: Path) -> None:
     assert "holds 'a/1.jpg' twice" in refusal(lambda: load_images(str(path)))
 
 
+def test_zip_with_a_file_without_a_name(tmp_path: Path) -> None:
+    path = zip_with(tmp_path / "p.zip", *PICTURES, (zipfile.ZipInfo(""), b"z"))
+    assert "holds a file without a name" in refusal(lambda: load_images(str(path)))
+
+
 def test_zip_with_a_folder_and_a_file_of_one_name(tmp_path: Path) -> None:
     path = zip_with(tmp_path / "p.zip", *PICTURES, ("a/1.jpg/2.jpg", b"z"))
     assert "cannot be unpacked" in refusal(lambda: load_images(str(path)))

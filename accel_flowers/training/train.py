@@ -44,7 +44,7 @@ from accel_flowers.tracking.run_dir import (
     write_config,
 )
 from accel_flowers.tracking.trackers import build_trackers, check_trackers, start_trackers, tell_end
-from accel_flowers.tracking.wandb_environment import obey_environment
+from accel_flowers.tracking.wandb_environment import obey_environment, said_by_environment
 from accel_flowers.training.build import build_run
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
@@ -102,7 +102,9 @@ def train(
     run_dir = Path(config.run_dir)
     if not owns_process:
         attach_to_notebook()
-    config = config.model_copy(update={"tracking": obey_environment(config.tracking, run_dir)})
+    tracking = obey_environment(config.tracking, run_dir)
+    told = said_by_environment(config.tracking, tracking)
+    config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
