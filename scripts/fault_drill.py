@@ -16,6 +16,11 @@ Exit code 0: no difference; 1: a difference, a run that hangs, or one that fails
   python scripts/fault_drill.py --resume-on 1 --kills 10         # begun on two processes, resumed on one
   python scripts/fault_drill.py --processes 1 --resume-on 4 --kills 10
   python scripts/fault_drill.py --launcher --kills 6             # with accelerate launch: seconds more for each start
+  python scripts/fault_drill.py --disturb any --kills 60         # as a user starts and loses it: see below
+
+"any" starts each run by accelerate launch and draws a disturbance (SIGKILL to all, to the launcher alone or to one
+process; SIGTERM to all; SIGSTOP to one process) and a moment: also while the configuration, the split, the saved model
+or the report is written. After each no process may be left over.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,6 +58,12 @@ PATIENCE = 180
 """Seconds that a run may take, from its start to its end."""
 SOON = 30
 """Seconds within which a disturbed run must have ended."""
+SOON_AFTER_STOP = 100
+"""The others wait half a minute for a process that sleeps, and torch's launcher as long until it kills it."""
+DISTURBANCES = ("kill", "launcher", "one", "term", "stop")
+WEIGHTS = (2, 2, 3, 2, 1)
+FILES_OF = {"config": "config.yaml*", "split": "*split.json*", "model": "*model*", "report": "*predictions.parquet*"}
+"""Moment → what appears in the run directory when it has come, whole or half written."""
 
 
 class Drill:
@@ -68,6 +80,7 @@ class Drill:
         batch = 4 * asked.processes if not self._elsewhere else 8
         self._num_steps = -(-EPOCHS * TRAIN_PICTURES // batch)
         flags = ["--data.path", photos, "--train.epochs", EPOCHS, "--train.global-batch-size", batch]
+        flags += ["--tracking.report"] if asked.disturb == "any" else []
         recipe = recipe_without_batch_norm if self._elsewhere else fault_recipe
         self._words = [recipe(root / "recipe.yaml"), *map(str, flags)]
         self._rows: Counter[str] = Counter()
@@ -95,9 +108,14 @@ class Drill:
         while not self._bad:
             run_dir = self._root / f"run-{finished}"
             last = kills >= asked.kills or time.monotonic() - began > 60 * asked.minutes
+            how = self._how()
             with self.start(run_dir, processes) as run:
-                moment = None if last else self._disturb(run, starts_in=once / 2)
-                code = self._wait(run, SOON if moment else PATIENCE)
+                moment = None if last else self._disturb(run, how, starts_in=once / 2)
+                try:
+                    code = self._wait(run, (SOON_AFTER_STOP if how == "stop" else SOON) if moment else PATIENCE)
+                except TimeoutError as error:
+                    self._bad.append(f"{kills + 1}: {how} at {moment}: {error}")
+                    break
                 said = run.output()
                 left = "a checkpoint half written" if run.is_writing() else ""
                 at = run.steps_seen()
@@ -112,10 +130,12 @@ class Drill:
                 self._bad.append(f"run {finished} failed by itself\n{said}")
                 break
             kills += 1
-            left += self._judge(moment, said, code, run_dir, kills)
+            left += self._judge(how, moment, said, code, run_dir, kills)
             since = said.split("going on after step ")[1].split()[0] if "going on after" in said else 0
-            print(f"{kills:4} {finished:3} {processes:2} {moment:<8} {since:>4} {at:4}  {left}", flush=True)
+            print(f"{kills:4} {finished:3} {processes:2} {moment:<8} {since:>4} {at:4}  {how:<8} {left}", flush=True)
             self._rows[moment] += 1
+            if asked.disturb == "any":
+                self._rows[how] += 1
             self._rows["half a checkpoint"] += left.startswith("a checkpoint")
             if asked.resume_on and run.steps_seen():
                 processes = asked.resume_on[kills % len(asked.resume_on)]
@@ -124,9 +144,18 @@ class Drill:
         print("\n".join(self._bad) if self._bad else "no difference")
         return not self._bad and kills > 0
 
-    def _judge(self, moment: str, said: str, code: int, run_dir: Path, kills: int) -> str:
+    def _how(self) -> str:
+        """The disturbance of the next run."""
+        disturb: str = self._asked.disturb
+        return disturb if disturb != "any" else self._chance.choices(DISTURBANCES, WEIGHTS)[0]
+
+    def _judge(self, how: str, moment: str, said: str, code: int, run_dir: Path, kills: int) -> str:
         """Whether a disturbed run ended as it should; returns what to say of it."""
-        if self._asked.disturb == "term" and moment != "start":
+        if self._asked.disturb == "any":
+            if code == 0:
+                self._bad.append(f"{kills}: {how} at {moment} ended with 0 before all was done\n{said}")
+            return ""
+        if how == "term" and moment != "start":
             saved = said.split("stopped by a signal after step ")[1:]
             if not saved or (code != 75 and not self._asked.launcher):
                 self._bad.append(f"{kills}: exit code {code}, no checkpoint after SIGTERM\n{said}")
@@ -169,12 +198,19 @@ class Drill:
         if not found and not self._asked.keep:
             shutil.rmtree(run_dir)
 
-    def _disturb(self, run: Launched | Forked, *, starts_in: float) -> str | None:
+    def _moment(self, disturb: str) -> str:
+        if self._asked.disturb == "any":
+            return self._chance.choices(("start", *FILES_OF, "steps", "writing"), (1, 1, 1, 1, 1, 4, 3))[0]
+        return "steps" if disturb == "disk" else self._chance.choices(("start", "steps", "writing"), (1, 5, 4))[0]
+
+    def _disturb(self, run: Launched | Forked, disturb: str, *, starts_in: float) -> str | None:
         """Wait for a random moment and disturb; returns the moment's kind, None if the run was faster."""
-        chance, disturb = self._chance, self._asked.disturb
-        moment = "steps" if disturb == "disk" else chance.choices(("start", "steps", "writing"), (1, 5, 4))[0]
+        chance, moment = self._chance, self._moment(disturb)
         if moment == "start":
             time.sleep(chance.uniform(0, starts_in))
+        elif moment in FILES_OF:
+            run.wait_for_file(FILES_OF[moment], PATIENCE)
+            time.sleep(chance.uniform(0, 0.03))
         else:
             ahead = chance.randint(1, max(2, self._num_steps // 3))
             run.wait_for_step(run.steps_seen() + ahead, PATIENCE, writing=moment == "writing")
@@ -186,12 +222,16 @@ class Drill:
             # What the processes say goes into a file, too, so there is no smaller limit.
             run.limit_file_size(chance.choice([20_000, 100_000, 1_000_000, 2_000_000]))
             return moment
-        ranks = range(self._asked.processes) if isinstance(run, Launched) else range(len(run.pids))
-        number = signal.SIGTERM if disturb == "term" else signal.SIGKILL
-        if isinstance(run, Launched):
-            run.signal(number, rank=chance.choice(ranks) if disturb == "one" else None)
+        ranks: Sequence[int] = range(self._asked.processes if isinstance(run, Launched) else len(run.pids))
+        number = {"term": signal.SIGTERM, "stop": signal.SIGSTOP}.get(disturb, signal.SIGKILL)
+        if disturb in ("one", "stop"):
+            ranks = [chance.choice(ranks)]
+        if isinstance(run, Launched) and disturb == "launcher":
+            run.signal_launcher(number)
+        elif isinstance(run, Launched):
+            run.signal(number, rank=ranks[0] if len(ranks) == 1 else None)
         else:
-            for rank in [chance.choice(ranks)] if disturb == "one" else ranks:
+            for rank in ranks:
                 run.signal(rank, number)
         return moment
 
@@ -199,7 +239,7 @@ class Drill:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="disturbances in all; default %(default)s")
-    parser.add_argument("--disturb", choices=("kill", "term", "one", "disk", "damage"), default="kill")
+    parser.add_argument("--disturb", choices=("kill", "term", "one", "disk", "damage", "any"), default="kill")
     parser.add_argument("--processes", type=int, default=2, help="of each run at its start; default %(default)s")
     parser.add_argument("--resume-on", type=int, nargs="+", default=[], help="numbers of processes after that")
     parser.add_argument(
@@ -209,6 +249,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="new folder for all runs, kept; default: temporary")
     parser.add_argument("--launcher", action="store_true", help="use accelerate launch")
     asked = parser.parse_args()
+    asked.launcher |= asked.disturb == "any"
     if asked.keep:
         asked.keep.mkdir(parents=True)
         return 0 if Drill(asked, asked.keep.resolve()).run() else 1

@@ -10,5 +10,5 @@ cd "$project"
 ruff format --check .
 ruff check .
 mypy
-# Two at a time; a file's tests share their runs, and tests/conftest.py puts the longest files first.
-pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 "$@"
+# Three at a time, as some wait for others most of their time; a file's tests share their runs, and tests/conftest.py puts the longest files first.
+pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25 "$@"

@@ -69,6 +69,12 @@ class Watched:
                 return
             time.sleep(0.0005 if writing else 0.005)
 
+    def wait_for_file(self, pattern: str, timeout: float = 120) -> None:
+        """Until something of this name lies in the run directory, or the run has ended."""
+        deadline = time.monotonic() + timeout
+        while not self.has_ended() and time.monotonic() < deadline and not any(self.run_dir.glob(pattern)):
+            time.sleep(0.001)
+
 
 class Forked(Ranks, Watched):
     """A training run in processes that nobody launched: seconds less for each start."""

@@ -150,7 +150,7 @@ def _server() -> subprocess.Popen[str]:
 
 def _serve() -> None:
     """Fork on request. This process computes nothing, so that its forks find no threads missing."""
-    from accel_flowers.cli import evaluate, main  # noqa: F401 - what takes the time
+    from accel_flowers.cli import evaluate  # noqa: F401 - what takes the time
     from accel_flowers.metrics import label_metrics  # noqa: F401 - what takes the time
     from accel_flowers.training import train  # noqa: F401 - what takes the time
 

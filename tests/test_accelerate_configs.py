@@ -156,7 +156,9 @@ def test_one_process_for_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"])
 def test_a_process_with_a_rank_is_one_of_several(monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
-    check_launch({**environment_of(monkeypatch, "--cpu", "--num_processes", "2"), rank: "0"})
+    size = rank.removeprefix("LOCAL_").replace("WORLD_RANK", "WORLD_SIZE").replace("PMI_RANK", "PMI_SIZE")
+    size = "WORLD_SIZE" if size == "RANK" else size
+    check_launch({**environment_of(monkeypatch, "--cpu", "--num_processes", "2"), rank: "0", size: "2"})
 
 
 def test_without_a_launcher_there_is_nothing_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from accel_flowers.core import machine
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.loader import build_loader, each_batch
@@ -240,6 +241,7 @@ def test_workers_feed_the_device_and_are_no_more_than_the_cores(cores: int) -> N
 
 @pytest.mark.parametrize(("processes", "expected"), [(1, 8), (2, 4), (3, 2), (8, 1), (64, 1)])
 def test_processes_of_a_machine_share_its_cores(processes: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_cgroup_quota", lambda root: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert local_cores(processes) == expected
 

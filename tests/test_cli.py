@@ -228,6 +228,8 @@ def test_one_of_several_processes_tells_a_mistake(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     assert run(capsys, "train", "nosuch") == (2, "", "")
     monkeypatch.setenv("RANK", "0")
     assert "no recipe 'nosuch'" in run(capsys, "train", "nosuch")[2]

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from accel_flowers.cli.common import expand_home
 from accel_flowers.config.loading import config_from_flags, config_from_yaml, load_recipe, recipe_names
+from accel_flowers.config.paths import with_absolute_paths
 from accel_flowers.config.schema import Config, config_to_dict
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.yaml_text import dump_yaml
@@ -447,3 +449,40 @@ def test_an_unknown_recipe_gets_a_hint() -> None:
     message = str(caught.value)
     assert "There is no recipe 'quikstart'. Did you mean 'quickstart'?" in message
     assert all(name in message for name in RECIPES)
+
+
+def test_paths_mean_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somebody")
+    given = {
+        "run_dir": "runs/first",
+        "data": {"path": "photos", "split": "split.json", "cache_dir": "~/cache"},
+        "model": {"weights": "../first.safetensors"},
+    }
+    config = with_absolute_paths(Config.model_validate(given))
+    assert (config.run_dir, config.data.path) == (f"{tmp_path}/runs/first", f"{tmp_path}/photos")
+    assert (config.data.split, config.data.cache_dir) == (f"{tmp_path}/split.json", "/somebody/cache")
+    assert config.model.weights == f"{tmp_path.parent}/first.safetensors"
+    monkeypatch.chdir("/")
+    assert with_absolute_paths(config) == config
+
+
+def test_what_is_no_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config.model_validate({"data": {"path": "hub:owner/flowers"}})
+    assert with_absolute_paths(config) == config
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--out=~/x.csv", "--out=/me/x.csv"),
+        ("~/x", "/me/x"),
+        ("--a=b~/c", "--a=b~/c"),
+        ("~", "/me"),
+        ("-", "-"),
+    ],
+)
+def test_a_home_directory_is_found_behind_a_flag(word: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/me")
+    assert expand_home(word) == expected

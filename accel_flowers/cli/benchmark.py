@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import tyro
 
-from accel_flowers.cli.common import is_main_process
 from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
 from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError
+from accel_flowers.distributed.environment import is_main_process
 
 
 @dataclass(frozen=True)

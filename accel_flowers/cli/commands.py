@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from accel_flowers import __version__
 from accel_flowers.cli.benchmark import benchmark_command
-from accel_flowers.cli.common import split_imports
+from accel_flowers.cli.common import expand_home, split_imports
 from accel_flowers.cli.evaluate import evaluate_command
 from accel_flowers.cli.inspect import inspect_command
 from accel_flowers.cli.launch_config import launch_config_command
@@ -32,6 +32,13 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "download": (download_command, "DIR"),
 }
 
+_OF_SEVERAL_PROCESSES = ("train", "evaluate", "benchmark")
+
+
+def is_of_several_processes(words: Sequence[str]) -> bool:
+    """Whether the command is one that a launcher's processes do together; then one of them tells a mistake for all."""
+    return next((word for word in words if word in COMMANDS), "train") in _OF_SEVERAL_PROCESSES
+
 
 def _usage() -> str:
     lines = [f"accel-flowers {__version__}: fine-tune image classifiers on your own photos", ""]
@@ -47,7 +54,7 @@ def dispatch(words: Sequence[str]) -> int:
     Raises:
         UserError: there is no such command, or whatever the command raises.
     """
-    modules, words = split_imports(words)
+    modules, words = split_imports([expand_home(word) for word in words])
     if not words:
         raise UserError(f"Which command?\n\n{_usage()}")
     if words[0] in ("-h", "--help"):

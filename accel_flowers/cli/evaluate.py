@@ -10,8 +10,8 @@ from typing import Literal
 
 import tyro
 
-from accel_flowers.cli.common import is_main_process
 from accel_flowers.core.console import write_result
+from accel_flowers.distributed.environment import is_main_process
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tyro
 
-from accel_flowers.cli.common import is_main_process
 from accel_flowers.core.console import write_result
+from accel_flowers.distributed.environment import is_left_out
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class _InspectWords:
 
 def inspect_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_InspectWords, args=words, prog="accel-flowers inspect")
-    if not is_main_process():
+    if is_left_out():
         return 0  # inspection is for one process: started on several, the first does it
     from accel_flowers.inspection.command import inspect_source
     from accel_flowers.inspection.text import as_json, in_words

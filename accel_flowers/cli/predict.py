@@ -9,8 +9,8 @@ from typing import Literal
 
 import tyro
 
-from accel_flowers.cli.common import is_main_process
 from accel_flowers.core.errors import UserError
+from accel_flowers.distributed.environment import is_left_out
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def predict_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_PredictWords, args=words, prog="accel-flowers predict")
     if not asked.paths:
         raise UserError("Which pictures? Type accel-flowers predict MODEL_DIR PATH...")
-    if not is_main_process():
+    if is_left_out():
         return 0  # prediction is for one process: started on several, the first does it
     from accel_flowers.inference.command import predict_to_outputs
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from accel_flowers.cli.common import is_main_process
 from accel_flowers.core.console import write_result
+from accel_flowers.distributed.environment import is_left_out
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class _ReportWords:
 
 def report_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_ReportWords, args=words, prog="accel-flowers report")
-    if not is_main_process():
+    if is_left_out():
         return 0
     from accel_flowers.report.draw import draw_report
 
@@ -49,7 +49,7 @@ class _CompareWords:
 
 def compare_command(words: Sequence[str]) -> int:
     asked = tyro.cli(_CompareWords, args=words, prog="accel-flowers compare")
-    if not is_main_process():
+    if is_left_out():
         return 0
     from accel_flowers.report.compare import compare_runs, in_words
 

@@ -5,12 +5,12 @@ Runs on the main process alone; its result is a `Split` that all processes obey.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.data.sources.walk import describe_left_out
 from accel_flowers.data.split import (
@@ -39,7 +39,9 @@ def decide_split(
     *,
     seed: int,
     on_bad_image: str,
+    goes_on: str | None = None,
     examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
+    each_class: bool = True,
 ) -> Split:
     """Read every image and give each its part.
 
@@ -48,17 +50,23 @@ def decide_split(
         split: percentages such as "80/20", or the path of a split.json to obey.
         seed: what a drawn split follows from.
         on_bad_image: "stop" or "skip" for images that cannot be read.
+        goes_on: for a run that goes on with its own split, what to do where images of it are gone, a sentence; images
+            that were added meanwhile are then left out.
         examined: gives what `validate_image` says of each row, where it is known already or wanted otherwise, too.
+        each_class: whether training needs an image of each class.
 
     Raises:
         UserError: unreadable images (where they stop the run), classes too small to split, a split file that
             does not fit the folder, a part that lacks what training needs of it.
     """
-    given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
+    given = load_split(Path(split)) if names_split_file(split) else None
     fractions = parse_fractions(split) if given is None else {}
     found = examined() if examined else validate_all(table, range(len(table.files)))
     bad = dict(table.unreadable) | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
-    left_out_before = given.left_out if given else {}
+    left_out_before = dict(given.left_out) if given else {}
+    if given is not None and goes_on:
+        added = [name for name in table.files if name not in given.parts and name not in left_out_before]
+        left_out_before |= dict.fromkeys(added, "added after the run began")
     # A given split says what is wanted: what it does not name stops nobody. (That of an earlier version does not name photos
     # of a kind that is not read, which were no images then.)
     new = {
@@ -74,12 +82,13 @@ def decide_split(
     files = [table.files[row] for row in rows]
     labels = [int(table.labels[row]) for row in rows]
     groups = group_by_content([found[row][0] for row in rows])
-    with _noted(mistakes):
-        _check_classes_left(table, labels)
+    if each_class:
+        with _noted(mistakes):
+            _check_classes_left(table, labels)
 
     parts: list[str] = []
     if given is not None and not mistakes:
-        parts = _obey(given, Path(split), table, files, bad)
+        parts = _obey(given, Path(split), table, files, bad, goes_on)
     elif given is None and table.given_parts is not None:
         parts = [table.given_parts[row] for row in rows]
     elif given is None:
@@ -97,6 +106,8 @@ def decide_split(
             parts[place] = part
     parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
     learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
+    if not each_class:
+        learned = set(range(len(table.class_names)))
     _check_parts(table, parts_of, learned, doubles)
     return Split(
         class_names=table.class_names,
@@ -141,11 +152,13 @@ def _lacking(table: ImageTable, labels: Iterable[int]) -> str:
     return ", ".join(repr(name) for label, name in enumerate(table.class_names) if label not in there)
 
 
-def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str], bad: Mapping[str, str]) -> list[str]:
+def _obey(
+    given: Split, path: Path, table: ImageTable, files: Sequence[str], bad: Mapping[str, str], goes_on: str | None
+) -> list[str]:
     if given.class_names != table.class_names:
         raise UserError(
             f"{path} is a split of the classes {', '.join(given.class_names)}; "
-            f"'{table.source}' has {', '.join(table.class_names)}."
+            f"'{table.source}' has {', '.join(table.class_names)}." + (f" {goes_on}" if goes_on else "")
         )
     absent = set(given.parts) - set(files) - set(given.left_out)
     broken, missing = sorted(absent & set(bad)), sorted(absent - set(bad))
@@ -155,8 +168,8 @@ def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str], bad
         told += [f"{len(broken)} cannot be read, for example '{broken[0]}': {bad[broken[0]]}"] if broken else []
         told += [f"it does not name {len(extra)} of the pictures, for example '{extra[0]}'"] if extra else []
         raise UserError(
-            f"{path} does not fit '{table.source}': {'; '.join(told)}. Give the folder it was made from, edit it, "
-            "or draw a new split with --data.split 80/10/10."
+            f"{path} does not fit '{table.source}': {'; '.join(told)}. "
+            + (goes_on or "Give the folder it was made from, edit it, or draw a new split with --data.split 80/10/10.")
         )
     return [given.parts[name] for name in files]
 

@@ -42,7 +42,8 @@ def build_loader(
         batch_sampler=batches,
         collate_fn=pack,
         num_workers=num_workers,
-        persistent_workers=num_workers > 0,
+        # An evaluation's workers go with it: kept, they would stand beside the training's with memory and batches of their own.
+        persistent_workers=num_workers > 0 and isinstance(batches, StreamBatchSampler),
         pin_memory=pin_memory,
         # Workers are forked from a process that has used threads; a spawned one starts clean.
         multiprocessing_context="forkserver" if num_workers else None,

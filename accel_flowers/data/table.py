@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from accel_flowers.config.paths import HUB_PREFIX as HUB_PREFIX
 from accel_flowers.data.sources.source import ImageSource, read_image
 
-HUB_PREFIX = "hub:"
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",

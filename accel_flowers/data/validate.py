@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.decoding.pillow import NOT_READ, BadImageError, verify_image
 from accel_flowers.data.sources.source import ImageSource, read_image
@@ -48,14 +48,16 @@ def validate_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str 
     chunks = map_in_order(
         lambda first: [validate_image(images, row) for row in rows[first : first + _CHUNK]],
         range(_CHUNK, len(rows), _CHUNK),
-        threads=max(1, min(num_threads, len(os.sched_getaffinity(0)))),
+        threads=max(1, min(num_threads, available_cores())),
     )
     for chunk in chunks:
         found += chunk
     return found
 
 
-def check_readable(table: ImageTable, files: Sequence[str], *, unreadable: Mapping[str, str] | None = None) -> None:
+def check_readable(
+    table: ImageTable, files: Sequence[str], *, unreadable: Mapping[str, str] | None = None
+) -> list[str]:
     """See that these images can be read before a model is asked about them.
 
     Args:
@@ -63,12 +65,16 @@ def check_readable(table: ImageTable, files: Sequence[str], *, unreadable: Mappi
         files: those that are wanted.
         unreadable: others that are wanted and are known to be no files, with the cause.
 
+    Returns:
+        Digest of each.
+
     Raises:
         UserError: naming those that cannot.
     """
     found = validate_all(table, table.rows_of(files).tolist())
     bad = {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}
     stop_or_skip(table.source, {**(unreadable or {}), **bad}, "stop")
+    return [digest for digest, _ in found]
 
 
 def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:

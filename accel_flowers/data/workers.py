@@ -9,6 +9,8 @@ import threading
 from multiprocessing import forkserver, parent_process, set_forkserver_preload
 
 from accel_flowers.core.errors import Interrupted
+from accel_flowers.core.machine import available_cores
+from accel_flowers.core.parallel import shorten_socket_paths
 
 _HEADROOM = 1.5
 """Batches are not equally quick to make, and rates are measured in a moment."""
@@ -19,7 +21,7 @@ _MOST_UNTRIED = 8
 
 def local_cores(num_local_processes: int) -> int:
     """Cores of this machine that each of its processes has for itself."""
-    return max(1, len(os.sched_getaffinity(0)) // num_local_processes)
+    return max(1, available_cores() // num_local_processes)
 
 
 def plan_workers(
@@ -49,6 +51,7 @@ def start_forkserver() -> None:
     Launchers and schedulers send them to all processes at once; without its workers the training could not finish the
     step that it saves. It imports what the workers need once for all of them, so the sooner it starts the better.
     """
+    shorten_socket_paths()
     if threading.current_thread() is not threading.main_thread():
         return  # only there signals can be set; then nothing answers them in the training either
     set_forkserver_preload(["accel_flowers.data.dataset"])
@@ -61,6 +64,8 @@ def start_forkserver() -> None:
 def end_with_the_training(worker: int) -> None:
     """Make a worker deaf to the signals that stop a run, but for those that the training itself sends it."""
     del worker
+    if not hasattr(signal, "sigwaitinfo"):
+        return  # macOS cannot say who sent a signal; nothing that is trained there would be lost
     training = parent_process()
     assert training is not None
     signal.pthread_sigmask(signal.SIG_BLOCK, Interrupted.SIGNALS)

@@ -34,7 +34,8 @@ class Processes(Protocol):
 
 def num_local_processes(accelerator: Accelerator) -> int:
     """Processes that share this machine's cores."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    # What is left over from another launch may say more than there are.
+    return min(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)), accelerator.num_processes)
 
 
 def main_process_first(accelerator: Accelerator, do: Callable[[], T]) -> T:

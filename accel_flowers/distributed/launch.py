@@ -5,6 +5,7 @@ Whatever is pure (order, split, transforms, scores, networks) knows nothing of p
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import threading
@@ -28,6 +29,9 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, UserError
+from accel_flowers.distributed.environment import RANKS, launched_place, left_over, names_of_a_launch
+
+_log = logging.getLogger(__name__)
 
 _SCHEME = "restarted"
 
@@ -83,26 +87,34 @@ register_rendezvous_handler(_SCHEME, _find_others)
 
 _PATIENCE = timedelta(hours=6)
 """For the main process, which looks at all images or fetches them while the others wait; lost ones are noticed otherwise."""
+_SPEAK_AFTER = 20.0
+"""Seconds after which it is said that the others have not come yet."""
 _OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
 
 
 def check_launch(environment: dict[str, str] | None = None) -> None:
-    """Notice a launcher that was asked for several processes and started one.
+    """Notice a launcher that was asked for several processes and started one, and variables that are left over.
 
     `accelerate launch --cpu --num_processes 2` and `distributed_type: MULTI_CPU` do that without a word
     (Accelerate 1.15 starts several CPU processes only through mpirun): the rendezvous address is set, the rank is not.
 
     Raises:
-        UserError: saying which configuration starts two CPU processes.
+        UserError: saying which configuration starts two CPU processes, or which variables to unset.
     """
     given = os.environ if environment is None else environment
     launched_by_accelerate = "ACCELERATE_MIXED_PRECISION" in given and "ACCELERATE_DYNAMO_BACKEND" in given
-    ranks = ("RANK", "LOCAL_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-    if launched_by_accelerate and "MASTER_PORT" in given and not any(rank in given for rank in ranks):
+    if launched_by_accelerate and "MASTER_PORT" in given and not any(rank in given for rank in (*RANKS, "LOCAL_RANK")):
         raise UserError(
             "The launcher was asked for several processes but started only this one: accelerate launch starts several "
             'CPU processes only with mpirun. Use `accelerate launch --config_file "$(accel-flowers launch-config cpu_2_processes)"`, '
             "or ask for one process. (If you set MASTER_PORT yourself, unset it.)"
+        )
+    wrong = left_over(given)
+    if wrong is not None:
+        raise UserError(
+            f"The environment tells of a launch that is not there: {wrong}.\n"
+            f"For a process of its own: unset {' '.join(names_of_a_launch(given))}\n"
+            "For several processes, start them with accelerate launch."
         )
 
 
@@ -113,7 +125,23 @@ def start_processes() -> PartialState:
     """
     check_launch()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
-    return PartialState(cpu=computes_on_cpu(), **_process_group().to_kwargs())
+    size = launched_place()[1]
+    speak = threading.Timer(_SPEAK_AFTER, _tell_for_whom_it_waits, [size])
+    speak.daemon = True
+    if size > 1:
+        speak.start()
+    try:
+        return PartialState(cpu=computes_on_cpu(), **_process_group().to_kwargs())
+    finally:
+        speak.cancel()
+
+
+def _tell_for_whom_it_waits(size: int) -> None:
+    where = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ)
+    _log.warning(
+        f"waiting for the other processes of {size}, which meet at {where}; if there are none, end this and\n"
+        f"unset {' '.join(names_of_a_launch())}"
+    )
 
 
 def computes_on_cpu() -> bool:
@@ -180,6 +208,7 @@ def build_accelerator(
         accelerator = Accelerator(
             cpu=computes_on_cpu(),
             mixed_precision=mixed_precision,
+            dynamo_backend="no",  # train.compile says it; the launcher's flag would compile training alone, unrecorded
             log_with=list(trackers) or None,
             project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir / "tensorboard")
             if run_dir

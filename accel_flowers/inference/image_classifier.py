@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.machine import available_cores
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, upright_rgb
 from accel_flowers.models import saved as saved_models
@@ -146,7 +147,7 @@ class ImageClassifier:
         size = min(batch_size or self.spec.eval_batch_size, _LARGEST_BATCH)
         named = ((_name_of(image, number), image) for number, image in enumerate(_each_of(images)))
         waiting: deque[list[tuple[str, Future[Tensor | str]]]] = deque()
-        pool = ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(num_workers or available_cores())
         try:
             while chunk := list(islice(named, size)):
                 waiting.append([(name, pool.submit(_read, image, name, self._saved)) for name, image in chunk])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from itertools import chain
 
 from accel_flowers.core.console import counted
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import ProcessDied, map_in_order
 from accel_flowers.data.table import ImageTable
 from accel_flowers.inspection.analysis import Seen, look_at_rows
@@ -30,7 +30,7 @@ def look_at_table(table: ImageTable, *, num_workers: int | None = None) -> list[
     """
     total = len(table.files)
     if num_workers is None:
-        num_workers = min(len(os.sched_getaffinity(0)), total // _WORTH_A_PROCESS)
+        num_workers = min(available_cores(), total // _WORTH_A_PROCESS)
     chunks = [range(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)]
     # Threads would not do: the hashes hold Python's lock.
     looked = map_in_order(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
+from accel_flowers.core.order import natural_key
 from accel_flowers.data.decide_split import too_few_for_a_split
 from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
@@ -237,7 +238,7 @@ def _class_table(findings: Findings) -> list[str]:
     width = max(len("class"), *(len(printable(name)) for name in sizes))
     lines = [f"{'class':<{width}}  pictures" + "".join(f"{part:>8}" for part in parts)]
     largest = max(1, *sizes.values())
-    for name, size in sizes.items():
+    for name, size in sorted(sizes.items(), key=lambda item: natural_key(item[0])):
         counts = "".join(f"{findings.class_counts[name].get(part, 0):8,}" for part in parts)
         lines.append(f"{printable(name):<{width}}  {size:8,}{counts}  {'█' * round(_BAR * size / largest)}".rstrip())
     return lines

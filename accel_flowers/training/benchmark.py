@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.machine import check_can_train
 from accel_flowers.data.cache import NoCache, open_cache
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
@@ -127,11 +128,12 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
     Raises:
         UserError: a mistake in the configuration, the folder or the weights; several processes.
     """
+    check_can_train()
     with process_session({}, owns_process=owns_process) as together, oom_as_user_error():
         if together.processes.num_processes > 1:
             raise UserError(
-                "A benchmark measures one process: start it without a launcher, or with accelerate_configs/single_gpu.yaml "
-                "or cpu.yaml."
+                "A benchmark measures one process: start it without a launcher, or with one of its configurations for one "
+                "process (accel-flowers launch-config single_gpu, or cpu)."
             )
         accelerator = together.build_accelerator(mixed_precision=choose_precision(config, together.processes))
         with (

@@ -6,7 +6,7 @@ What can be wrong with a configuration, a folder, weights or a launch is found h
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,8 @@ from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
+from accel_flowers.models.seen import SEEN_PARTS, Digests, short_digests
+from accel_flowers.tracking.run_dir import how_to_build_on
 from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
 from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
@@ -74,6 +76,8 @@ class DataParts:
     split: Split
     contents: list[str]
     """Digest of each image of the table, where `wants_cache`."""
+    seen: Mapping[str, Digests]
+    """"train" and "val" → digests of their images, on the main process alone, which writes them into `model/`."""
 
     @property
     def train_labels(self) -> torch.Tensor:
@@ -148,21 +152,39 @@ def build_data(
     """
     asked = str(split_file) if split_file else config.data.split
     validated = cache(lambda: validate_all(table, range(len(table.files))))
+    seen: dict[str, Digests] = {}
 
     def decide() -> tuple[Split, list[str]]:
         split = decide_split(
-            table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image, examined=validated
+            table,
+            asked,
+            seed=config.train.seed,
+            on_bad_image=config.data.on_bad_image,
+            goes_on=_how_to_go_on(split_file.parent) if split_file else None,
+            examined=validated,
+            # Of two steps' images some classes may have none: so it is where such a run goes on.
+            each_class=not (split_file and config.debug.fast_dev_run),
         )
         if not split_file:
             split = subsample_for_debugging(split, table, config)
         for line in describe_split(table, split):
             _log.info(line)
+        found = validated()
+        for part in SEEN_PARTS:
+            seen[part] = short_digests([found[row][0] for row in table.rows_of(split.files_of(part))])
         return split, [digest for digest, _ in validated()] if wants_cache(config.data, accelerator.device) else []
 
     split, contents = broadcast_from_main(accelerator, decide)
     fingerprint = {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision}
     check_same_everywhere(accelerator, fingerprint)
-    return DataParts(table, split, contents)
+    return DataParts(table, split, contents, seen)
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    return (
+        "Put them back as they were and go on with --resume auto, or begin a new run with --run-dir DIR"
+        f"{how_to_build_on(run_dir)}."
+    )
 
 
 def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) -> ModelParts:
@@ -264,12 +286,13 @@ def prepare(
         parts=parts,
         to_pixels=to_pixels,
         plan=plan,
-        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
+        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs, step=plan.epoch_at(1)),
         normalizer=normalizer,
         spec=_describe_model(config, class_names, accelerator),
         state=state,
         ema=ema,
         stream=stream,
+        seen=data.seen,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.files import refused
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError
 from accel_flowers.data.sources.labels import LABEL_COLUMNS
@@ -86,6 +87,11 @@ def load_hub(source: str, *, label_column: str | None = None, to_learn: bool = T
         loaded = datasets.load_dataset(name)
     # RuntimeError: a dataset that is a script, which is not run.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if place := refused(error):
+            raise UserError(
+                f"Downloads are kept in a place that cannot be written ({place}): give another one with the environment "
+                "variable HF_HOME, or make room."
+            ) from None
         raise UserError(
             f"The dataset '{name}' of the Hugging Face hub cannot be loaded: {error}. Check the name and the network, "
             "or give a folder of your own: --data.path DIR."

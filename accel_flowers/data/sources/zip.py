@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import make_folder_once
+from accel_flowers.core.files import make_folder_once, refused
 from accel_flowers.data.sources.walk import is_hidden, looks_like_image
 from accel_flowers.data.sources.zip_names import name_members
 from accel_flowers.data.table import LAYOUT
@@ -49,6 +49,14 @@ def unzip(path: Path) -> Path:
                     archive.extract(member, partial)
     except UserError:
         raise
+    except OSError as error:
+        place = refused(error)
+        if place is None or error.filename == str(path):
+            raise UserError(f"The zip '{path}' cannot be unpacked: {error.strerror or error}.") from None
+        raise UserError(
+            f"The zip '{path}' is unpacked in '{target.parent}', which cannot be written ({place}). Give another "
+            "place with the environment variable HF_HOME, or unpack it yourself and give the folder."
+        ) from None
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -56,7 +64,6 @@ def unzip(path: Path) -> Path:
         EOFError,
         NotImplementedError,
         RuntimeError,
-        OSError,
         UnicodeError,
     ) as error:
         raise UserError(

@@ -276,7 +276,7 @@ def build_step(spec: TransformSpec, field: str) -> Any:
     values = {key: _argument(key, value, signature.parameters[key].default, field) for key, value in arguments.items()}
     try:
         return kind(**values)
-    except (TypeError, ValueError, AttributeError, LookupError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:  # the last: a tensor of nothing
         raise UserError(f"{field}: {name} does not take {arguments!r}: {error}") from None
 
 

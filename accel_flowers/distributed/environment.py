@@ -1,0 +1,94 @@
+"""What a launcher says of this process in environment variables, and what of that is only left over. No torch.
+
+A shell inside a job, a Kubernetes worker or a debugging session keeps such variables, although nobody else was started.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+_LOCAL = ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def launched_place(environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) where the variables do not say that there are others."""
+    given = os.environ if environment is None else environment
+    rank, size = _first(RANKS, given), _first(SIZES, given)
+    if rank is None or size is None or not given.get("MASTER_ADDR") or not 0 <= rank < size:
+        return 0, 1
+    return rank, size
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that a launcher started; so is one that has no others."""
+    return launched_place()[0] == 0
+
+
+def is_left_out() -> bool:
+    """Whether a command that is for one process has nothing to do here, because its launcher has started that one, too.
+
+    Only a launcher of this machine is believed: what a pod of a cluster says of its rank is so for every program in it.
+    """
+    return "TORCHELASTIC_RUN_ID" in os.environ and not is_main_process()
+
+
+class Launcher:
+    """The process that started this one, where it is a launcher; to be made while it is still there.
+
+    One that started a single process tells it of no signal (and one that is killed cannot), so whoever is left behind must
+    see for itself that it is gone.
+    """
+
+    def __init__(self) -> None:
+        # The precision alone may be somebody's own setting.
+        by_accelerate = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys()
+        started = by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ
+        self._process = os.getppid() if started else None
+
+    def is_gone(self) -> bool:
+        """Whether it has ended; never so for a process that no launcher started, whose shell may be closed."""
+        return self._process is not None and os.getppid() != self._process
+
+
+def left_over(environment: Mapping[str, str] | None = None) -> str | None:
+    """What is wrong with the variables, such that no training could start on them; None where they make sense.
+
+    A rank without a number of processes is no harm: nobody asks for it.
+    """
+    given = os.environ if environment is None else environment
+    for name in (*RANKS, *SIZES, *_LOCAL):
+        if name in given and _number(given[name]) is None:
+            return f"{name} is {given[name]!r}, which is no number"
+    rank, size = _first(RANKS, given), _first(SIZES, given)
+    if size is None or size == 1:
+        return "LOCAL_RANK is set, but no WORLD_SIZE" if "LOCAL_RANK" in given and size is None else None
+    name = next(name for name in SIZES if name in given)
+    if size < 1:
+        return f"{name} is {size}"
+    if rank is None and "LOCAL_RANK" not in given:
+        return f"{name} is {size}, but nothing says which of the {size} processes this is: there is no RANK"
+    if rank is not None and not 0 <= rank < size:
+        return f"RANK is {rank}, but {name} is {size}"
+    if not given.get("MASTER_ADDR"):
+        return f"{name} is {size}, but nothing says where the other processes are: there is no MASTER_ADDR"
+    return None
+
+
+def names_of_a_launch(environment: Mapping[str, str] | None = None) -> list[str]:
+    """The variables that are set."""
+    given = os.environ if environment is None else environment
+    return [name for name in (*RANKS, *SIZES, *_LOCAL, "MASTER_ADDR", "MASTER_PORT") if name in given]
+
+
+def _first(names: tuple[str, ...], given: Mapping[str, str]) -> int | None:
+    return next((_number(given[name]) for name in names if name in given), None)
+
+
+def _number(word: str) -> int | None:
+    try:
+        return int(word)
+    except ValueError:
+        return None
