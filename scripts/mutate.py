@@ -174,7 +174,7 @@ MUTATIONS = (
         "distributed/preemption.py",
         "        stop, late = self._agreement.any(self._signalled, late)",
         "        stop = self._signalled",
-        ("test_faults.py::test_stopped_by_a_signal",),
+        ("test_faults.py::test_stopped_by_a_signal_to_one_process",),
     ),
     Mutation(
         "signal-in-an-evaluation-not-agreed",
@@ -267,7 +267,7 @@ MUTATIONS = (
         "training/epoch.py",
         '"temperature": temperature}',
         '"temperature": None}',
-        ("test_report.py::test_a_run_draws_its_report_when_all_is_saved",),
+        ("test_report.py::test_a_model_keeps_the_temperature_that_its_run_found",),
     ),
     # Numbers that go wrong
     Mutation(

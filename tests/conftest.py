@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +107,14 @@ def _fresh_accelerate():
 
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _path_of_this_process() -> Iterator[None]:
+    """The command line sets up where its process looks for modules; here it is called within ours."""
+    places, safe = list(sys.path), os.environ.get("PYTHONSAFEPATH")
+    yield
+    sys.path[:] = places
+    os.environ.pop("PYTHONSAFEPATH", None)
+    if safe is not None:
+        os.environ["PYTHONSAFEPATH"] = safe

@@ -314,11 +314,18 @@ def test_a_run_from_the_cache_is_the_run_from_files(processes: int, tmp_path: Pa
     assert runs["files"] == runs["cache"] == runs["cache again"]
 
 
-def test_a_recipe_that_insists_is_told_what_is_lacking(tmp_path: Path) -> None:
-    config = tiny_config(
-        make_folder(tmp_path / "photos"),
-        tmp_path / "run",
-        data={"pixels_from": "cache", "cache_dir": str(tmp_path / "cache"), "cache_gib": 1e-6},
-    )
-    with pytest.raises(UserError, match=r"cannot be kept decoded: .* Allow more with --data.cache-gib"):
+@pytest.mark.holds("What a message advises works")
+@pytest.mark.parametrize("lacking", ["the limit", "the disk"])
+def test_a_recipe_that_insists_is_told_what_is_lacking(lacking: str, tmp_path: Path) -> None:
+    photos, cache = make_folder(tmp_path / "photos"), tmp_path / "cache"
+    data = {"pixels_from": "cache", "cache_dir": str(cache), "cache_gib": 1e-6 if lacking == "the limit" else 1}
+    if lacking == "the disk":
+        cache.write_text("a file")
+    config = tiny_config(photos, tmp_path / "run", data=data, train={"epochs": 1})
+    with pytest.raises(UserError, match=r"cannot be kept decoded: .* --data.cache-dir, or take --data") as refused:
         train(config)
+    assert ("Allow more with --data.cache-gib" in str(refused.value)) == (lacking == "the limit")
+    advised = {"cache_gib": 1} if lacking == "the limit" else {"cache_dir": str(tmp_path / "other")}
+    for way, change in (("as advised", advised), ("files", {"pixels_from": "files"})):
+        changed = {"data": config.data.model_copy(update=change), "run_dir": str(tmp_path / way)}
+        train(config.model_copy(update=changed))

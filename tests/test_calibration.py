@@ -8,6 +8,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
 from accel_flowers.metrics.calibration import (
+    apply_out_of_fold,
     apply_temperature,
     chance_errors,
     fit_temperature,
@@ -58,10 +59,14 @@ def test_likelihood_is_that_of_scikit_learn() -> None:
     assert negative_log_likelihood(tempered, labels) == pytest.approx(log_loss(labels, tempered, labels=range(5)))
 
 
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+@pytest.mark.parametrize("temperature", [0.4, 1.3, 2.5])
 def test_a_known_temperature_is_found(temperature: float) -> None:
     probabilities, labels = drawn(20_000, temperature)
     assert fit_temperature(probabilities, labels) == pytest.approx(temperature, rel=0.03)
+
+
+def test_a_model_that_is_right_needs_none() -> None:
+    assert fit_temperature(*drawn(20_000)) is None
 
 
 def test_temperature_mends_what_it_can() -> None:
@@ -102,3 +107,38 @@ def test_chance_explains_the_error_of_a_true_model_and_not_that_of_a_boaster() -
     one = chance_errors(np.array([[0.75, 0.25]]), num_draws=2000)
     assert sorted(set(one.round(6))) == [0.25, 0.75]  # one image: right or wrong
     assert (one == 0.25).mean() == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.holds("A temperature of few images harms no others")
+def test_a_temperature_of_few_images_does_not_make_others_worse() -> None:
+    """Of models that are right, 31 validation images call few wrong; what is fitted on them hardly harms new images."""
+    fitted, harm = [], []
+    others, their_labels = drawn(4000, seed=999)
+    for seed in range(60):
+        temperature = fit_temperature(*drawn(31, seed=seed))
+        if temperature is not None:
+            fitted.append(temperature)
+            tempered = apply_temperature(others, temperature)
+            harm.append(negative_log_likelihood(tempered, their_labels) - negative_log_likelihood(others, their_labels))
+    assert len(fitted) < 15, "most are refused: they do not lower the loss out of fold"
+    assert all(0.4 < temperature < 2 for temperature in fitted)
+    assert max(harm, default=0) < 0.2
+
+
+def test_a_boaster_is_tempered_though_images_are_few() -> None:
+    fitted = [fit_temperature(*drawn(60, 3.0, seed=seed)) for seed in range(20)]
+    told = [each for each in fitted if each is not None]
+    assert len(told) >= 15
+    assert all(each > 1 for each in told)
+
+
+@pytest.mark.holds("A temperature of few images harms no others")
+def test_out_of_fold_judges_as_new_images_do() -> None:
+    probabilities, labels = drawn(2000, 2.5)
+    temperature = fit_temperature(probabilities, labels)
+    assert temperature is not None
+    tempered, out_of_fold = apply_temperature(probabilities, temperature), apply_out_of_fold(probabilities, labels)
+    np.testing.assert_allclose(out_of_fold, tempered, atol=0.02)
+    assert not np.array_equal(out_of_fold, tempered)
+    one = np.array([[0.6, 0.4]])
+    np.testing.assert_array_equal(apply_out_of_fold(one, np.array([0])), one)  # there is no other to fit it on

@@ -6,6 +6,8 @@ import copy
 import errno
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -103,6 +105,24 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
 # What is the best
 
 
+@pytest.mark.holds("Of equally good epochs that with the lower loss is kept")
+def test_ties_are_broken_by_the_loss() -> None:
+    """With few validation images ties are the rule: they are no reason to keep an early epoch, or to stop."""
+    state = TrainState()
+    found = []
+    for epoch, (value, loss) in enumerate([(0.9, 0.7), (0.9, 0.5), (0.9, 0.6), (0.8, 0.1), (0.9, 0.4)], start=1):
+        state.step = epoch
+        found.append(state.update_best(value, loss=loss, epoch=epoch, lower_is_better=False))
+    assert found == [True, True, False, False, True]
+    assert (state.best_epoch, state.best_step, state.best_loss, state.epochs_since_improvement) == (5, 5, 0.4, 0)
+    state.update_best(0.5, loss=1.0, epoch=8, lower_is_better=False)
+    assert state.epochs_since_improvement == 3, "where a step is longer than an epoch, not each has an evaluation"
+    earlier = TrainState(best_value=0.9, best_epoch=3, best_step=3)  # as an earlier version wrote it
+    assert not earlier.update_best(0.9, loss=0.1, epoch=4, lower_is_better=False)
+    assert earlier.update_best(0.95, loss=0.2, epoch=5, lower_is_better=False)
+    assert earlier.best_loss == 0.2
+
+
 @pytest.mark.parametrize(
     ("lower_is_better", "values", "bests"),
     [
@@ -115,23 +135,27 @@ def weights(network: nn.Module) -> dict[str, Tensor]:
     ids=["higher", "lower", "tie of zeros, higher", "tie of zeros, lower", "below zero"],
 )
 def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: list[float], bests: list[bool]) -> None:
+    """Where their losses are equal, too."""
     state = TrainState()
     best = 0
     for place, (value, is_best) in enumerate(zip(values, bests, strict=True), start=1):
         state.step = 10 * place
         best = place if is_best else best
-        assert state.update_best(value, epoch=place, lower_is_better=lower_is_better) is is_best
+        assert state.update_best(value, loss=1.5, epoch=place, lower_is_better=lower_is_better) is is_best
         assert asdict(state) == {
             "step": 10 * place,
             "best_value": values[best - 1],
+            "best_loss": 1.5,
             "best_epoch": best,
             "best_step": 10 * best,
             "epochs_since_improvement": place - best,
             "epochs_scored": place,
+            "evaluations": place,
             "skipped_steps": 0,
             "rollbacks": 0,
             "micro_batch_size": None,
             "pending_losses": [],
+            "pending_parts": [],
         }
 
 
@@ -182,7 +206,7 @@ def test_a_run_directory_can_be_moved(training: Training, tmp_path: Path) -> Non
 
 def test_state_weights_and_optimizer_come_back(training: Training, accelerator: Accelerator) -> None:
     training.step(3)
-    training.state.update_best(0.5, epoch=1, lower_is_better=True)
+    training.state.update_best(0.5, loss=1.0, epoch=1, lower_is_better=True)
     training.save()
     best = weights(training.network)
     training.step(2)
@@ -280,12 +304,12 @@ def test_what_is_written_is_the_step_at_which_it_was_begun(
         save_file(*of, **how)
 
     training.step(2)
-    training.state.update_best(0.5, epoch=1, lower_is_better=True)
+    training.state.update_best(0.5, loss=1.0, epoch=1, lower_is_better=True)
     before = copy.deepcopy((weights(training.network), training.optimizer.state_dict(), training.state))
     monkeypatch.setattr(checkpoint, "save_file", save_later)
     training.checkpoints.save(training.network, training.optimizer, training.state)
     training.step(3)
-    training.state.update_best(0.4, epoch=2, lower_is_better=True)
+    training.state.update_best(0.4, loss=1.0, epoch=2, lower_is_better=True)
     assert not training.links(), "it is still being written"
     may_write.set()
 
@@ -538,3 +562,55 @@ def test_weights_of_another_network_are_told(training: Training) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors does not fit.*conv\.weight \(5, 3\) for \(4, 3\)"):
         training.checkpoints.load_weights(other, 1)
     torch.testing.assert_close(weights(other), before)
+
+
+@pytest.mark.holds("A file system that lacks a convenience ends no run")
+@pytest.mark.parametrize("lacks", ["symlink", "fsync", "chmod", "rmdir"])
+def test_a_file_system_that_lacks_something_ends_no_run(
+    lacks: str, training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """exFAT, SMB shares and Google Drive have no links, permissions or flush of folders; NFS keeps open files' folders."""
+    really = getattr(os, lacks)
+
+    def refuse(*given: Any, **words: Any) -> Any:
+        if lacks == "fsync" and not Path(f"/proc/self/fd/{given[0]}").is_dir():
+            return really(*given, **words)
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(given[0]))
+
+    training.step()
+    training.save(is_best=True)
+    monkeypatch.setattr(os, lacks, refuse)
+    for _ in range(3):
+        training.step()
+        training.save(is_best=True)
+    assert training.links() == ({} if lacks == "symlink" else {LAST: 4, BEST: 4})
+    newest = training.newest()
+    assert newest is not None
+    assert newest.step == 4
+    assert training.directory(1).exists() == (lacks == "rmdir")
+    assert {path.name for path in training.root.glob(".*")} <= {".step-00000001.part"}
+
+
+@pytest.mark.holds("A file system that lacks a convenience ends no run")
+def test_a_copy_in_which_links_became_folders_goes_on(training: Training) -> None:
+    training.step()
+    training.save(is_best=True)
+    (training.root / LAST).unlink()
+    shutil.copytree(training.directory(1), training.root / LAST)
+    training.step()
+    training.save()
+    newest = training.newest()
+    assert newest is not None
+    assert newest.step == 2
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o007])
+def test_all_files_of_a_checkpoint_have_the_permissions_that_were_asked_for(umask: int, training: Training) -> None:
+    before = os.umask(umask)
+    try:
+        training.step()
+        training.save()
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in training.directory(1).iterdir()}
+    assert modes == {0o666 & ~umask}

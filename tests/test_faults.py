@@ -58,7 +58,8 @@ def test_killed_twice(undisturbed: Path, words: list[str | Path], tmp_path: Path
 
 
 @pytest.mark.holds("A signal to stop, to any process")
-def test_stopped_by_a_signal(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_stopped_by_a_signal_through_the_launcher(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     """SIGTERM through the launcher hits the loaders' workers, too."""
     run_dir = tmp_path / "run"
     with Launched(TWO_PROCESSES, run_dir, *words, "--data.num-workers", "1") as launched:
@@ -72,7 +73,6 @@ def test_stopped_by_a_signal(undisturbed: Path, words: list[str | Path], tmp_pat
 
 
 @pytest.mark.holds("A signal to stop, to any process")
-@pytest.mark.slow
 def test_stopped_by_a_signal_to_one_process(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with Forked(2, run_dir, *words) as forked:

@@ -279,7 +279,13 @@ def test_short_memory_on_one_process_halves_the_micro_batch_of_all(photos: Path,
 def test_libraries_have_many_words_for_a_lack_of_memory(error: Exception, is_that: bool) -> None:
     with pytest.raises(OutOfMemory if is_that else RuntimeError) as found, oom_as_user_error():
         raise error
-    assert ("Leave more memory free" in str(found.value)) == is_that
+    assert ("Leave more " in str(found.value)) == is_that
+
+
+def test_short_memory_of_the_machine_blames_no_micro_batch() -> None:
+    with pytest.raises(OutOfMemory, match=r"--data\.num-workers 0.*--resume auto") as found, oom_as_user_error():
+        raise MemoryError("Unable to allocate 30.0 GiB for an array")
+    assert "micro-batch" not in str(found.value)
 
 
 @pytest.mark.parametrize("last_works", [1, 2, 3])
@@ -353,6 +359,14 @@ def test_meter_goes_on_where_it_was_saved() -> None:
     for number, loss in enumerate(losses[2:], start=2):
         second.add(number, loss_of(loss))
     assert second.read().loss == whole.read().loss, "to the last bit"
+    with_parts, first = Meter(accelerator, plan), Meter(accelerator, plan)
+    for number, right in enumerate([0.25, 1.0, 0.5]):
+        with_parts.add(number, loss_of(1.0)._replace(parts={"accuracy": torch.tensor(right)}))
+        if number < 2:
+            first.add(number, loss_of(1.0)._replace(parts={"accuracy": torch.tensor(right)}))
+    second = Meter(accelerator, plan, first.pending(), json.loads(json.dumps(first.pending_parts())))
+    second.add(2, loss_of(1.0)._replace(parts={"accuracy": torch.tensor(0.5)}))
+    assert second.read().parts == with_parts.read().parts == {"accuracy": pytest.approx(7 / 12)}
     of_two = Meter(accelerator, plan, [[1.0, 2.0], [3.0, 4.0]])
     of_two.add(8, loss_of(5.0))
     assert of_two.read().loss == pytest.approx(3.0), "two processes' losses, read by one"

@@ -83,6 +83,15 @@ def test_a_warm_up_rises_evenly_to_the_schedule(name: str) -> None:
     assert [lr_at(step / 10) for step in range(21)] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("name", ["constant", "step", "multistep", "cosine"])
+def test_no_step_of_a_warm_up_is_wasted(name: str) -> None:
+    """Ten steps an epoch, two epochs of warm-up: the first has a twentieth of the rate, the twentieth all of it."""
+    lr_at = build_lr_schedule(ScheduleConfig(name=name, warmup_epochs=2), lr=LR, epochs=30, step=0.1)
+    assert [lr_at(step / 10) for step in range(20)] == pytest.approx([LR * (step + 1) / 20 for step in range(20)])
+    plain = schedule(name=name, warmup_epochs=2)
+    assert [lr_at(2 + step / 10) for step in range(50)] == [plain(2 + step / 10) for step in range(50)]
+
+
 def test_cosine_falls_over_what_the_warm_up_leaves() -> None:
     lr_at, plain = schedule(name="cosine", epochs=25, warmup_epochs=5), schedule(name="cosine", epochs=20)
     assert [lr_at(5 + epoch) for epoch in range(21)] == pytest.approx([plain(epoch) for epoch in range(21)], abs=1e-12)

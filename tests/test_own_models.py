@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 from accel_flowers.inference.evaluate import evaluate
 from accel_flowers.inference.image_classifier import load_model
+from accel_flowers.metrics.classification import Seen
 from accel_flowers.models.backbone import Backbone, Preprocessing, check_input
 from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze
@@ -386,5 +388,6 @@ def test_it_is_trained_and_resumed_like_any_other(module: Path, folder: Path, tm
     assert (saved.architecture, saved.dropout) == ("garden/net", 0.1)
     assert saved.parts["model garden/net"]["module"] == "garden_parts"
     scores = evaluate(tmp_path / "run/model", folder, split_file=tmp_path / "run/split.json", part="val")
-    assert scores.as_json().items() <= {**saved.scores["val"], "part": "val"}.items()
+    assert scores.seen == Seen(train=0, val=scores.num_images, others=None)
+    assert replace(scores, seen=None).as_json().items() <= {**saved.scores["val"], "part": "val"}.items()
     assert load_model(tmp_path / "run/model").predict(folder / "rose" / "00.png")[0].label in saved.class_names

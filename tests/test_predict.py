@@ -448,7 +448,6 @@ def test_the_command_looks_into_folders_and_tells_the_first_k(
         (["MODEL", "PICTURE", "--out", "FOLDER/a.json", "--format", "csv"], "contradict each other"),
         (["MODEL", "PICTURE", "--format", "parquet"], "add --out FILE.parquet"),
         (["nowhere", "PICTURE"], "'nowhere' is no model folder"),
-        (["MODEL/..", "PICTURE"], "Did you mean"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

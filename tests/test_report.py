@@ -7,20 +7,25 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
 from accel_flowers.cli.main import main
 from accel_flowers.config.loading import load_recipe
+from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.order import natural_key
 from accel_flowers.data.split import Split, load_split, save_split
 from accel_flowers.metrics.calibration import apply_temperature, fit_temperature, reliability_bins
 from accel_flowers.metrics.classification import Predictions, summarize
 from accel_flowers.metrics.intervals import compare_paired, holm
-from accel_flowers.metrics.predictions import load_predictions, save_predictions
+from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions, load_predictions, save_predictions
 from accel_flowers.models.saved import load_spec
 from accel_flowers.report import draw as draw_module
 from accel_flowers.report import text as words
@@ -29,6 +34,7 @@ from accel_flowers.report.draw import draw_report
 from accel_flowers.report.findings import answers, find_part, least_confident, worst_mistakes
 from accel_flowers.report.labels import find_label_candidates
 from accel_flowers.report.photos import Photos
+from accel_flowers.report.plots import Course, course_plot
 from accel_flowers.report.read import read_run
 from accel_flowers.report.settings import repeat_command
 from accel_flowers.training.train import train
@@ -89,8 +95,8 @@ def test_page_tells_these_numbers(made: Path) -> None:
         assert re.search(rf"{name} 12 pictures.*? {' '.join(numbers)} ", text), name
     raw = reliability_bins(rows.probabilities, rows.labels).error
     tempered = reliability_bins(apply_temperature(rows.probabilities, 1.25), rows.labels).error
-    assert f"{100 * raw:.1f} % {100 * tempered:.1f} % what chance" in text
-    assert f"temperature fitted on validation; logits are divided by it 1 {1.25:.3f}" in text
+    assert f"{100 * tempered:.1f} % {100 * raw:.1f} % what chance" in text
+    assert f"temperature fitted on validation; logits are divided by it {1.25:.3f} 1 " in text
     matrix = confusion_matrix(rows.labels, rows.predicted)
     for true in range(3):
         for said in range(3):
@@ -147,11 +153,63 @@ def test_the_class_of_an_image_is_its_label_and_not_its_folder(tmp_path: Path) -
     save_predictions(run_dir / "predictions.parquet", saved.parts, files, names)
     about = draw_module._data(read_run(run_dir), Photos(None))
     assert about.counts is None, "no file of a run says the class of its training images"
-    assert draw_module._class_of_files(read_run(run_dir)) == {
+    assert draw_module._class_of_files(read_run(run_dir), Photos(None)) == {
         file: names[label]
         for part, rows in saved.parts.items()
         for file, label in zip(files[part], rows.labels, strict=True)
     }
+
+
+def test_the_class_of_a_hub_image_is_not_taken_from_its_name(tmp_path: Path) -> None:
+    """Also not while there are no predictions yet; and an archive, where it is there, says what its images are."""
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", ("rose", "other"), per_part=4, finished=False)
+    run = read_run(run_dir)
+    folders = {file: file.split("/")[0] for file in run.split.parts}
+    assert draw_module._class_of_files(run, Photos(None)) == folders
+    of_hub = run.config.model_copy(update={"data": run.config.data.model_copy(update={"path": "hub:a/b"})})
+    assert draw_module._class_of_files(replace(run, config=of_hub), Photos(None)) == {}
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "photos")
+    photos = Photos(str(tmp_path / "zipped.zip"))
+    assert draw_module._class_of_files(replace(run, config=of_hub), photos) == folders
+
+
+def test_classes_stand_in_natural_order(tmp_path: Path) -> None:
+    names = [f"{number}" for number in (1, 2, 9, 10, 11, 100, 102)]
+    assert sorted(sorted(names), key=natural_key) == names
+    odd = ["", "²", "x" * 5 + "9" * 5000, "a2b10", "a2b9", "0x", "٣"]
+    assert len(sorted(odd, key=natural_key)) == len(odd)
+    assert sorted(["a2b10", "a2b9", "a10"], key=natural_key) == ["a2b9", "a2b10", "a10"]
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", tuple(sorted(names)), per_part=2)
+    text = text_of(draw_report(run_dir))
+    table = text[text.index("Pictures of each class") :]
+    places = [table.index(f" {name} 2 2 2 6") for name in names]
+    assert places == sorted(places)
+
+
+def test_a_constant_rate_is_a_flat_line_above_zero() -> None:
+    rate = Course("learning rate", [0.0, 1.0, 2.0], [0.001, 0.001, 0.001 + 1e-18])
+    plot = course_plot("lr", "learning rate", "", [rate], marked=False, alt="Learning rate.")
+    labels = [float(label) for label in re.findall(r">([\d.e-]+)</text>", plot.svg)]
+    assert 0.0012 in labels, "the axis ends above it"
+    assert all(label == 0 or label >= 0.0002 for label in labels), "and is none of rounding errors"
+
+
+def test_a_png_has_a_title_and_the_page_its_own(made: Path) -> None:
+    assert "Loss over" not in (made / "one/report.html").read_text("utf-8").split("<figcaption>")[0].split("<svg")[-1]
+    for name in ("loss", "confusion", "lr"):
+        pixels = np.asarray(Image.open(made / f"one/plots/{name}.png").convert("L"))
+        top = pixels[: round(24 * 160 / 72)]
+        assert (top < 128).sum() > 100, f"{name}.png has no title"
+
+
+def test_curves_say_of_which_part_they_are_and_why_they_differ(made: Path) -> None:
+    text = text_of(made / "one/report.html")
+    assert "Training: 36 pictures, as they are learnt from: with random changes" in text
+    assert "So training may stand above validation." in text
+    assert "So training may stand below validation." in text, "the accuracy has both, too"
+    config = Config.model_validate({"loss": {"label_smoothing": 0.1, "class_weights": "balanced"}})
+    told = words.parts_of_curves({"train": 1, "val": 1}, config, loss=True)
+    assert "with smoothed labels, with weighted classes." in told
 
 
 def test_mistakes_come_in_order(made: Path) -> None:
@@ -190,19 +248,159 @@ def test_sentences_of_the_worst_class() -> None:
     probabilities = np.full((30, 3), 0.03, dtype=np.float32)
     probabilities[np.arange(30), predicted] = 0.94
     rows = Predictions(np.array(labels), probabilities, np.zeros(30, dtype=np.float32))
-    from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions
-
     part = PartPredictions(rows.labels, rows.probabilities, rows.losses, tuple(map(str, range(30))))
     found = find_part(SavedPredictions(NAMES, {"test": part}), "test", temperature=None)
     headline, why = words.worst_class(found)
     assert headline.replace("\N{NO-BREAK SPACE}", " ") == "rose is worst, F1 57.1 %"  # 2 * 4 / (10 + 4)
     assert why.startswith("6 of its 10 are missed, most often taken for tulip (5).")
-    headline, sure = words.calibration(found.calibration)
+    headline, sure = words.calibration(found)
     assert headline == "No: it is too sure of itself"
     assert sure.replace("\N{NO-BREAK SPACE}", " ").startswith(
         "On average it was 94.0 % sure and 80.0 % right, further apart than chance explains (8.5 points). "
         "Calibration error (ECE) 14.0 %;"
     )
+
+
+def spoken(labels: list[int], probabilities: np.ndarray, part: str = "test") -> SavedPredictions:
+    """Predictions of one part, of classes NAMES."""
+    truth, said = np.array(labels), np.asarray(probabilities, dtype=np.float32)
+    losses = -np.log(said[np.arange(len(truth)), truth])
+    return SavedPredictions(NAMES, {part: PartPredictions(truth, said, losses, tuple(map(str, range(len(truth)))))})
+
+
+@pytest.mark.holds("It judges the probabilities that `predict` serves")
+def test_probabilities_are_judged_as_they_are_served() -> None:
+    """A network that is right, with a temperature that makes it boast: the verdict is that of the boasting."""
+    generator = np.random.default_rng(0)
+    truth = (np.arange(900) % 3).tolist()
+    said = np.full((900, 3), 0.15)
+    said[np.arange(900), np.where(generator.random(900) < 0.7, truth, (np.array(truth) + 1) % 3)] = 0.7
+    saved = spoken(truth, said)
+    assert words.calibration(find_part(saved, "test", temperature=None))[0].startswith("Yes")
+    found = find_part(saved, "test", temperature=0.282)
+    headline, told = words.calibration(found)
+    assert headline == "No: it is too sure of itself"
+    assert "That is with the temperature 0.28 that predict applies" in told
+    assert found.calibration.confidence > 0.95
+    served = apply_temperature(saved.parts["test"].probabilities, 0.282)
+    for place, answer in enumerate(answers(saved, "test", temperature=0.282)):
+        assert answer.probability == pytest.approx(served[place].max())
+        assert answer.loss == pytest.approx(-np.log(served[place, truth[place]]))
+    assert find_part(saved, "test", temperature=0.282).loss == find_part(saved, "test", temperature=None).loss
+
+
+@pytest.mark.holds("It judges the probabilities that `predict` serves")
+def test_few_pictures_do_not_say_that_probabilities_are_true() -> None:
+    """85 % sure and 73 % right on 30 pictures: neither yes nor no can be told."""
+    truth = [place % 3 for place in range(30)]
+    said = np.full((30, 3), 0.075)
+    said[np.arange(30), [(label + (place % 15 < 4)) % 3 for place, label in enumerate(truth)]] = 0.85
+    found = find_part(spoken(truth, said), "test", temperature=None)
+    assert found.accuracy.value == pytest.approx(22 / 30)
+    assert words.calibration(found)[0] == "Too few pictures to tell"
+
+
+@pytest.mark.holds("It concludes nothing from a model that is not surely better than a constant answer")
+@pytest.mark.parametrize(
+    ("right", "told"),
+    [(12, "That is no better than always saying"), (14, "cannot be told from always saying"), (30, "")],
+    ids=["chance", "few", "learnt"],
+)
+def test_nothing_is_concluded_from_chance(right: int, told: str, tmp_path: Path) -> None:
+    truth = [0] * 12 + [1] * 12 + [2] * 12
+    said = np.full((36, 3), 0.01)
+    predicted = [0] * 36 if right == 12 else [label if place < right else 0 for place, label in enumerate(truth)]
+    if right == 14:
+        predicted = [0] * 12 + [1] * 2 + [0] * 22
+    said[np.arange(36), predicted] = 0.98
+    found = find_part(spoken(truth, said), "test", temperature=None)
+    baseline, warning = words.baseline(found)
+    assert baseline.replace("\N{NO-BREAK SPACE}", " ") == (
+        "Always saying one and the same class would get 33.3 %, guessing 33.3 %."
+    )
+    headlines = [
+        words.worst_class(found)[0],
+        words.label_candidates([], 36, 100, found)[0],
+        words.calibration(found)[0],
+    ]
+    if told:
+        assert told in warning
+        assert headlines == ["Not to be told yet"] * 3
+    else:
+        assert warning == ""
+        assert "Not to be told yet" not in headlines
+    if right == 12:
+        assert "It calls 36 of 36 pictures daisy." in warning
+
+
+@pytest.mark.holds("It concludes nothing from a model that is not surely better than a constant answer")
+def test_a_page_of_a_model_at_chance_has_no_candidates(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, per_part=12, skill=0)
+    assert find_label_candidates(load_predictions(run_dir / "predictions.parquet")), "there would be some"
+    text = text_of(draw_report(run_dir))
+    assert "Always saying one and the same class would get 33.3 %, guessing 33.3 %." in text
+    assert text.count("Not to be told yet") == 5, "three answers, and two of them again in their sections"
+    for lie in ("mislabelled.", "Yes, as far as", "no accident", "is worst, F1", "label looks wrong"):
+        assert lie not in text, lie
+
+
+def test_equal_classes_are_named_together() -> None:
+    truth = [0] * 10 + [1] * 10 + [2] * 10
+    said = np.full((30, 3), 0.03)
+    said[np.arange(30), [0] * 8 + [1] * 2 + [1] * 8 + [0] * 2 + [2] * 10] = 0.94
+    headline, why = words.worst_class(find_part(spoken(truth, said), "test", temperature=None))
+    assert headline.replace("\N{NO-BREAK SPACE}", " ") == "daisy and rose are worst, F1 80.0 %"
+    assert why == "They are equal: 4 of their 20 pictures are missed."
+    said[[0, 1]] = 0.03
+    said[[0, 1], 2] = 0.94
+    said[2] = [0.94, 0.03, 0.03]
+    _, why = words.worst_class(find_part(spoken(truth, said), "test", temperature=None))
+    assert why.startswith("4 of its 10 are missed, most often taken for rose and tulip, each (2).")
+
+
+def length(planned: int, val_losses: list[float], best: int | None, **values: Any) -> words.Length:
+    """A finished training that was evaluated after each epoch."""
+    place = None if best is None else best - 1
+    usual = {"planned": planned, "ran": len(val_losses), "finished": True, "best": best, "train_loss": 0.5}
+    return words.Length(**{**usual, "val_losses": val_losses, "best_place": place, **values})
+
+
+@pytest.mark.holds("It gives no advice that the run does not bear out")
+@pytest.mark.parametrize(
+    ("course", "told"),
+    [
+        (length(10, [0.9, 0.5, *[0.6] * 8], 2), "best after epoch 2 of 10. It did not improve after that: a shorter"),
+        (length(10, [0.9, 0.5, *[0.4] * 8], 2), "best after epoch 2 of 10. Its loss fell further after that: a longer"),
+        (
+            length(10, [0.9, 0.5], 2),
+            "of 2, where early stopping ended it (10 were planned). That is the last one: a longer",
+        ),
+        (length(30, [0.9, 0.5, 0.6, 0.6, 0.6], 2), "of 5, where early stopping ended it (30 were planned)."),
+        (length(30, [0.5, 0.6], 1, finished=False), "2 of 30 epochs so far."),
+        (length(30, [], None, finished=False), ""),
+        (length(1, [0.5], 1), "Validation was best after epoch 1 of 1."),
+        (length(4, [0.9, 0.8, 0.8, 1.5], 3), "overfits"),
+    ],
+    ids=["done", "falling", "stopped at its best", "stopped", "going on", "begun", "one", "overfits"],
+)
+def test_advice_on_the_length(course: words.Length, told: str) -> None:
+    said = words.course_of_training(course)
+    assert told in said
+    if "shorter" not in told:
+        assert "shorter" not in said
+    if "longer" not in told:
+        assert "longer" not in said
+
+
+@pytest.mark.holds("It gives no advice that the run does not bear out")
+def test_a_run_that_goes_on_gets_no_advice(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, per_part=3, finished=False, train={"epochs": 9})
+    text = text_of(draw_report(run_dir))
+    assert "2 of 9 epochs so far." in text
+    assert "a shorter training" not in text
+    assert "a longer training" not in text
+    ended = make_run(tmp_path / "ended", tmp_path / "photos", NAMES, per_part=3, train={"epochs": 9})
+    assert "best after epoch 2 of 2, where early stopping ended it (9 were planned)" in text_of(draw_report(ended))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +411,9 @@ def test_verdicts(counts: tuple[int, int], headline: str) -> None:
     first = np.array([True] * counts[0] + [False] * counts[1] + [True] * 50)
     second = np.array([False] * counts[0] + [True] * counts[1] + [True] * 50)
     found = compare_paired(first, second)
-    assert headline in words.verdict("a", "b", found, found.p_value)[0]
+    said = words.verdict("a", "b", found, found.p_value)[0]
+    assert headline in said
+    assert ("better" in said) == ("hardly" in headline), "what could be luck is not called better"
 
 
 def test_a_run_that_has_not_ended_is_told(tmp_path: Path) -> None:
@@ -301,7 +501,7 @@ def test_the_command_repeats_the_run(made: Path) -> None:
     assert repeat_command(run) == f"accel-flowers train {made}/one/config.yaml --run-dir {made}/one-again"
     assert load_recipe(str(made / "one/config.yaml")) == run.config
     run.environment.update(num_processes=2)
-    assert "accelerate_configs/cpu_2_processes.yaml --num_processes 2" in repeat_command(run)
+    assert '$(accel-flowers launch-config cpu_2_processes)" --num_processes 2' in repeat_command(run)
     run.environment.update(num_processes=1, precision="bf16")
     assert repeat_command(run).startswith("accelerate launch --cpu --num_processes 1 --mixed_precision bf16 -m ")
     assert repeat_command(run).endswith(" --train.precision launcher"), "whatever a trial would find now"
@@ -390,9 +590,21 @@ def test_a_run_draws_its_report_when_all_is_saved(tmp_path: Path, capsys: pytest
         assert summarize(rows, said.class_names) == {
             name: value for name, value in results[part].as_json().items() if name != "part"
         }
-    assert load_spec(run_dir / "model").temperature == fit_temperature(
-        said.parts["val"].probabilities, said.parts["val"].labels
-    )
+
+
+def test_a_model_keeps_the_temperature_that_its_run_found(tmp_path: Path) -> None:
+    photos, run_dir = make_folder(tmp_path / "photos", per_class=12), tmp_path / "run"
+    sections = {
+        "data": {"split": "50/50"},
+        "train": {"epochs": 4},
+        "optim": {"name": "adam", "lr": 1e-3},
+        "model": {"dropout": 0.0},
+    }
+    train(tiny_config(photos, run_dir, **sections))
+    rows = load_predictions(run_dir / "predictions.parquet").parts["val"]
+    temperature = load_spec(run_dir / "model").temperature
+    assert temperature is not None
+    assert temperature == fit_temperature(rows.probabilities, rows.labels)
 
 
 @pytest.mark.holds("A report that fails does not fail the run, and no process waits for it")

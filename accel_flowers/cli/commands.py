@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from accel_flowers import __version__
 from accel_flowers.cli.benchmark import benchmark_command
-from accel_flowers.cli.common import split_imports
+from accel_flowers.cli.common import expand_home, split_imports
 from accel_flowers.cli.evaluate import evaluate_command
 from accel_flowers.cli.inspect import inspect_command
 from accel_flowers.cli.launch_config import launch_config_command
@@ -54,7 +54,7 @@ def dispatch(words: Sequence[str]) -> int:
     Raises:
         UserError: there is no such command, or whatever the command raises.
     """
-    modules, words = split_imports(words)
+    modules, words = split_imports([expand_home(word) for word in words])
     if not words:
         raise UserError(f"Which command?\n\n{_usage()}")
     if words[0] in ("-h", "--help"):

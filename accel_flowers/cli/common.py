@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from accel_flowers.core.errors import UserError
 
 IMPORT_FLAG = "--import"
+
+
+def expand_home(word: str) -> str:
+    """A word of the command line as a shell would have made it: those expand "~/x" alone, not that of "--out=~/x"."""
+    flag, is_, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{is_}{os.path.expanduser(value)}"
 
 
 def split_imports(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -1,21 +1,21 @@
 """The command line: words → configuration → one function → exit code. No logic, and no torch before it is needed.
 
-Exit codes: 0 done; 1 done, but some images could not be read, or another process was lost; 2 a mistake of the user's, told in one message;
-75 stopped by a signal, after a checkpoint where a run had begun: resume me; 130 Ctrl-C twice, or in a command that keeps nothing.
+Exit codes: 0 done; 1 done, but some images could not be read, the result could not be printed, or another process was
+lost; 2 a mistake of the user's, told in one message; 75 stopped by a signal, after a checkpoint where a run had begun:
+resume me; 130 Ctrl-C twice, or in a command that keeps nothing.
 """
 
 from __future__ import annotations
 
 import gc
-import io
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from accel_flowers.cli.commands import dispatch, is_of_several_processes
-from accel_flowers.core.console import attach_console, write_error
+from accel_flowers.core.console import ResultLost, attach_console, lenient_streams, results, write_error
+from accel_flowers.core.environment import check_working_directory, libraries_first, need_home
 from accel_flowers.core.errors import Interrupted, RankLost, Stopped, UserError, printable
 from accel_flowers.core.signals import signals_stop
 from accel_flowers.distributed.environment import is_left_out, is_main_process, launched_place
@@ -35,6 +35,7 @@ _LET_MAIN_SPEAK = 3
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
+    libraries_first()
     words = sys.argv[1:] if words is None else words
     joins = is_of_several_processes(words)
 
@@ -55,35 +56,49 @@ def end_with(work: Callable[[], int], *, speaks: bool | None = None) -> None:
     speaks = is_main_process() if speaks is None else speaks
     gc.set_threshold(_COLLECT_EVERY)
     attach_console()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: no name of a file or class ends a program
+    with lenient_streams():
+        sys.exit(_code_of(work, speaks=speaks))
+
+
+def _code_of(work: Callable[[], int], *, speaks: bool) -> int:
     try:
+        need_home()
+        check_working_directory()
         code = work()
-        sys.stdout.flush()
-        sys.exit(code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has seen enough: nothing more to say
-        sys.exit(1)
-    except Interrupted as stop:
+        results.flush()
+        return code
+    except ResultLost as lost:
+        if str(lost):
+            write_error(str(lost))
+        return 1
+    except (Interrupted, Stopped) as stop:
         if speaks:
             write_error(str(stop))
-        sys.exit(Interrupted.RESUME_ME)
-    except Stopped as stop:
-        if speaks:
-            write_error(str(stop))
-        sys.exit(Interrupted.RESUME_ME)
+        return Interrupted.RESUME_ME
     except KeyboardInterrupt:
         write_error("stopped by the keyboard; what was saved is kept")
-        sys.exit(130)
+        return 130
     except RankLost as lost:
         write_error(f"process {launched_place()[0]}: {lost}")
-        sys.exit(1)
+        return 1
     except UserError as error:
         if speaks:
             write_error(_message(error))
         else:
             time.sleep(_LET_MAIN_SPEAK)
-        sys.exit(2)
+        return 2
+    except OSError as error:
+        place = _place_that_refuses(error)
+        if place is None:
+            raise  # a bug
+        write_error(f"the system refuses what is needed here ({place}): make room or mend the permissions")
+        return 2
+
+
+def _place_that_refuses(error: OSError) -> str | None:
+    from accel_flowers.core.files import refused  # a library that help does without
+
+    return refused(error)
 
 
 def _message(error: UserError) -> str:

@@ -6,6 +6,7 @@ devices, precision. No setting has two owners. This module imports neither torch
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -151,6 +152,10 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, (str, dict)) else value
 
 
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path as people write it, "~/photos" too; other words, such as "80/20", stay as they are."""
+
+
 def _is_utf8(text: str) -> bool:
     """Not so where the shell gave bytes of another encoding, which no file of a run could hold."""
     try:
@@ -191,9 +196,11 @@ class About(Section):
 
 
 class DataConfig(Section):
-    path: str | None = None
-    """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; or hub:OWNER/NAME for a dataset of the Hugging Face hub."""
-    split: str = "80/10/10"
+    path: UserPath | None = None
+    """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; a folder with a CSV of file and label; a dataset that `datasets` saved, or Parquet; or hub:OWNER/NAME for one of the Hugging Face hub."""
+    label_column: str | None = Field(default=None, min_length=1)
+    """Column of the classes, where images come from a dataset or have their classes in a CSV; None = the one there is."""
+    split: UserPath = "80/10/10"
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
@@ -213,7 +220,7 @@ class DataConfig(Section):
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
     pixels_from: Literal["auto", "reference", "files", "cache", "device", "plain"] = "auto"
     """files: each image is decoded anew, JPEGs on a fast way; cache: decoded once into a memory-mapped file that all processes share; device: decoded once into the GPU's memory, cropped and coloured there; reference (or plain, its earlier name): Pillow and torchvision's transforms, which define what the others give to a level; auto: the first of device, cache and files that fits, and files on a CPU, where training takes longer than loading."""
-    cache_dir: str | None = Field(default=None, min_length=1)
+    cache_dir: UserPath | None = Field(default=None, min_length=1)
     """Where decoded images are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
     cache_gib: float = Field(default=20.0, gt=0)
     """Most that all decoded images there may take, in GiB; the longest unused give way."""
@@ -228,7 +235,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     name: str = "resnet18"
     """Architecture: any classification model of torchvision, by its name there."""
-    weights: str = "imagenet"
+    weights: UserPath = "imagenet"
     """Starting weights: imagenet (torchvision's download), none (random), or a .safetensors or .pth file, whole or partial."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Probability of dropout in front of the new last layer; None = what the architecture has."""
@@ -284,7 +291,7 @@ class ScheduleConfig(Section):
     name: Literal["constant", "step", "multistep", "cosine", "one_cycle"] = "cosine"
     """Course of the learning rate over the run."""
     warmup_epochs: float = Field(default=0.0, ge=0)
-    """Epochs of linear rise from 0 in front (one_cycle: length of its rising part, 0 = 30 % of the run)."""
+    """Epochs of linear rise in front, whose first step is above 0 and whose last is full (one_cycle: length of its rising part, 0 = 30 % of the run)."""
     step_epochs: float = Field(default=7, gt=0)
     """step: epochs between two drops."""
     milestones: tuple[float, ...] = (7, 14, 21)
@@ -314,9 +321,9 @@ class TrainConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random follows from it: split, order, augmentation, dropout, first weights."""
     best_metric: Annotated[str, _known("metric", "accuracy", "loss", "macro_f1")] = "accuracy"
-    """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one."""
+    """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one. Of equal values that with the lower validation loss is the better."""
     early_stopping_epochs: int | None = Field(default=None, ge=1)
-    """Stop after so many epochs without a better best_metric; None = never."""
+    """Stop after so many epochs without a better best_metric, or an equal one at a lower loss; None = never."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
     precision: Literal["auto", "launcher"] = "auto"
@@ -366,11 +373,13 @@ class DebugConfig(Section):
 
 class TrackingConfig(Section):
     wandb: Literal["off", "online", "offline"] = "off"
-    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
-    wandb_project: str = "accel-flowers"
-    """Project that the W&B run belongs to, and runs of trackers in `also` that have projects."""
+    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`). WANDB_MODE of the environment goes over online and offline."""
+    wandb_project: str | None = Field(default=None, min_length=1)
+    """Project that the W&B run belongs to, and runs of trackers in `also` that have projects; None = WANDB_PROJECT of the environment, else accel-flowers."""
     wandb_name: str | None = None
-    """Name of the W&B run; None = the run directory's name."""
+    """Name of the W&B run; None = WANDB_NAME of the environment, else the run directory's name."""
+    wandb_registry: str | None = Field(default=None, min_length=1)
+    """Collection of a W&B registry that the best model is linked to at the end, as wandb-registry-model/flowers; None = none."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run directory (needs `pip install tensorboard`)."""
     also: TrackerList = ()
@@ -388,7 +397,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    run_dir: str | None = None
+    run_dir: UserPath | None = None
     """Directory that receives everything the run makes; None = runs/RECIPE."""
     resume: Literal["never", "auto"] = "never"
     """A run directory that holds a run already: never = error, auto = go on from its last checkpoint."""
@@ -414,15 +423,6 @@ class Config(Section):
     """To find out what is wrong, on one GPU or none."""
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
-
-    @model_validator(mode="after")
-    def _warmup_ends_before_the_run(self) -> Config:
-        if self.schedule.warmup_epochs >= self.train.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must be shorter than the run of "
-                f"train.epochs {self.train.epochs}"
-            )
-        return self
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

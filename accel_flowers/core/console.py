@@ -2,17 +2,21 @@
 
 Everything that is told goes through the logger "accel_flowers" (each module has its own below it), so a notebook or another
 program can show, redirect or silence it. The command line attaches `ConsoleHandler`, which writes the bare lines to
-standard error without tearing a progress bar. It is the standard library's logging and not Accelerate's, whose logger
+standard error without tearing a progress bar. A log is no reason to end a run: where it cannot be written any more, because
+a terminal was closed, a disk is full or a reader has left, it is not. A result that cannot be printed is `ResultLost`. It is the standard library's logging and not Accelerate's, whose logger
 fails before the processes have found each other; which process speaks is decided where a line is made (`log_on_main`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -20,6 +24,118 @@ from accel_flowers.core.errors import printable
 
 _LOGGER = logging.getLogger("accel_flowers")
 _log = logging.getLogger(__name__)
+
+
+class ResultLost(Exception):
+    """What a command was asked for cannot be printed; the message says why, and is empty where the reader has left, who
+    has seen enough."""
+
+
+class Lenient:
+    """A stream that never fails: what it cannot write is lost, and the next line is tried again.
+
+    Args:
+        stream: what it writes to; all else that a stream has is that one's.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self.stream.write(text)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """As of a text stream."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """As of a text stream."""
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def __eq__(self, other: object) -> bool:  # by which tqdm knows whether a bar stands on the terminal of a line
+        return bool(self.stream == _inner(other))
+
+    def __hash__(self) -> int:
+        return hash(self.stream)
+
+
+@contextlib.contextmanager
+def lenient_streams() -> Iterator[None]:
+    """For the command line: standard streams that nothing printed to can fail on, and that are there even where they were
+    closed; what cannot be written is dropped at the end."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would get its number, and what libraries print
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w")  # noqa: SIM115 - for as long as the process lives
+            setattr(sys, name, stream)
+        if name != "stdin" and not isinstance(stream, Lenient):
+            if isinstance(stream, io.TextIOWrapper):
+                with contextlib.suppress(OSError):
+                    stream.reconfigure(errors="backslashreplace")  # no name of a file or class ends a program
+            setattr(sys, name, Lenient(stream))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                getattr(stream, "stream", stream).flush()
+            except (OSError, ValueError):
+                with contextlib.suppress(OSError, ValueError):  # or Python would fail on the rest while it ends
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Writable(Protocol):
+    """What takes text."""
+
+    def write(self, text: str, /) -> int:
+        """Take it."""
+        ...
+
+
+class _Results:
+    """Standard output for what a command was asked for."""
+
+    def write(self, text: str) -> int:
+        with _told():
+            return int(_inner(sys.stdout).write(text))
+
+    def flush(self) -> None:
+        with _told():
+            _inner(sys.stdout).flush()
+
+
+def _inner(stream: Any) -> Any:
+    return stream.stream if isinstance(stream, Lenient) else stream
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ResultLost("") from None
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise ResultLost(f"the result cannot be printed: {cause}") from None
+
+
+results = _Results()
+"""Standard output for a command that writes what it was asked for bit by bit; raises `ResultLost`."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -50,8 +166,12 @@ def attach_to_notebook() -> None:
 
 
 def write_result(text: str) -> None:
-    """What a command was asked for, on standard output."""
-    print(text)
+    """What a command was asked for, on standard output.
+
+    Raises:
+        ResultLost: it cannot be printed.
+    """
+    results.write(f"{text}\n")
 
 
 def write_error(text: str) -> None:
@@ -72,7 +192,16 @@ def counted(things: Iterable[_T], total: int, *, unit: str, bar: bool = True) ->
         bar: False where a bar would stand among other lines of the same terminal.
     """
     if sys.stderr.isatty():
-        yield from tqdm(things, total=total, unit=unit, disable=not bar, delay=1, dynamic_ncols=True, leave=False)
+        yield from tqdm(
+            things,
+            file=Lenient(_inner(sys.stderr)),
+            total=total,
+            unit=unit,
+            disable=not bar,
+            delay=1,
+            dynamic_ncols=True,
+            leave=False,
+        )
         return
     begun = spoke = 0.0
     for done, thing in enumerate(things):
@@ -101,11 +230,18 @@ class Progress:
         self._num_steps, self._first_step = num_steps, first_step
         self._begun = self._spoke = time.monotonic()
         on_terminal = enabled and sys.stderr.isatty()
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True) if on_terminal else None
+        self._bar = (
+            tqdm(file=Lenient(_inner(sys.stderr)), total=num_steps, initial=first_step, unit="step", dynamic_ncols=True)
+            if on_terminal
+            else None
+        )
 
-    def step(self, step: int, *, loss: float, lr: float, images_per_second: float) -> None:
+    def step(
+        self, step: int, *, loss: float, lr: float, images_per_second: float, accuracy: float | None = None
+    ) -> None:
         """Say where the run stands; called when a loss is known anyway."""
-        words = f"loss {loss:.4f}  lr {lr:.2e}  {images_per_second:.0f} images/s"
+        right = f"  accuracy {accuracy:.4f}" if accuracy is not None else ""
+        words = f"loss {loss:.4f}{right}  lr {lr:.2e}  {images_per_second:.0f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
             self._bar.update(step - self._bar.n)

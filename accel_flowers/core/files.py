@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -16,6 +18,17 @@ from accel_flowers.core.errors import UserError
 
 _FLUSHED_ONE_BY_ONE = 64
 """Files of a folder; to wait for the disk once for each of more would take longer than to flush all there is."""
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST, errno.EIO)
+_CANNOT_BE_FLUSHED = (
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.EBADF,
+    errno.EISDIR,
+    errno.EACCES,
+    errno.EPERM,
+)
+"""What file systems answer that know no flush, most often of a folder: FUSE, SMB, Google Drive."""
 
 
 def user_cache() -> Path:
@@ -25,6 +38,16 @@ def user_cache() -> Path:
         RuntimeError: the user has no home directory.
     """
     return Path(platformdirs.user_cache_dir("accel_flowers", appauthor=False))
+
+
+def refused(error: BaseException) -> str | None:
+    """Which place refuses to be written and why, where an error says that it is one for downloads or caches."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.errno in _REFUSALS:
+            return f"'{behind.filename}': {behind.strerror}" if behind.filename else behind.strerror
+        behind = behind.__cause__ or behind.__context__
+    return None
 
 
 @contextmanager
@@ -174,11 +197,22 @@ def restore_folder(path: Path) -> None:
 
 def _flush_folder(folder: Path) -> None:
     inside = [Path(root, name) for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    _as_readable_as(folder, inside)
     if len(inside) > _FLUSHED_ONE_BY_ONE:
         os.sync()
         return
     for path in (*inside, folder):
         flush_to_disk(path)
+
+
+def _as_readable_as(folder: Path, inside: Iterable[Path]) -> None:
+    """Give files the permissions of their folder: safetensors keeps what it writes from all but their owner."""
+    wanted = stat.S_IMODE(folder.stat().st_mode) & 0o666
+    for path in inside:
+        found = path.lstat().st_mode
+        if stat.S_ISREG(found) and stat.S_IMODE(found) & 0o666 != wanted:
+            with suppress(OSError):  # a file system without permissions
+                path.chmod(wanted | stat.S_IMODE(found) & 0o111)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -193,9 +227,43 @@ def write_text_durably(path: Path, text: str) -> None:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a directory, would outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a directory, would outlive a power cut; where the file system knows no such
+    wait, what it does by itself has to do.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_BE_FLUSHED:
+            raise
+
+
+def point_to(link: Path, target: str) -> bool:
+    """Set a symbolic link for people, replacing the one before: a convenience, which never ends a run.
+
+    Args:
+        link: where it lies.
+        target: name of a folder beside it.
+
+    Returns:
+        Whether it is set: not so on file systems without links (exFAT, SMB, Google Drive), or where a copy of the run
+        made a folder of the link.
+    """
+    fresh = link.with_name(f".{link.name}.part")
+    try:
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target, target_is_directory=True)
+        fresh.replace(link)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        with suppress(OSError):
+            link.unlink(missing_ok=True)  # rather none than one to what is no longer so
+        return False
+    return True

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.util import get_temp_dir
 from typing import Any, TypeVar
 
+from accel_flowers.core.errors import UserError
 from accel_flowers.core.machine import shared_memory
 
 _Item = TypeVar("_Item")
@@ -62,6 +66,7 @@ def map_in_order(
     pool: Executor
     call: Callable[[_Item], _Result]
     if processes:
+        shorten_socket_paths()
         # A fork of a process that has threads may hang.
         context = multiprocessing.get_context("forkserver")
         pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(function,))
@@ -86,6 +91,35 @@ def map_in_order(
         raise ProcessDied(done) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+_LONGEST_PLACE = 60
+"""Characters; the path of a Unix socket has 107 at most, of which multiprocessing takes 31 below the temporary folder."""
+
+
+def shorten_socket_paths() -> None:
+    """Let the processes of `multiprocessing` meet in a folder whose path fits a socket, where TMPDIR is a long one, as
+    batch systems make them; all else stays in TMPDIR. To be called before there are such processes.
+
+    Raises:
+        UserError: no other folder for temporary files can be written.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) <= _LONGEST_PLACE:
+        return
+    before = tempfile.tempdir
+    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+        try:
+            tempfile.tempdir = place
+            get_temp_dir()  # made now, and kept for all later ones
+            return
+        except OSError:
+            continue
+        finally:
+            tempfile.tempdir = before
+    raise UserError(
+        f"The folder for temporary files, '{tempfile.gettempdir()}', has a path too long for the workers' sockets: set "
+        "TMPDIR to a shorter one, or do without workers (--data.num-workers 0, or --num-workers 0)."
+    )
 
 
 _function: Callable[[Any], Any]

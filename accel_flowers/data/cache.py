@@ -46,7 +46,16 @@ SAMPLED_IMAGES = 200
 
 
 class NoCache(Exception):
-    """Decoded images cannot be kept; the message says why: too large, or the disk refuses."""
+    """Decoded images cannot be kept; the message says why: too large, or the disk refuses.
+
+    Args:
+        cause: the message.
+        more_helps: whether it is the limit of the recipe that is too small.
+    """
+
+    def __init__(self, cause: str, *, more_helps: bool = False) -> None:
+        super().__init__(cause)
+        self.more_helps = more_helps
 
 
 def cache_key(contents: Sequence[str]) -> str:
@@ -207,7 +216,7 @@ def _make(
                 sizes[number], sums[number] = pixels.shape[:2], xxhash.xxh3_64_intdigest(pixels.data)
                 file.write(pixels.data)
                 if file.tell() > room:
-                    raise NoCache(_too_large(file.tell(), room))
+                    raise NoCache(_too_large(file.tell(), room), more_helps=True)
         num_bytes = sizes.prod(axis=1) * 3
         offsets = num_bytes.cumsum() - num_bytes
         _write_index(partial / _INDEX, np.column_stack([offsets, sizes, sums.view(np.int64)]))
@@ -237,7 +246,7 @@ def _make_room(root: Path, needed: int, max_bytes: int) -> int:
         NoCache: there would not be enough even so.
     """
     if needed > max_bytes:
-        raise NoCache(_too_large(needed, max_bytes))
+        raise NoCache(_too_large(needed, max_bytes), more_helps=True)
     taken = {path: sum(file.stat().st_size for file in path.iterdir()) for path in root.iterdir() if _is_cache(path)}
     for path in sorted(taken, key=lambda path: path.stat().st_mtime):
         if sum(taken.values()) + needed <= max_bytes:
@@ -247,7 +256,7 @@ def _make_room(root: Path, needed: int, max_bytes: int) -> int:
             del taken[path]
     room = max_bytes - sum(taken.values())
     if needed > room:
-        raise NoCache(f"other runs use {_gib(sum(taken.values()))} of the {_gib(max_bytes)} allowed")
+        raise NoCache(f"other runs use {_gib(sum(taken.values()))} of the {_gib(max_bytes)} allowed", more_helps=True)
     free = shutil.disk_usage(root).free
     if needed > 0.9 * free:
         raise NoCache(f"decoded they take some {_gib(needed)}, and the disk has {_gib(free)} left")

@@ -5,19 +5,32 @@ Runs on the main process alone; its result is a `Split` that all processes obey.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
-from accel_flowers.data.sources.walk import HIDDEN
-from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
+from accel_flowers.data.sources.walk import describe_left_out
+from accel_flowers.data.split import (
+    PARTS,
+    Split,
+    TooFewGroups,
+    group_by_content,
+    load_split,
+    make_split,
+    parse_fractions,
+)
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import stop_or_skip, validate_all
 
 _PRECEDENCE = ("test", "val", "train")
 """Of equal images in several given parts the first of these keeps its copy: what is measured stays as it was given."""
+
+
+_SHOWN = 100
+"""Classes that an error lists before it says how many more there are."""
 
 
 def decide_split(
@@ -26,7 +39,9 @@ def decide_split(
     *,
     seed: int,
     on_bad_image: str,
+    goes_on: str | None = None,
     examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
+    each_class: bool = True,
 ) -> Split:
     """Read every image and give each its part.
 
@@ -35,32 +50,52 @@ def decide_split(
         split: percentages such as "80/20", or the path of a split.json to obey.
         seed: what a drawn split follows from.
         on_bad_image: "stop" or "skip" for images that cannot be read.
+        goes_on: for a run that goes on with its own split, what to do where images of it are gone, a sentence; images
+            that were added meanwhile are then left out.
         examined: gives what `validate_image` says of each row, where it is known already or wanted otherwise, too.
+        each_class: whether training needs an image of each class.
 
     Raises:
         UserError: unreadable images (where they stop the run), classes too small to split, a split file that
             does not fit the folder, a part that lacks what training needs of it.
     """
-    given = load_split(Path(split)) if split.endswith(".json") or os.path.isfile(split) else None
+    given = load_split(Path(split)) if names_split_file(split) else None
     fractions = parse_fractions(split) if given is None else {}
     found = examined() if examined else validate_all(table, range(len(table.files)))
     bad = dict(table.unreadable) | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
-    left_out_before = given.left_out if given else {}
-    new = {name: cause for name, cause in bad.items() if name not in left_out_before}
-    stop_or_skip(table.source, new, on_bad_image)
+    left_out_before = dict(given.left_out) if given else {}
+    if given is not None and goes_on:
+        added = [name for name in table.files if name not in given.parts and name not in left_out_before]
+        left_out_before |= dict.fromkeys(added, "added after the run began")
+    # A given split says what is wanted: what it does not name stops nobody. (That of an earlier version does not name photos
+    # of a kind that is not read, which were no images then.)
+    new = {
+        name: cause
+        for name, cause in bad.items()
+        if name not in left_out_before and (given is None or name in given.parts)
+    }
+    mistakes: list[str] = []  # all of them in one message: to find the next takes another look at every image
+    with _noted(mistakes):
+        stop_or_skip(table.source, new, on_bad_image)
 
     rows = [row for row, (_, cause) in enumerate(found) if cause is None and table.files[row] not in left_out_before]
     files = [table.files[row] for row in rows]
     labels = [int(table.labels[row]) for row in rows]
     groups = group_by_content([found[row][0] for row in rows])
-    _check_classes_left(table, labels)
+    if each_class:
+        with _noted(mistakes):
+            _check_classes_left(table, labels)
 
-    if given is not None:
-        parts = _obey(given, Path(split), table, files, bad)
-    elif table.given_parts is not None:
+    parts: list[str] = []
+    if given is not None and not mistakes:
+        parts = _obey(given, Path(split), table, files, bad, goes_on)
+    elif given is None and table.given_parts is not None:
         parts = [table.given_parts[row] for row in rows]
-    else:
-        parts = _draw(table, labels, groups, fractions, seed)
+    elif given is None:
+        with _noted(mistakes):
+            parts = _draw(table, labels, groups, fractions, seed)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     doubles = _doubles_across_parts(files, groups, parts)
     if given is None and "val" not in parts:
         # Split folders are taken as they stand; where there is no val, it is drawn from train.
@@ -71,6 +106,8 @@ def decide_split(
             parts[place] = part
     parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
     learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
+    if not each_class:
+        learned = set(range(len(table.class_names)))
     _check_parts(table, parts_of, learned, doubles)
     return Split(
         class_names=table.class_names,
@@ -78,6 +115,15 @@ def decide_split(
         left_out=dict(sorted({**left_out_before, **bad, **doubles}.items())),
         duplicates=_duplicates(files, groups),
     )
+
+
+@contextmanager
+def _noted(mistakes: list[str]) -> Iterator[None]:
+    """Go on behind a mistake, to see whether there are more."""
+    try:
+        yield
+    except UserError as error:
+        mistakes.append(str(error))
 
 
 def _check_classes_left(table: ImageTable, labels: Sequence[int]) -> None:
@@ -106,11 +152,13 @@ def _lacking(table: ImageTable, labels: Iterable[int]) -> str:
     return ", ".join(repr(name) for label, name in enumerate(table.class_names) if label not in there)
 
 
-def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str], bad: Mapping[str, str]) -> list[str]:
+def _obey(
+    given: Split, path: Path, table: ImageTable, files: Sequence[str], bad: Mapping[str, str], goes_on: str | None
+) -> list[str]:
     if given.class_names != table.class_names:
         raise UserError(
             f"{path} is a split of the classes {', '.join(given.class_names)}; "
-            f"'{table.source}' has {', '.join(table.class_names)}."
+            f"'{table.source}' has {', '.join(table.class_names)}." + (f" {goes_on}" if goes_on else "")
         )
     absent = set(given.parts) - set(files) - set(given.left_out)
     broken, missing = sorted(absent & set(bad)), sorted(absent - set(bad))
@@ -120,8 +168,8 @@ def _obey(given: Split, path: Path, table: ImageTable, files: Sequence[str], bad
         told += [f"{len(broken)} cannot be read, for example '{broken[0]}': {bad[broken[0]]}"] if broken else []
         told += [f"it does not name {len(extra)} of the pictures, for example '{extra[0]}'"] if extra else []
         raise UserError(
-            f"{path} does not fit '{table.source}': {'; '.join(told)}. Give the folder it was made from, edit it, "
-            "or draw a new split with --data.split 80/10/10."
+            f"{path} does not fit '{table.source}': {'; '.join(told)}. "
+            + (goes_on or "Give the folder it was made from, edit it, or draw a new split with --data.split 80/10/10.")
         )
     return [given.parts[name] for name in files]
 
@@ -131,13 +179,31 @@ def _draw(
 ) -> list[str]:
     try:
         return make_split(labels, groups, fractions, seed=seed)
-    except ValueError as error:
-        label, number = error.args
-        fewer = ", or ask for two parts with --data.split 80/20" if len(fractions) > 2 else ""
-        raise UserError(
-            f"The class '{table.class_names[label]}' has {number} different pictures of its own, too few for one each in "
-            f"{', '.join(fractions)}: add pictures or remove the class{fewer}."
-        ) from None
+    except TooFewGroups as error:
+        numbers = {table.class_names[label]: number for label, number in error.groups_of.items()}
+        raise UserError(too_few_for_a_split(numbers, fractions)) from None
+
+
+def too_few_for_a_split(numbers: Mapping[str, int], parts: Collection[str]) -> str:
+    """What to do about classes that are too small to be split, all at once.
+
+    Args:
+        numbers: class → different images of its own, fewer than there are parts.
+        parts: that are to be drawn.
+    """
+    fewer = ""
+    if len(parts) > 2 and min(numbers.values()) > 1:
+        fewer = ", or ask for two parts with --data.split 80/20"
+    if len(numbers) == 1:
+        ((name, number),) = numbers.items()
+        told = f"The class '{name}' has {number} different picture{'' if number == 1 else 's'} of its own"
+        return f"{told}, too few for one each in {', '.join(parts)}: add pictures or remove the class{fewer}."
+    told = ", ".join(f"'{name}' ({number})" for name, number in sorted(numbers.items())[:_SHOWN])
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return (
+        f"{len(numbers)} classes have too few different pictures of their own for one each in {', '.join(parts)}: "
+        f"{told}{more}. Add pictures or remove the classes{fewer}."
+    )
 
 
 def _doubles_across_parts(files: Sequence[str], groups: Sequence[int], parts: Sequence[str]) -> dict[str, str]:
@@ -180,10 +246,9 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         lines.append(
             f"{len(split.left_out)} pictures left out, listed in split.json; first: {printable(first)}: {cause}"
         )
-    if table.ignored:
-        lines.append(
-            f"{len(table.ignored)} files that are no pictures by name, for example {printable(table.ignored[0])}"
-        )
-    if hidden := table.left_out.get(HIDDEN):
-        lines.append(f"{hidden} hidden files and folders passed over")
-    return lines
+    return [*lines, *describe_table(table)]
+
+
+def describe_table(table: ImageTable) -> list[str]:
+    """What a person should know of how a data set was understood, and what of it is passed over, a line each."""
+    return [*map(printable, table.notes), *describe_left_out(table.ignored, table.left_out)]

@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from accel_flowers.config.paths import HUB_PREFIX as HUB_PREFIX
 from accel_flowers.data.sources.source import ImageSource, read_image
 
-HUB_PREFIX = "hub:"
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -35,6 +35,7 @@ class ImageTable:
         unreadable: files that look like images but are not files (broken links, folders), with the cause.
         ignored: files that are no images by their name.
         left_out: reason → how many files and folders were passed over.
+        notes: how the data set was understood where that is not plain, a line each.
     """
 
     source: str
@@ -44,6 +45,7 @@ class ImageTable:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def files(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from multiprocessing.queues import Queue
 from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, UserError, error_text
 from accel_flowers.core.machine import available_cores, shared_memory
+from accel_flowers.core.parallel import shorten_socket_paths
 
 _HEADROOM = 1.5
 """Batches are not equally quick to make, and rates are measured in a moment."""
@@ -110,6 +111,7 @@ def start_forkserver() -> None:
     Launchers and schedulers send them to all processes at once; without its workers the training could not finish the
     step that it saves. It imports what the workers need once for all of them, so the sooner it starts the better.
     """
+    shorten_socket_paths()
     if threading.current_thread() is not threading.main_thread():
         return  # only there signals can be set; then nothing answers them in the training either
     set_forkserver_preload(["accel_flowers.data.dataset"])

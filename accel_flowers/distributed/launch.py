@@ -223,6 +223,7 @@ def build_accelerator(
         accelerator = Accelerator(
             cpu=computes_on_cpu(),
             mixed_precision=mixed_precision,
+            dynamo_backend="no",  # train.compile says it; the launcher's flag would compile training alone, unrecorded
             log_with=list(trackers) or None,
             project_config=ProjectConfiguration(project_dir=run_dir, logging_dir=run_dir / "tensorboard")
             if run_dir

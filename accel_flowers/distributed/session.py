@@ -6,7 +6,7 @@ where the process is ours to stop, and ends the process group however the work i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,10 @@ class ProcessSession:
         accelerator = build_accelerator(mixed_precision=mixed_precision, trackers=trackers, run_dir=run_dir)
         self._at_end.callback(accelerator.end_training)
         return accelerator
+
+    def when_it_ends(self, do: Callable[[BaseException | None], None]) -> None:
+        """Call it with the error that ends the session, or with None; before its trackers are closed."""
+        self._at_end.push(lambda _kind, error, _trace: do(error))
 
     def preemption(self, accelerator: Accelerator, config: CheckpointConfig) -> PreemptionHandler:
         """What listens to signals and agrees on them; collective."""

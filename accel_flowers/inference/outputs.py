@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from accel_flowers.core.console import Writable, results
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import check_writable, replace_file, writing
 
@@ -70,7 +70,7 @@ class RowOutput:
 
     def __enter__(self) -> RowOutput:
         if self._out is None:
-            self._writer = _text_writer(sys.stdout, self._how, self._calibrated, self._width)
+            self._writer = _text_writer(results, self._how, self._calibrated, self._width)
             return self
         with self._writing():
             partial = self._closing.enter_context(replace_file(self._out))
@@ -108,14 +108,14 @@ class _Writer(Protocol):
     def close(self) -> None: ...
 
 
-def _text_writer(stream: TextIO, how: Format, calibrated: bool, width: int) -> _Writer:
+def _text_writer(stream: Writable, how: Format, calibrated: bool, width: int) -> _Writer:
     if how == "json":
         return _JsonWriter(stream, calibrated)
     return _CsvWriter(stream, calibrated) if how == "csv" else _TableWriter(stream, width)
 
 
 class _TableWriter:
-    def __init__(self, stream: TextIO, width: int) -> None:
+    def __init__(self, stream: Writable, width: int) -> None:
         self._stream, self._width = stream, width
 
     def write(self, row: Prediction) -> None:
@@ -131,7 +131,7 @@ class _TableWriter:
 class _JsonWriter:
     """A list of objects, one a line."""
 
-    def __init__(self, stream: TextIO, calibrated: bool) -> None:
+    def __init__(self, stream: Writable, calibrated: bool) -> None:
         self._stream, self._calibrated, self._begun = stream, calibrated, False
 
     def write(self, row: Prediction) -> None:
@@ -157,7 +157,7 @@ def _lines(row: Prediction, calibrated: bool) -> Iterator[tuple[Any, ...]]:
 
 
 class _CsvWriter:
-    def __init__(self, stream: TextIO, calibrated: bool) -> None:
+    def __init__(self, stream: Writable, calibrated: bool) -> None:
         self._writer, self._calibrated = csv.writer(stream, lineterminator="\n"), calibrated
         self._writer.writerow(COLUMNS)
 

@@ -11,7 +11,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import check_writable
 from accel_flowers.data.decide_split import decide_split
 from accel_flowers.data.sources.load import load_images
-from accel_flowers.data.split import Split, load_split
+from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.inspection.analysis import Seen
 from accel_flowers.inspection.findings import Findings, ImageFacts, find
@@ -25,6 +25,7 @@ SHEET = Path("transforms.png")
 def inspect_source(
     source: str | os.PathLike[str],
     *,
+    label_column: str | None = None,
     split_file: Path | None = None,
     max_bits: int = MAX_BITS,
     num_workers: int | None = None,
@@ -36,6 +37,7 @@ def inspect_source(
 
     Args:
         source: folder, zip or hub dataset, as for training.
+        label_column: the column of classes of a dataset or of a CSV; None = the one there is.
         split_file: a run's split.json, for data without parts of its own: copies across its parts are told.
         max_bits: perceptual hashes of near duplicates differ in at most so many of 64 bits, 0 to 16.
         num_workers: processes; None = choose.
@@ -58,7 +60,7 @@ def inspect_source(
             check_writable(path, flag)  # now, and not after a long look at all images
     config = load_recipe(recipe) if recipe else None
     given = load_split(split_file) if split_file else None
-    table = load_images(source)
+    table = load_images(source, label_column=label_column)
     seen = look_at_table(table, num_workers=num_workers)
     findings = find(
         source,
@@ -66,6 +68,9 @@ def inspect_source(
         _images(table, seen, given),
         unreadable=table.unreadable,
         ignored=table.ignored,
+        left_out=table.left_out,
+        notes=table.notes,
+        parts_to_draw=_parts_to_draw(table, given),
         max_bits=max_bits,
     )
     if html:
@@ -82,6 +87,15 @@ def inspect_source(
         )
         write_sheet(sheet, table, split, config.data, seed=config.train.seed, recipe=recipe or "")
     return findings
+
+
+def _parts_to_draw(table: ImageTable, split: Split | None) -> tuple[str, ...]:
+    """What a training would have to draw, by the usual split."""
+    if split is not None:
+        return ()
+    if table.given_parts is None:
+        return PARTS
+    return () if "val" in table.given_parts else ("train", "val")
 
 
 def _images(table: ImageTable, seen: Sequence[Seen], split: Split | None) -> list[ImageFacts]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
+from accel_flowers.core.order import natural_key
+from accel_flowers.data.decide_split import too_few_for_a_split
+from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
 
 JSON_FORMAT = 1
@@ -64,6 +67,7 @@ def topics(findings: Findings) -> list[Topic]:
             "unusual. Colours and detail are compared, not what is shown.",
             tuple(Item((p.file,), f"{distance:.1f} times the usual distance") for p, distance in findings.far),
         ),
+        _few(findings),
         _unbalanced(findings),
         Topic(
             "small", "warning", f"{_number(len(findings.small), 'picture')} smaller than {SMALL_SIDE} pixels",
@@ -89,6 +93,15 @@ def topics(findings: Findings) -> list[Topic]:
             "ignored", "info", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
             "They are ignored.",
             tuple(Item((name,), "") for name in findings.ignored),
+        ),
+        *(
+            Topic("note", "info", note, "So the data set is understood, here and in training.", (Item((), note),))
+            for note in findings.notes
+        ),
+        Topic(
+            "left-out", "info", left_out_in_words({why: n for why, n in findings.left_out.items() if why != NO_IMAGE}),
+            "They are passed over, here and in training.",
+            tuple(Item((), f"{number:,} {why}") for why, number in findings.left_out.items() if why != NO_IMAGE),
         ),
     ]  # fmt: skip
     return sorted((topic for topic in found if topic.items), key=lambda topic: LEVELS.index(topic.level))
@@ -130,6 +143,15 @@ def _stands_in(group: Copies) -> str:
     told = ["under " + " and ".join(group.class_names)] if len(group.class_names) > 1 else []
     told += ["in " + " and ".join(group.parts)] if len(group.parts) > 1 else []
     return ", ".join(told)
+
+
+def _few(findings: Findings) -> Topic:
+    return Topic(
+        "few", "error" if findings.cannot_be_split else "warning",
+        f"{_number(len(findings.few), 'class')} too small to be split".replace("classs", "classes"),
+        too_few_for_a_split(findings.few, findings.parts_to_draw) if findings.few else "",
+        tuple(Item((), f"{name}: {number:,}") for name, number in findings.few.items()),
+    )  # fmt: skip
 
 
 def _unbalanced(findings: Findings) -> Topic:
@@ -216,7 +238,7 @@ def _class_table(findings: Findings) -> list[str]:
     width = max(len("class"), *(len(printable(name)) for name in sizes))
     lines = [f"{'class':<{width}}  pictures" + "".join(f"{part:>8}" for part in parts)]
     largest = max(1, *sizes.values())
-    for name, size in sizes.items():
+    for name, size in sorted(sizes.items(), key=lambda item: natural_key(item[0])):
         counts = "".join(f"{findings.class_counts[name].get(part, 0):8,}" for part in parts)
         lines.append(f"{printable(name):<{width}}  {size:8,}{counts}  {'█' * round(_BAR * size / largest)}".rstrip())
     return lines
@@ -234,6 +256,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             for name, counts in findings.class_counts.items()
         },
         "unbalanced": findings.unbalanced,
+        "too_small_to_split": dict(findings.few),
         "unreadable": [{"file": name, "cause": cause} for name, cause in findings.unreadable.items()],
         "identical": [_group_as_json(group) for group in findings.identical],
         "alike": [_group_as_json(group) for group in findings.alike],
@@ -246,6 +269,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "kinds": dict(findings.formats),
         "sizes": [{"width": w, "height": h, "pictures": number} for (w, h), number in findings.sizes.items()],
         "ignored": list(findings.ignored),
+        "left_out": dict(findings.left_out),
+        "notes": list(findings.notes),
     }
 
 

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say, and the one number that corrects most of it. NumPy and SciPy; no torch.
+"""Whether probabilities mean what they say, and the one number that corrects most of it. NumPy alone; no torch.
 
 Source of the temperature and of the expected calibration error as used here: Guo et al. 2017, "On Calibration of
 Modern Neural Networks".
@@ -16,8 +16,12 @@ from accel_flowers.metrics.confusion import Floats, Ints
 
 NUM_BINS = 15
 """Equal-width bins of the confidence, as is usual."""
-_LOWEST, _HIGHEST = 0.1, 10.0
-"""Temperatures that are searched; beyond, the images say nothing about it."""
+_GRID = np.linspace(np.log(0.1), np.log(10), 93)
+"""Logarithms of the temperatures that are searched, 5 % apart; beyond, the images say nothing about it."""
+_SPREAD = 0.5
+"""Standard deviation of log T that is expected before any image is seen: 0.4 to 2.7 in 95 of 100 cases, which is what networks
+have (Guo et al. find 0.8 to 2.5). With it, a few images move the temperature little."""
+_NUM_FOLDS = 10
 _SMALLEST = float(np.finfo(np.float32).tiny)
 """What a probability of 0 is taken for: in float32 that is one that was too small to be written."""
 
@@ -66,30 +70,82 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
 
 def negative_log_likelihood(probabilities: Floats, labels: Ints) -> float:
     """Mean of -log p(true class), in nats."""
-    own = np.asarray(probabilities, dtype=np.float64)[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(own, _SMALLEST)).mean())
+    return float(_losses(probabilities, labels).mean())
 
 
 def fit_temperature(probabilities: Floats, labels: Ints) -> float | None:
     """The temperature that makes the true classes most probable; to be fitted on images that trained nothing.
+
+    Fitted on few images a temperature tells of these images alone. So it is drawn towards 1, the more the fewer they are, and
+    refused unless images that it was not fitted on become more probable by more than chance.
 
     Args:
         probabilities: [N, C].
         labels: true classes, int64 [N].
 
     Returns:
-        T between 0.1 and 10; None where these images do not tell, because all answers are right, or no better than
-        chance: the likelihood then grows without end.
+        T between 0.1 and 10; None where these images do not tell: all answers are right or no better than chance, so that
+        the likelihood grows without end, or the gain out of fold is within its standard error.
     """
-    from scipy.optimize import minimize_scalar  # a second of import that only this function needs
+    sums = _losses_of_folds(probabilities, labels).sum(axis=0)
+    if int(sums.argmin()) in (0, len(_GRID) - 1):
+        return None
+    gains = _losses(probabilities, labels) - _losses(apply_out_of_fold(probabilities, labels), labels)
+    if not gains.mean() > gains.std() / np.sqrt(len(gains)):
+        return None
+    return _lowest(sums)
 
-    def cost(log_temperature: float) -> float:
-        return negative_log_likelihood(apply_temperature(probabilities, float(np.exp(log_temperature))), labels)
 
-    bounds = (float(np.log(_LOWEST)), float(np.log(_HIGHEST)))
-    found = float(minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-6}).x)
-    at_an_end = min(found - bounds[0], bounds[1] - found) < 1e-3
-    return None if at_an_end else float(np.exp(found))
+def apply_out_of_fold(probabilities: Floats, labels: Ints) -> Floats:
+    """Each image with the temperature that the images of the other folds give: what a temperature is worth that was fitted here.
+
+    Args:
+        probabilities: [N, C].
+        labels: true classes, int64 [N].
+
+    Returns:
+        float64 [N, C].
+    """
+    sums, fold_of = _losses_of_folds(probabilities, labels), _folds(len(labels))
+    tempered = np.array(probabilities, dtype=np.float64)
+    for fold in range(len(sums)):
+        if len(sums) > 1:
+            own = fold_of == fold
+            tempered[own] = apply_temperature(probabilities[own], _lowest(sums.sum(axis=0) - sums[fold]))
+    return tempered
+
+
+def _folds(num_images: int) -> Ints:
+    """Fold of each image, int64 [N]: as equally large as can be, whatever the images' order is."""
+    shuffled = np.random.default_rng(0).permutation(num_images)
+    return np.asarray(shuffled % min(_NUM_FOLDS, num_images), dtype=np.int64)
+
+
+def _losses(probabilities: Floats, labels: Ints) -> Floats:
+    """-log p(true class) of each image in nats, float64 [N]."""
+    own = np.asarray(probabilities, dtype=np.float64)[np.arange(len(labels)), labels]
+    return np.asarray(-np.log(np.maximum(own, _SMALLEST)))
+
+
+def _losses_of_folds(probabilities: Floats, labels: Ints) -> Floats:
+    """Sum of the losses of each fold at each temperature of the grid, float64 [folds, grid]."""
+    fold_of = _folds(len(labels))
+    losses = [_losses(apply_temperature(probabilities, float(np.exp(place))), labels) for place in _GRID]
+    return np.stack([np.bincount(fold_of, weights=each) for each in losses], axis=1)
+
+
+def _lowest(losses: Floats) -> float:
+    """The temperature of the lowest loss and what is expected of temperatures: a parabola through the grid's best three.
+
+    Args:
+        losses: sum over images at each temperature of the grid, float64 [grid].
+    """
+    costs = losses + _GRID**2 / (2 * _SPREAD**2)
+    place = int(np.clip(costs.argmin(), 1, len(_GRID) - 2))
+    before, here, after = costs[place - 1 : place + 2]
+    bend = before - 2 * here + after
+    shift = float(np.clip((before - after) / (2 * bend), -1, 1)) if bend > 0 else 0.0
+    return float(np.exp(_GRID[place] + shift * (_GRID[1] - _GRID[0])))
 
 
 def reliability_bins(probabilities: Floats, labels: Ints, *, num_bins: int = NUM_BINS) -> ReliabilityBins:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
@@ -36,6 +37,14 @@ class Predictions:
         """Most probable class of each image, int64 [N]."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
+    def of_images(self, chosen: npt.NDArray[np.bool_]) -> Predictions:
+        """Those of some images alone.
+
+        Args:
+            chosen: bool [N].
+        """
+        return Predictions(self.labels[chosen], self.probabilities[chosen], self.losses[chosen])
+
 
 @dataclass(frozen=True)
 class ClassScores:
@@ -46,6 +55,25 @@ class ClassScores:
     f1: float
     count: int
     """Images of the class."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How many of the images that were scored the model knows from its training.
+
+    Attributes:
+        train: images that trained it.
+        val: images by which its epoch and its temperature were chosen.
+        others: scores of all others; None where there is no other, or all are.
+    """
+
+    train: int
+    val: int
+    others: Scores | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"train": self.train, "val": self.val, "others": self.others.as_json() if self.others else None}
 
 
 @dataclass(frozen=True)
@@ -66,6 +94,8 @@ class Scores:
     """Counts; rows: true class, columns: predicted class, in the order of `per_class`."""
     own: Mapping[str, float]
     """Of the registered metrics, by their names ("my/kappa")."""
+    seen: Seen | None = None
+    """What of the images the model knows; None where its folder does not record it, and for the scores of a run."""
 
     @classmethod
     def of(cls, part: str, predictions: Predictions, class_names: Sequence[str]) -> Scores:
@@ -96,7 +126,7 @@ class Scores:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values for JSON: "part", and what `summarize` returns."""
+        """Plain values for JSON: "part", what `summarize` returns and, where it is known, "seen"."""
         return {
             "part": self.part,
             "num_images": self.num_images,
@@ -106,6 +136,7 @@ class Scores:
             "loss": self.loss,
             "per_class": {name: asdict(values) for name, values in self.per_class.items()},
             **self.own,
+            **({"seen": self.seen.as_json()} if self.seen else {}),
         }
 
 

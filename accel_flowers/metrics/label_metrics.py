@@ -28,6 +28,12 @@ class LabelScores(evaluate.Metric):
 
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
+        for method in (
+            evaluate.EvaluationModule.compute,
+            evaluate.EvaluationModule.add_batch,
+            evaluate.EvaluationModule.add,
+        ):
+            method.__doc__ = method.__doc__ or ""  # the library adds to them, and PYTHONOPTIMIZE=2 leaves none
         super().__init__(keep_in_memory=True, seed=0)
 
     def _build_data_dir(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,7 @@ from accel_flowers.models.backbone import Backbone
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.seen import SEEN_FILE, Digests, save_seen
 from accel_flowers.models.weights import load_state
 
 WEIGHTS = "model.safetensors"
@@ -103,13 +104,16 @@ class SavedModel:
         return self.classifier.normalizer
 
 
-def save_model(directory: Path, weights: dict[str, Tensor], spec: ModelSpec) -> None:
+def save_model(
+    directory: Path, weights: dict[str, Tensor], spec: ModelSpec, *, seen: Mapping[str, Digests] | None = None
+) -> None:
     """Write `model/` whole: under a temporary name first, so that a reader never meets half of it.
 
     Args:
         directory: the folder.
         weights: of the network, as `clean_state_dict` gives them.
         spec: all else; which parts of the user's own it names is added.
+        seen: "train" and "val" → digests of their images (`short_digests`); None = that is not recorded.
 
     Raises:
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
@@ -121,7 +125,15 @@ def save_model(directory: Path, weights: dict[str, Tensor], spec: ModelSpec) -> 
         replace_folder(directory) as partial,
     ):
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        if seen is not None:
+            save_seen(partial / SEEN_FILE, seen)
         write_text_durably(partial / SPEC_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def model_folder(directory: Path) -> Path:
+    """The folder itself, or the model in it where it is a run's directory."""
+    inner = directory / "model"
+    return inner if not os.path.isfile(directory / SPEC_FILE) and os.path.isfile(inner / SPEC_FILE) else directory
 
 
 def load_spec(directory: Path) -> ModelSpec:
@@ -130,13 +142,10 @@ def load_spec(directory: Path) -> ModelSpec:
     Raises:
         UserError: no such folder, not one of ours, or tampered with; the message names what is wrong.
     """
+    directory = model_folder(directory)
     path = directory / SPEC_FILE
     if not os.path.isfile(path):  # unlike Path's method, it answers for any name
-        inner = directory / "model"
-        hint = f" Did you mean {inner}?" if os.path.isfile(inner / SPEC_FILE) else ""
-        raise UserError(
-            f"'{directory}' is no model folder: it has no {SPEC_FILE}.{hint} A run writes it to RUN_DIR/model."
-        )
+        raise UserError(f"'{directory}' is no model folder: it has no {SPEC_FILE}. A run writes it to RUN_DIR/model.")
     try:
         return ModelSpec.model_validate_json(read_file(path, max_bytes=_MAX_SPEC_BYTES))
     except ValidationError as error:
@@ -155,6 +164,7 @@ def load_model(directory: Path) -> SavedModel:
         UserError: as `load_spec`; a part of somebody's own that is not registered; weights that cannot be read or do not
             fit the architecture.
     """
+    directory = model_folder(directory)
     spec = load_spec(directory)
     _check_own_parts(directory, spec)
     state = read_state(directory / WEIGHTS)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from accel_flowers.core.errors import UserError, did_you_mean, error_text
+from accel_flowers.core.files import refused
 from accel_flowers.models.backbone import Backbone, Preprocessing, stages_without
 from accel_flowers.models.weights import WeightsReport, read_weights, tidy_state
 
@@ -187,7 +188,8 @@ def _download(name: str) -> tuple[str, dict[str, Tensor]]:
         raise UserError(
             f"The ImageNet weights of {name} are not to be had: {error_text(error)}.\n"
             f"  wanted: {wanted.url}\n"
-            f"  kept as: {place}{' (delete it if it is damaged)' if place.exists() else ''}\n"
+            f"  kept as: {place}{' (delete it if it is damaged)' if place.exists() else ''}"
+            f"{' (TORCH_HOME names another place)' if refused(error) else ''}\n"
             "Fetch that file on a machine with a network and put it there, or give a file of weights with "
             "`--model.weights PATH` (.safetensors or .pth), or start from random weights with `--model.weights none`."
         ) from None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from accel_flowers.core.errors import UserError, did_you_mean, error_text
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_OF_A_RUN = ("model.safetensors", "model/model.safetensors")
 _NESTS = ("state_dict", "model_state_dict", "model")
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile
 
@@ -68,7 +69,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a file without running anything that it holds.
 
     Args:
-        path: A `.safetensors` file, or a `.pth`, `.pt` or `.bin` file of `torch.save`, either the tensors by name or
+        path: The directory of a run, its model/ or one of its checkpoints; a `.safetensors` file, or a `.pth`, `.pt` or `.bin` file of `torch.save`, either the tensors by name or
             one of a training script that has them under "state_dict", "model_state_dict" or "model".
 
     Returns:
@@ -80,7 +81,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     file = Path(path).expanduser()
     if os.path.isdir(file):  # unlike Path's methods, those of os.path answer for any name
-        raise UserError(f"{path} is a folder; give the file of weights in it ({', '.join(_SUFFIXES)}).")
+        inside = next((file / name for name in _OF_A_RUN if os.path.isfile(file / name)), None)
+        if inside is None:
+            raise UserError(
+                f"{path} is a folder; give the file of weights in it ({', '.join(_SUFFIXES)}), or the directory of a run."
+            )
+        file = inside
     if file.suffix.lower() not in _SUFFIXES:
         raise UserError(
             f"model.weights is imagenet, none or a file that ends in {', '.join(_SUFFIXES)}, not '{path}'."

@@ -8,18 +8,22 @@ import numpy as np
 
 from accel_flowers.metrics.calibration import (
     ReliabilityBins,
+    apply_out_of_fold,
     apply_temperature,
     chance_errors,
-    fit_temperature,
+    negative_log_likelihood,
     reliability_bins,
 )
 from accel_flowers.metrics.classification import summarize
-from accel_flowers.metrics.confusion import Ints, confusion_matrix
+from accel_flowers.metrics.confusion import Floats, Ints, confusion_matrix
 from accel_flowers.metrics.intervals import ClassIntervals, Interval, accuracy_interval, class_intervals
 from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions
 
 SURE = 0.9
 """From this confidence on an answer counts as sure in the sentence about calibration."""
+ENOUGH = 0.05
+"""Where chance alone moves how often a perfect model is right by more than these 5 points, the images are too few to call
+probabilities true: a model that is 5 points too sure would look the same."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +71,29 @@ class ClassFindings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether the probabilities of a part are true, as they are and with the temperature.
+    """Whether the probabilities of a part are true as `predict` serves them: with the model's temperature, where it has one.
 
     Attributes:
-        raw, tempered: bins before and after; `tempered` is None without a temperature.
-        temperature: fitted on validation; None where that was not possible.
+        served: bins of what is served; on validation, where the temperature was fitted, each image with that of the others.
+        raw: bins of the network's own; None without a temperature, where these are served.
+        temperature: of the model; None = none.
         by_chance: calibration error that 95 of 100 perfect models stay below on so many images.
         confidence, accuracy: means over all images.
+        raw_confidence: mean of the network's own.
+        loss, raw_loss: mean of -log p(true class) in nats, as served and of the network.
         gap_by_chance: distance between the two that 95 of 100 perfect models stay below.
         sure, sure_right, sure_expected: answers of at least `SURE`, how many were right, and how many should have been.
     """
 
-    raw: ReliabilityBins
-    tempered: ReliabilityBins | None
+    served: ReliabilityBins
+    raw: ReliabilityBins | None
     temperature: float | None
     by_chance: float
     confidence: float
+    raw_confidence: float
     accuracy: float
+    loss: float
+    raw_loss: float
     gap_by_chance: float
     sure: int
     sure_right: int
@@ -95,7 +105,31 @@ class Calibration:
 
         Bins of few images hide a small gap that all of them have.
         """
-        return self.raw.error <= self.by_chance and abs(self.accuracy - self.confidence) <= self.gap_by_chance
+        # Few images can have few errors, of which one is often the limit itself, but for its last digit.
+        within = self.served.error <= self.by_chance + 1e-9
+        return within and abs(self.accuracy - self.confidence) <= self.gap_by_chance
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are images enough to tell."""
+        return self.gap_by_chance <= ENOUGH
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What no look at the images gets right.
+
+    Attributes:
+        share: of the images, by saying always the class that has the most of them.
+        classes: that class; several where they have equally many.
+        chance: one in so many classes.
+        said: the class that the model says most often, and how often.
+    """
+
+    share: float
+    classes: tuple[str, ...]
+    chance: float
+    said: tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -111,20 +145,38 @@ class PartFindings:
     matrix: Ints
     classes: tuple[ClassFindings, ...]
     calibration: Calibration
+    baseline: Baseline
+    learnt: bool
+    """Whether the images are those that trained the network."""
 
     @property
     def worst(self) -> ClassFindings:
-        """The class with the lowest F1; classes without an image here do not count."""
-        return min((each for each in self.classes if each.num_images), key=lambda each: each.f1.value)
+        """The class with the lowest F1, of several the first; classes without an image here do not count."""
+        return self.all_worst[0]
+
+    @property
+    def all_worst(self) -> tuple[ClassFindings, ...]:
+        """All classes with the lowest F1."""
+        there = [each for each in self.classes if each.num_images]
+        lowest = min(each.f1.value for each in there)
+        return tuple(each for each in there if each.f1.value == lowest)
+
+    @property
+    def beats_baseline(self) -> bool:
+        """Whether it is surely better than always saying one class: below that nothing it says of images means anything."""
+        return self.accuracy.low > self.baseline.share
 
 
-def find_part(predictions: SavedPredictions, part: str, *, temperature: float | None) -> PartFindings:
+def find_part(
+    predictions: SavedPredictions, part: str, *, temperature: float | None, learnt: bool = False
+) -> PartFindings:
     """Score one part, with intervals.
 
     Args:
         predictions: what was said.
         part: "val" or "test".
-        temperature: fitted on validation.
+        temperature: of the model, which was fitted on validation; None = none.
+        learnt: whether the images are those that trained it.
     """
     names = predictions.class_names
     rows = predictions.parts[part]
@@ -140,7 +192,31 @@ def find_part(predictions: SavedPredictions, part: str, *, temperature: float | 
         macro_f1=scores["macro_f1"],
         matrix=matrix,
         classes=_find_classes(matrix, names, class_intervals(matrix)),
-        calibration=_find_calibration(rows, temperature),
+        calibration=_find_calibration(rows, _judged(rows, part, temperature), temperature),
+        baseline=_find_baseline(matrix, names),
+        learnt=learnt,
+    )
+
+
+def serve(rows: PartPredictions, temperature: float | None) -> Floats:
+    """The probabilities that `predict` gives, [N, C]."""
+    return rows.probabilities if temperature is None else apply_temperature(rows.probabilities, temperature)
+
+
+def _judged(rows: PartPredictions, part: str, temperature: float | None) -> Floats:
+    """What is served, but on validation, where the temperature was fitted, with that of other images."""
+    if temperature is not None and part == "val":
+        return apply_out_of_fold(rows.probabilities, rows.labels)
+    return serve(rows, temperature)
+
+
+def _find_baseline(matrix: Ints, names: tuple[str, ...]) -> Baseline:
+    totals, said = matrix.sum(axis=1), matrix.sum(axis=0)
+    return Baseline(
+        share=float(totals.max() / totals.sum()),
+        classes=tuple(name for name, total in zip(names, totals, strict=True) if total == totals.max()),
+        chance=1 / len(names),
+        said=(names[int(said.argmax())], int(said.max())),
     )
 
 
@@ -166,20 +242,21 @@ def _find_classes(matrix: Ints, names: tuple[str, ...], intervals: ClassInterval
     )
 
 
-def _find_calibration(rows: PartPredictions, temperature: float | None) -> Calibration:
-    confidence = rows.probabilities.astype(np.float64).max(axis=1)
+def _find_calibration(rows: PartPredictions, judged: Floats, temperature: float | None) -> Calibration:
+    confidence = np.asarray(judged, dtype=np.float64).max(axis=1)
+    own = rows.probabilities.astype(np.float64)
     right = rows.predicted == rows.labels
     sure = confidence >= SURE
-    tempered = None
-    if temperature is not None:
-        tempered = reliability_bins(apply_temperature(rows.probabilities, temperature), rows.labels)
     return Calibration(
-        raw=reliability_bins(rows.probabilities, rows.labels),
-        tempered=tempered,
+        served=reliability_bins(judged, rows.labels),
+        raw=None if temperature is None else reliability_bins(own, rows.labels),
         temperature=temperature,
-        by_chance=float(np.percentile(chance_errors(rows.probabilities), 95)),
+        by_chance=float(np.percentile(chance_errors(judged), 95)),
         confidence=float(confidence.mean()),
+        raw_confidence=float(own.max(axis=1).mean()),
         accuracy=float(right.mean()),
+        loss=negative_log_likelihood(judged, rows.labels),
+        raw_loss=negative_log_likelihood(own, rows.labels),
         gap_by_chance=1.96 * float(np.sqrt((confidence * (1 - confidence)).sum())) / len(confidence),
         sure=int(sure.sum()),
         sure_right=int((sure & right).sum()),
@@ -187,17 +264,19 @@ def _find_calibration(rows: PartPredictions, temperature: float | None) -> Calib
     )
 
 
-def find_temperature(predictions: SavedPredictions, recorded: float | None) -> float | None:
-    """The model's own, or fitted now from its validation images."""
-    if recorded is not None or "val" not in predictions.parts:
-        return recorded
-    return fit_temperature(predictions.parts["val"].probabilities, predictions.parts["val"].labels)
+def answers(predictions: SavedPredictions, part: str, *, temperature: float | None = None) -> list[Answer]:
+    """What was said of each image of a part, in its order.
 
-
-def answers(predictions: SavedPredictions, part: str) -> list[Answer]:
-    """What was said of each image of a part, in its order."""
+    Args:
+        predictions: of the network.
+        part: "val" or "test".
+        temperature: of the model; None = the network's own probabilities and losses.
+    """
     names, rows = predictions.class_names, predictions.parts[part]
+    probabilities = serve(rows, temperature)
     order = np.argsort(-rows.probabilities, axis=1, kind="stable")
+    own = probabilities[np.arange(len(rows.labels)), rows.labels]
+    losses = rows.losses if temperature is None else -np.log(np.maximum(own, np.finfo(np.float32).tiny))
     return [
         Answer(
             part=part,
@@ -205,11 +284,11 @@ def answers(predictions: SavedPredictions, part: str) -> list[Answer]:
             label=names[rows.labels[place]],
             predicted=names[order[place, 0]],
             predicted_index=int(order[place, 0]),
-            probability=float(rows.probabilities[place, order[place, 0]]),
-            p_label=float(rows.probabilities[place, rows.labels[place]]),
+            probability=float(probabilities[place, order[place, 0]]),
+            p_label=float(own[place]),
             runner_up=names[order[place, 1]],
-            p_runner_up=float(rows.probabilities[place, order[place, 1]]),
-            loss=float(rows.losses[place]),
+            p_runner_up=float(probabilities[place, order[place, 1]]),
+            loss=float(losses[place]),
         )
         for place, file in enumerate(rows.files)
     ]

@@ -8,6 +8,7 @@ import numpy as np
 
 from accel_flowers.metrics.confusion import Floats
 from accel_flowers.metrics.predictions import SavedPredictions
+from accel_flowers.report.findings import serve
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class LabelCandidate:
     p_suggested: float
 
 
-def find_label_candidates(predictions: SavedPredictions) -> list[LabelCandidate]:
-    """Images whose label is probably wrong, the most doubtful first.
+def find_label_candidates(predictions: SavedPredictions, *, temperature: float | None = None) -> list[LabelCandidate]:
+    """Images whose label is probably wrong, the most doubtful first; judged by the probabilities that `predict` serves.
 
     An image is named when the model is at least as sure of another class as it is, on average, of the images that
     carry that class's label; so a model that is never very sure needs less of it. Only held-out images can be judged:
@@ -41,7 +42,9 @@ def find_label_candidates(predictions: SavedPredictions) -> list[LabelCandidate]
     names = predictions.class_names
     rows = [(part, rows, place) for part, rows in predictions.parts.items() for place in range(len(rows.labels))]
     labels = np.concatenate([rows.labels for rows in predictions.parts.values()])
-    probabilities: Floats = np.concatenate([rows.probabilities for rows in predictions.parts.values()]).astype(float)
+    probabilities: Floats = np.concatenate([serve(rows, temperature) for rows in predictions.parts.values()]).astype(
+        float
+    )
     if len(np.unique(labels)) < 2:
         return []
     probabilities /= probabilities.sum(axis=1, keepdims=True)

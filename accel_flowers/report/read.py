@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,11 @@ class RunRecord:
         return self.run_dir.absolute().name
 
     @property
+    def overfits(self) -> bool:
+        """Whether it was scored on the images that trained it (debug.overfit_batches)."""
+        return self.config.debug.overfit_batches is not None
+
+    @property
     def how_to_end(self) -> str:
         """What to type so that a run that has not ended does."""
         place = shlex.quote(str(self.run_dir))
@@ -73,33 +79,34 @@ def read_run(run_dir: Path) -> RunRecord:
     if not holds_run(run_dir):
         inside = run_dir.parent if holds_run(run_dir.parent) else None
         hint = f" Did you mean {inside}?" if inside else ""
-        there = f"'{run_dir}' is no run directory: it has no {CONFIG_FILE}" if run_dir.exists() else None
+        there = f"'{run_dir}' is no run directory: it has no {CONFIG_FILE}" if os.path.exists(run_dir) else None
         raise UserError(f"{there or f'There is no directory {str(run_dir)!r}'}.{hint} A run makes one: --run-dir DIR.")
     path = run_dir / CONFIG_FILE
     try:
         text = read_text(path, max_bytes=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+    config = config_from_yaml(text, source=str(path))  # first: it sees that there are sections at all
     environment = parse_yaml(text, str(path)).get(ENVIRONMENT_KEY) or {}
     split = load_split(run_dir / SPLIT_FILE)
-    predictions = load_predictions(run_dir / PREDICTIONS_FILE) if (run_dir / PREDICTIONS_FILE).exists() else None
+    predictions = load_predictions(run_dir / PREDICTIONS_FILE) if os.path.exists(run_dir / PREDICTIONS_FILE) else None
     if predictions:
-        _check_fit(run_dir, predictions, split)
+        _check_fit(run_dir, predictions, split, overfits=config.debug.overfit_batches is not None)
     return RunRecord(
         run_dir=run_dir,
-        config=config_from_yaml(text, source=str(path)),
+        config=config,
         config_text=text,
         environment=dict(environment) if isinstance(environment, dict) else {},
         split=split,
         lines=tuple(read_metrics(run_dir / METRICS_FILE)),
-        spec=load_spec(run_dir / MODEL_DIR) if (run_dir / MODEL_DIR / SPEC_FILE).exists() else None,
+        spec=load_spec(run_dir / MODEL_DIR) if os.path.exists(run_dir / MODEL_DIR / SPEC_FILE) else None,
         predictions=predictions,
     )
 
 
-def _check_fit(run_dir: Path, predictions: SavedPredictions, split: Split) -> None:
+def _check_fit(run_dir: Path, predictions: SavedPredictions, split: Split, *, overfits: bool) -> None:
     for part, rows in predictions.parts.items():
-        if list(rows.files) != split.files_of(part):
+        if list(rows.files) != split.files_of("train" if overfits else part):
             raise UserError(
                 f"{run_dir / PREDICTIONS_FILE} and {run_dir / SPLIT_FILE} differ in the pictures of {part}."
             )

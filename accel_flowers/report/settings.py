@@ -62,13 +62,15 @@ def repeat_command(run: RunRecord) -> str:
     """What to type to have the same run again, on as many processes and in the same precision."""
     processes, precision = run.environment.get("num_processes", 1), run.environment.get("precision", "no")
     on_cpu = run.environment.get("device") == "cpu"
-    program = ["accel-flowers"]
-    if processes != 1 and on_cpu:
-        program = ["accelerate", "launch", "--config_file", "accelerate_configs/cpu_2_processes.yaml"]
-    elif processes != 1 or precision != "no":
-        program = ["accelerate", "launch"] + (["--cpu"] if on_cpu else [])
-    if len(program) > 1:
-        program += ["--num_processes", str(processes), "--mixed_precision", str(precision), "-m", "accel_flowers"]
+    program = "accel-flowers"
+    if processes != 1 or precision != "no":
+        program = "accelerate launch"
+        if processes != 1 and on_cpu:
+            program += ' --config_file "$(accel-flowers launch-config cpu_2_processes)"'
+        elif on_cpu:
+            program += " --cpu"
+        program += f" --num_processes {processes} --mixed_precision {shlex.quote(str(precision))} -m accel_flowers"
     again = run.run_dir.with_name(f"{run.run_dir.name}-again")
     own = ["--train.precision", "launcher"] if on_cpu and precision == "bf16" else []  # no trial that may end otherwise
-    return shlex.join([*program, "train", str(run.run_dir / CONFIG_FILE), "--run-dir", str(again), *own])
+    words = ["train", str(run.run_dir / CONFIG_FILE), "--run-dir", str(again), *own]
+    return f"{program} {shlex.join(words)}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from accel_flowers.config.schema import Config
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
 from accel_flowers.report.findings import SURE, Calibration, ClassFindings, PartFindings
@@ -35,15 +38,56 @@ def part_name(part: str) -> str:
 
 def how_good(found: PartFindings) -> str:
     """The score and how sure it is."""
+    if found.learnt:
+        return f"{found.right:,} of {images(found.num_images)} right."
     return (
         f"{found.right:,} of {images(found.num_images)} right. On other pictures of this kind expect "
         f"{span(found.accuracy)} (95\N{NO-BREAK SPACE}% interval)."
     )
 
 
-def how_measured(part: str, num_evaluations: int) -> str:
+def names_of(names: Sequence[str], most: int = 3) -> str:
+    """ "rose", "rose and tulip", "rose, tulip and 3 more"."""
+    shown, more = list(names[:most]), len(names) - most
+    if more > 0:
+        shown.append(f"{more} more")
+    return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else "".join(shown)
+
+
+def baseline(found: PartFindings) -> tuple[str, str]:
+    """What no look at the images gets right; and, where the score is not surely above it, what that means (else empty)."""
+    base = found.baseline
+    always = f"saying {base.classes[0]}" if len(base.classes) == 1 else "saying one of the largest classes"
+    if len(base.classes) == len(found.classes):
+        always = "saying one and the same class"
+    told = f"Always {always} would get {percent(base.share)}, guessing {percent(base.chance)}."
+    if found.beats_baseline:
+        return told, ""
+    if found.accuracy.value > base.share:
+        return told, (
+            f"On so few pictures that cannot be told from always {always}, so nothing is concluded here from what the model says."
+        )
+    said, count = base.said
+    return told, (
+        f"That is no better than always {always}: the model has learnt nothing that shows here, and nothing is concluded "
+        f"from what it says. It calls {count:,} of {images(found.num_images)} {said}."
+    )
+
+
+NOT_TOLD = "Not to be told yet"
+"""The headline of what is not concluded from a model that is not surely better than always saying one class."""
+_LEARNT = "All pictures here trained the network"
+_NOT_BETTER = "The model is not surely better than always saying one class"
+
+
+def how_measured(found: PartFindings, num_evaluations: int) -> str:
     """Whether the score can be taken at its word."""
-    if part == "test":
+    if found.learnt:
+        return (
+            "These are the pictures that trained it (debug.overfit_batches): the score says whether the network can learn at all, "
+            "and nothing of other pictures."
+        )
+    if found.part == "test":
         return "Measured once, at the end, on pictures that neither training nor the choice of the best epoch saw."
     if num_evaluations > 1:
         return (
@@ -54,30 +98,47 @@ def how_measured(part: str, num_evaluations: int) -> str:
 
 
 def worst_class(found: PartFindings) -> tuple[str, str]:
-    """Which class is worst, and why."""
-    worst = found.worst
+    """Which class is worst, and why; all of those that are equally bad."""
+    worst, ties = found.worst, found.all_worst
     if worst.f1.value == 1:
         return "No class stands out", f"Every one of the {images(found.num_images)} was right."
+    if not found.beats_baseline:
+        return NOT_TOLD, f"{_NOT_BETTER}: which class it is worst at says nothing."
+    if len(ties) > 1:
+        headline = f"{names_of([each.name for each in ties])} are worst, F1 {percent(worst.f1.value)}"
+        missed, of = sum(each.missed for each in ties), sum(each.num_images for each in ties)
+        return headline, f"They are equal: {missed:,} of their {images(of)} {_is(missed)} missed."
     headline = f"{worst.name} is worst, F1 {percent(worst.f1.value)}"
     return headline, " ".join([*_why(worst), _how_certain(worst, len(found.classes))])
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _most_often(pairs: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    """Who comes first in a list of (class, images), with all that come as often; and how often."""
+    most = pairs[0][1]
+    names = [name for name, count in pairs if count == most]
+    return names_of(names) + (", each" if len(names) > 1 else ""), most
 
 
 def _why(worst: ClassFindings) -> list[str]:
     sentences = []
     if worst.missed:
-        name, count = worst.taken_for[0]
+        name, count = _most_often(worst.taken_for)
         mostly = f"most often taken for {name} ({count})" if len(worst.taken_for) > 1 else f"all taken for {name}"
         if count == 1:
             mostly = "each taken for another class"
         if worst.missed == 1:
             mostly = f"taken for {name}"
-        missed = f"{worst.missed} of its {worst.num_images} {'is' if worst.missed == 1 else 'are'} missed"
+        missed = f"{worst.missed} of its {worst.num_images} {_is(worst.missed)} missed"
         sentences.append(f"{missed}, {mostly}.")
     else:
         sentences.append(f"None of its {worst.num_images} is missed.")
     if worst.mistaken:
         wrong = sum(count for _, count in worst.mistaken)
-        name, count = worst.mistaken[0]
+        name, count = _most_often(worst.mistaken)
         of = "of other classes" if len(worst.mistaken) > 1 else f"of {name}"
         mostly = f", most often of {name} ({count})" if len(worst.mistaken) > 1 and count > 1 else ""
         sentences.append(f"{images(wrong)} {of} {'was' if wrong == 1 else 'were'} called {worst.name}{mostly}.")
@@ -97,7 +158,7 @@ def _how_certain(worst: ClassFindings, num_classes: int) -> str:
 
 
 def label_candidates(
-    found: Sequence[LabelCandidate], looked_at: int, not_looked_at: int, accuracy: float
+    found: Sequence[LabelCandidate], looked_at: int, not_looked_at: int, main: PartFindings
 ) -> tuple[str, str, str]:
     """How many photos look mislabelled, how far to believe it, and among which they were looked for."""
     method = (
@@ -106,6 +167,11 @@ def label_candidates(
         f"{not_looked_at:,} training pictures cannot be judged so, as the network learnt their labels: train again with "
         "another --train.seed, and others are held out."
     )
+    if main.learnt:
+        return NOT_TOLD, f"{_LEARNT}, with their labels.", method
+    if not main.beats_baseline:
+        return NOT_TOLD, f"{_NOT_BETTER}: where it disagrees with a label, that says nothing of the label.", method
+    accuracy = main.accuracy.value
     if not found:
         return "No photo looks mislabelled", f"None of {looked_at:,} held-out pictures.", method
     verb = "photo looks" if len(found) == 1 else "photos look"
@@ -122,52 +188,131 @@ def label_candidates(
     )
 
 
-def calibration(found: Calibration) -> tuple[str, str]:
-    """Whether the probabilities can be trusted."""
+def calibration(main: PartFindings) -> tuple[str, str]:
+    """Whether the probabilities can be trusted, as `predict` gives them."""
+    found = main.calibration
+    if main.learnt:
+        return NOT_TOLD, f"{_LEARNT}: of these it may be as sure as it likes."
+    if not main.beats_baseline:
+        return NOT_TOLD, f"{_NOT_BETTER}: its probabilities speak of nothing it has learnt."
     sure = ""
     if found.sure:
         sure = (
             f"Of the {images(found.sure)} it was at least {100 * SURE:.0f}\N{NO-BREAK SPACE}% sure of, "
             f"{percent(found.sure_right / found.sure)} were right (it expected {percent(found.sure_expected / found.sure)}). "
         )
-    error = f"Calibration error (ECE) {percent(found.raw.error)}"
+    error = f"Calibration error (ECE) {percent(found.served.error)}"
     apart = abs(found.confidence - found.accuracy) > found.gap_by_chance
     beyond = f", further apart than chance explains ({100 * found.gap_by_chance:.1f} points)" if apart else ""
     means = f"On average it was {percent(found.confidence)} sure and {percent(found.accuracy)} right{beyond}. "
-    if found.trustworthy:
+    served = f" {_temperature(main.part, found)}" if found.raw else ""
+    if not found.trustworthy:
+        side = "is too sure of itself" if found.confidence > found.accuracy else "is right more often than it says"
+        return f"No: it {side}", f"{means}{error}; chance gives up to {percent(found.by_chance)}.{served}"
+    if not found.enough:
         return (
-            f"Yes, as far as {images(int(found.raw.counts.sum()))} can tell",
-            f"{sure}{error}, no more than chance gives on so many pictures (up to {percent(found.by_chance)}).",
-        )
-    side = "is too sure of itself" if found.confidence > found.accuracy else "is right more often than it says"
-    mends = ""
-    if found.tempered is not None and found.temperature is not None:
-        better = found.tempered.error < found.raw.error
-        mends = (
-            f" A temperature of {found.temperature:.2f}, fitted on validation, "
-            f"{'lowers' if better else 'does not lower'} it: {percent(found.tempered.error)}."
+            "Too few pictures to tell",
+            f"{means}On {images(main.num_images)} chance alone moves that by {100 * found.gap_by_chance:.1f} points and "
+            f"the calibration error (ECE, here {percent(found.served.error)}) up to {percent(found.by_chance)}.{served}",
         )
     return (
-        f"No: it {side}",
-        f"{means}{error}; chance gives up to {percent(found.by_chance)}.{mends}",
+        f"Yes, as far as {images(main.num_images)} can tell",
+        f"{sure}{error}, no more than chance gives on so many pictures (up to {percent(found.by_chance)}).{served}",
     )
 
 
-def course_of_training(best_epoch: int | None, epochs: int, train_loss: float | None, val_loss: float | None) -> str:
-    """What the curves say of the length of the training."""
+def _temperature(part: str, found: Calibration) -> str:
+    assert found.raw is not None
+    judged = ", each picture with one fitted on the others" if part == "val" else ""
+    return (
+        f"That is with the temperature {found.temperature:.2f} that predict applies, fitted on validation{judged}; without it "
+        f"the error would be {percent(found.raw.error)}."
+    )
+
+
+def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) -> str:
+    """Which images the curves of training and validation are of, and why the two differ where nothing is wrong.
+
+    Args:
+        counts: part → images.
+        config: of the run.
+        loss: whether the curves are losses; else accuracies.
+    """
+    also = []
+    if config.loss.name != "cross_entropy" or config.loss.task != "classification":
+        also.append("by a loss of its own")
+    if config.loss.label_smoothing:
+        also.append("with smoothed labels")
+    if config.loss.class_weights != "none":
+        also.append("with weighted classes")
+    if config.data.batch_transform is not None:
+        also.append("on mixed pictures")
+    how = "".join(f", {each}" for each in also) if loss else ""
+    if config.debug.overfit_batches:
+        return (
+            f"Training: {images(counts['train'])}, with dropout and each batch's own statistics, while the weights still move{how}. "
+            "Validation: the same pictures, in evaluation mode."
+        )
+    return (
+        f"Training: {images(counts['train'])}, as they are learnt from: with random changes and dropout where there are any, "
+        f"while the weights still move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
+        f"{'above' if loss else 'below'} validation."
+    )
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training was, and what came of it.
+
+    Attributes:
+        planned: epochs of the recipe.
+        ran: epochs that were evaluated.
+        finished: whether the run has come to its end.
+        best: epoch of the weights that were kept, from 1; None before the first evaluation.
+        train_loss: the last one; None where there is none.
+        val_losses: after each epoch that was evaluated, those of the weights that are kept; the best is among them.
+        best_place: which of them is the best epoch's; None where that is not known.
+    """
+
+    planned: int
+    ran: int
+    finished: bool
+    best: int | None
+    train_loss: float | None
+    val_losses: Sequence[float]
+    best_place: int | None
+
+
+def course_of_training(length: Length) -> str:
+    """What the curves say of the length of the training; of one that goes on nothing but how far it is."""
+    if not length.finished:
+        return f"{length.ran} of {length.planned} epochs so far." if length.ran else ""
     sentences = []
-    if best_epoch is not None:
-        sentences.append(f"Validation was best after epoch {best_epoch} of {epochs}.")
-        if best_epoch == epochs and epochs > 1:
-            sentences.append("That is the last one: a longer training may improve it.")
-        elif best_epoch <= 0.6 * epochs:
-            sentences.append("It did not improve after that: a shorter training would do.")
-    if train_loss is not None and val_loss is not None and val_loss > 2 * train_loss + 0.05:
+    stopped = length.ran < length.planned
+    if length.best is not None:
+        of = f"{length.ran}, where early stopping ended it ({length.planned} were planned)" if stopped else length.ran
+        sentences.append(f"Validation was best after epoch {length.best} of {of}.")
+        sentences += _advice(length, stopped=stopped)
+    train_loss = length.train_loss
+    if train_loss is not None and length.val_losses and length.val_losses[-1] > 2 * train_loss + 0.05:
         sentences.append(
-            f"At the end the loss is {train_loss:.2f} on training pictures and {val_loss:.2f} on validation: it "
+            f"At the end the loss is {train_loss:.2f} on training pictures and {length.val_losses[-1]:.2f} on validation: it "
             "overfits. More pictures, stronger augmentation or fewer trained layers may help."
         )
     return " ".join(sentences)
+
+
+def _advice(length: Length, *, stopped: bool) -> list[str]:
+    """Whether another length would do better."""
+    assert length.best is not None
+    if length.best >= length.ran:
+        return ["That is the last one: a longer training may improve it."] if length.ran > 1 else []
+    place = length.best_place
+    if place is not None and min(length.val_losses[place + 1 :], default=math.inf) < length.val_losses[place]:
+        return ["Its loss fell further after that: a longer training may improve it."]
+    if length.best <= 0.6 * length.ran and not stopped:
+        return ["It did not improve after that: a shorter training would do."]
+    return []
 
 
 def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[str, str]:
@@ -185,10 +330,10 @@ def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[st
     )
     if difference.value == 0:
         return f"{second} and {first} are equally good", where
-    ahead = f"{second} is {'better' if difference.value > 0 else 'worse'} than {first}"
     if p_value < LUCK:
-        return f"{ahead}, and that is hardly luck ({p})", where
-    return f"{ahead} here, but the difference could be luck ({p})", where
+        side = "better" if difference.value > 0 else "worse"
+        return f"{second} is {side} than {first}, and that is hardly luck ({p})", where
+    return f"The difference between {second} and {first} could be luck ({p})", where
 
 
 def balance(totals: Mapping[str, int]) -> str:

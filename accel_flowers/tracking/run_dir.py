@@ -16,18 +16,22 @@ import errno
 import fcntl
 import os
 import platform
-import re
 import secrets
+import shlex
+import shutil
+import stat
 import tempfile
 import time
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from accel_flowers import __version__
 from accel_flowers.config.loading import ENVIRONMENT_KEY, read_config
+from accel_flowers.config.paths import with_absolute_paths
 from accel_flowers.config.schema import Config, config_to_dict, flat_fields
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably, writing
@@ -38,8 +42,11 @@ from accel_flowers.distributed.launch import identify_launcher, is_restart_of, n
 
 CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
 _LOCK_FILE = ".lock"
+_BEGAN_JUST_NOW = "Another run began in '{}' just now: give another directory with --run-dir DIR."
 _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
+_MAX_RUN_ID, _NOT_IN_RUN_IDS = 128, "/\\#?%:;,'"
+"""W&B's own limits."""
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "data.cache_dir", "data.cache_gib", "tracking",
     "checkpoint", "train.log_every_steps", "train.on_nan", "train.precision", "debug.profile", "debug.detect_anomaly",
@@ -56,7 +63,8 @@ def holds_run(run_dir: Path) -> bool:
 def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     """See that nothing would be overwritten, and that a resumed run is the same run.
 
-    The run that this launcher's earlier processes began goes on unasked.
+    The run that this launcher's earlier processes began goes on unasked. One that did no step gives way, and so does a
+    debug.fast_dev_run to the next one.
 
     Raises:
         UserError: the directory holds a run and resuming was not asked for, another configuration is given, or the run
@@ -67,25 +75,72 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     lock.holds_run = holds_run(run_dir)
     if not lock.holds_run:
         _check_writable(run_dir)
+        check_run_id(os.environ.get("WANDB_RUN_ID") or "made")
         return
-    goes_on = num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
-    if config.resume == "never" and not goes_on:
-        raise UserError(
-            f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
-            "or give another directory with --run-dir DIR."
-        )
-    before = read_config(run_dir / CONFIG_FILE, what=f"'{run_dir / CONFIG_FILE}'")
-    old, new = fixed_fields(before), fixed_fields(config)
-    changed = [
-        f"  {name}: {old.get(name)!r} then, {new.get(name)!r} now" for name in sorted(old) if old[name] != new[name]
-    ]
+    goes_on = config.resume == "auto" or (
+        num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
+    )
+    begun = _has_begun(run_dir)
+    what = f"'{run_dir / CONFIG_FILE}'"
+    if not goes_on:
+        is_trial = config.debug.fast_dev_run and read_config(run_dir / CONFIG_FILE, what=what).debug.fast_dev_run
+        if begun and not is_trial:
+            raise UserError(
+                f"'{run_dir}' holds a run already, and nothing is overwritten: go on with it by --resume auto, "
+                "or give another directory with --run-dir DIR."
+            )
+        _give_way(run_dir, lock, is_trial=begun)
+        return
+    changed = _changed_fields(read_config(run_dir / CONFIG_FILE, what=what), config)
+    if changed and not begun:
+        _give_way(run_dir, lock, is_trial=False)
+        return
     if changed:
         raise UserError(
             f"The run in '{run_dir}' was begun with another configuration:\n"
-            + "\n".join(changed)
-            + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR."
+            + "\n".join(f"  {name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items())
+            + f"\nGo on with its own ({run_dir / CONFIG_FILE}), or begin a new run with --run-dir DIR"
+            + how_to_build_on(run_dir)
+            + "."
         )
     lock.take(run_dir)
+
+
+def how_to_build_on(run_dir: Path) -> str:
+    """What to add to a new run so that it begins with what this one has learned; empty where that is nothing yet."""
+    weights = run_dir / MODEL_DIR / "model.safetensors"
+    return f", which learns on from here with\n--model.weights {shlex.quote(str(weights))}" if weights.is_file() else ""
+
+
+def _changed_fields(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """Dotted name → value then and now, of what makes a run this run."""
+    old, new = (fixed_fields(with_absolute_paths(each)) for each in (before, now))
+    return {name: (old[name], new[name]) for name in sorted(old) if old[name] != new[name]}
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether there is anything to lose: a checkpoint after a step, a model, a line of numbers. A run that failed in its
+    start left none, for example because nobody was logged in."""
+    steps = [path.name.rpartition("-")[2] for path in run_dir.glob("checkpoints/*step-*")]
+    metrics = run_dir / METRICS_FILE
+    return (
+        any(step.strip("0") for step in steps)
+        or os.path.exists(run_dir / MODEL_DIR)
+        or (os.path.exists(metrics) and metrics.stat().st_size > 0)
+    )
+
+
+def _give_way(run_dir: Path, lock: RunDirLock, *, is_trial: bool) -> None:
+    """Remove what a run left that was a trial, or did no step; last of all what makes it one. Files of others stay."""
+    lock.take(run_dir)
+    if not is_trial and _has_begun(run_dir):  # it was in its start, and its process has come further meanwhile
+        raise UserError(_BEGAN_JUST_NOW.format(run_dir))
+    for name in ("checkpoints", MODEL_DIR, "plots", "profile", "tensorboard"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    for name in (METRICS_FILE, "predictions.parquet", "report.html", CONFIG_FILE):
+        with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
+            (run_dir / name).unlink(missing_ok=True)
+    lock.holds_run = False
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -127,7 +182,7 @@ class RunDirLock:
 
     def __init__(self, patience_seconds: float = 10.0) -> None:
         self._patience_seconds = patience_seconds
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         self.holds_run: bool | None = None
         """Whether the directory held a run when it was looked at; None = it was not."""
 
@@ -139,7 +194,7 @@ class RunDirLock:
         """
         if self._file is not None:
             return
-        file = (run_dir / _LOCK_FILE).open("a+")
+        file = _open_lock(run_dir / _LOCK_FILE)
         deadline = time.monotonic() + self._patience_seconds
         while True:
             try:
@@ -149,17 +204,16 @@ class RunDirLock:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     break  # a file system without locks: as good as none
                 if time.monotonic() > deadline:
-                    file.seek(0)
-                    holder = file.read().strip()
+                    holder = file.read(200).decode(errors="replace").strip()
                     file.close()
                     raise UserError(
                         f"'{run_dir}' is being trained by {holder or 'another process'}: wait for it, end it, or give "
                         "another directory with --run-dir DIR."
                     ) from None
                 time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: whoever comes second is refused all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         self._file = file
 
     def __enter__(self) -> RunDirLock:
@@ -169,6 +223,20 @@ class RunDirLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _open_lock(path: Path) -> FileIO:
+    """The lock's file, made where it is not there.
+
+    Raises:
+        UserError: the directory cannot be written to, or what has the name is no regular file.
+    """
+    with writing(f"The run directory '{path.parent}'", "Give another one with --run-dir DIR."):
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666), "r+")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"'{path}' is no regular file, so no run can be kept from another by it: remove it.")
+    return file
 
 
 def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
@@ -187,13 +255,13 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     lock.take(run_dir)
     # Between the look and this moment lie minutes, in which another run may have begun, and even ended.
     if holds_run(run_dir) != held_run:
-        raise UserError(f"Another run began in '{run_dir}' just now: give another directory with --run-dir DIR.")
+        raise UserError(_BEGAN_JUST_NOW.format(run_dir))
     if held_run:
         return _read_environment(run_dir / CONFIG_FILE)
     launcher = identify_launcher()
     return {
         # The agent of a W&B sweep has named the run already.
-        "run_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
+        "run_id": check_run_id(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)),
         **({_LAUNCHER_KEY: launcher} if launcher else {}),
         **_versions_and_hardware(),
     }
@@ -206,9 +274,28 @@ def _read_environment(file: Path) -> dict[str, Any]:
         raise UserError(f"'{file}' cannot be read: {error.strerror}.") from None
     environment = values.get(ENVIRONMENT_KEY) if isinstance(values, dict) else None
     run_id = environment.get("run_id") if isinstance(environment, dict) else None
-    if not isinstance(environment, dict) or not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(run_id or "")):
+    if not isinstance(environment, dict) or not _is_run_id(str(run_id or "")):
         raise UserError(f"'{file}' does not tell the run_id of the run under '{ENVIRONMENT_KEY}': letters and digits.")
     return {**environment, "run_id": str(run_id)}
+
+
+def check_run_id(run_id: str) -> str:
+    """The identity that the environment gives the run.
+
+    Raises:
+        UserError: W&B would not take it, so that the run could not be found again there.
+    """
+    if not _is_run_id(run_id):
+        raise UserError(
+            f"WANDB_RUN_ID is {run_id[:200]!r} in the environment, which is no id of a W&B run: 1 to {_MAX_RUN_ID} characters, "
+            f"none of {_NOT_IN_RUN_IDS} and no space at an end. Give another one, or remove it: unset WANDB_RUN_ID"
+        )
+    return run_id
+
+
+def _is_run_id(run_id: str) -> bool:
+    ok = run_id.isprintable() and run_id == run_id.strip() and not set(run_id) & set(_NOT_IN_RUN_IDS)
+    return ok and 0 < len(run_id) <= _MAX_RUN_ID
 
 
 def recorded_precision(run_dir: Path, launched: str) -> str | None:
@@ -228,13 +315,14 @@ def recorded_precision(run_dir: Path, launched: str) -> str | None:
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
-    """Write config.yaml: from here on the directory holds a run.
+    """Write config.yaml, with absolute paths: from here on the directory holds a run.
 
     Raises:
         UserError: it cannot be written.
     """
+    values = config_to_dict(with_absolute_paths(config))
     with writing(f"The run directory '{run_dir}'", "Make room, or give another one with --run-dir DIR."):
-        write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**config_to_dict(config), ENVIRONMENT_KEY: environment}))
+        write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**values, ENVIRONMENT_KEY: environment}))
 
 
 def versions() -> dict[str, str]:
@@ -265,7 +353,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         UserError: the file cannot be read, or a line is none that a run wrote; the message says which.
     """
     try:
-        lines = read_text(path, max_bytes=_MAX_METRICS_BYTES).split("\n") if path.exists() else []
+        lines = read_text(path, max_bytes=_MAX_METRICS_BYTES).split("\n") if os.path.exists(path) else []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
@@ -278,4 +366,14 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
         raise UserError(f"{place} is damaged ({error}). Remove the line, or mend it.") from None
     if not isinstance(values, dict) or type(values.get("step")) is not int:
         raise UserError(f"{place} is no line of a run's scores: it needs a 'step'. Remove the line, or mend it.")
+    odd = [name for name, value in values.items() if not _is_quantity(value)]
+    if odd:
+        raise UserError(f"{place} is damaged: '{odd[0]}' is no number. Remove the line, or mend it.")
     return values
+
+
+def _is_quantity(value: object) -> bool:
+    """Also nan and infinity, which Python writes so, and nothing; an integer that no float can hold is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        return False
+    return not isinstance(value, int) or abs(value) < 2**63

@@ -132,8 +132,8 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
     with process_session({}, owns_process=owns_process) as together, oom_as_user_error(), workers_as_user_error():
         if together.processes.num_processes > 1:
             raise UserError(
-                "A benchmark measures one process: start it without a launcher, or with accelerate_configs/single_gpu.yaml "
-                "or cpu.yaml."
+                "A benchmark measures one process: start it without a launcher, or with one of its configurations for one "
+                "process (accel-flowers launch-config single_gpu, or cpu)."
             )
         accelerator = together.build_accelerator(mixed_precision=choose_precision(config, together.processes))
         with (
@@ -254,7 +254,7 @@ def _some_decoded(run: Run, folder: Path) -> ImageDataset:
     """The first training images, from a cache that is made for them."""
     data = run.config.data
     assert data.path is not None
-    table = load_images(data.path)
+    table = load_images(data.path, label_column=data.label_column)
     some = set(run.parts["train"].files[:_IN_CACHE])
     contents = [content_digest(table.read(row)) if name in some else "" for row, name in enumerate(table.files)]
     decoded, _ = open_cache(folder / "decoded", table.files, contents, table.read, max_bytes=_MOST_BYTES)

@@ -6,7 +6,7 @@ What can be wrong with a configuration, a folder, weights or a launch is found h
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
-from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key
+from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key, shrunk_to
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.table import ImageTable
@@ -44,6 +44,8 @@ from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
+from accel_flowers.models.seen import SEEN_PARTS, Digests, short_digests
+from accel_flowers.tracking.run_dir import how_to_build_on
 from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
@@ -74,6 +76,8 @@ class DataParts:
     split: Split
     contents: list[str]
     """Digest of each image of the table, where `wants_cache`."""
+    seen: Mapping[str, Digests]
+    """"train" and "val" → digests of their images, on the main process alone, which writes them into `model/`."""
 
     @property
     def train_labels(self) -> torch.Tensor:
@@ -112,6 +116,8 @@ def build_run(
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     check_training_mode(network, recipe.train_size, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)
+    if not config.debug.overfit_batches:
+        plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
     task = _build_task(config, data, accelerator)
     if state.micro_batch_size:
@@ -122,6 +128,18 @@ def build_run(
     # After the trial of the memory, which says what is left for images.
     opened = _open_parts(config, data, recipe, accelerator)
     return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)
+
+
+def _fit_to_images(plan: BatchPlan, data: DataParts, accelerator: Accelerator) -> BatchPlan:
+    num_images = len(data.split.files_of("train"))
+    fits = shrunk_to(plan, num_images)
+    if fits != plan:
+        log_on_main(
+            accelerator,
+            f"train.global_batch_size {plan.global_batch_size} is more than the {num_images} pictures to train on: "
+            f"{fits.global_batch_size} is taken",
+        )
+    return fits
 
 
 def read_transforms(config: Config) -> Recipe:
@@ -149,21 +167,39 @@ def build_data(
     """
     asked = str(split_file) if split_file else config.data.split
     validated = cache(lambda: validate_all(table, range(len(table.files))))
+    seen: dict[str, Digests] = {}
 
     def decide() -> tuple[Split, list[str]]:
         split = decide_split(
-            table, asked, seed=config.train.seed, on_bad_image=config.data.on_bad_image, examined=validated
+            table,
+            asked,
+            seed=config.train.seed,
+            on_bad_image=config.data.on_bad_image,
+            goes_on=_how_to_go_on(split_file.parent) if split_file else None,
+            examined=validated,
+            # Of two steps' images some classes may have none: so it is where such a run goes on.
+            each_class=not (split_file and config.debug.fast_dev_run),
         )
         if not split_file:
             split = subsample_for_debugging(split, table, config)
         for line in describe_split(table, split):
             _log.info(line)
+        found = validated()
+        for part in SEEN_PARTS:
+            seen[part] = short_digests([found[row][0] for row in table.rows_of(split.files_of(part))])
         return split, [digest for digest, _ in validated()] if wants_cache(config.data, accelerator.device) else []
 
     split, contents = broadcast_from_main(accelerator, decide)
     fingerprint = {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision}
     check_same_everywhere(accelerator, fingerprint)
-    return DataParts(table, split, contents)
+    return DataParts(table, split, contents, seen)
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    return (
+        "Put them back as they were and go on with --resume auto, or begin a new run with --run-dir DIR"
+        f"{how_to_build_on(run_dir)}."
+    )
 
 
 def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) -> ModelParts:
@@ -265,12 +301,13 @@ def prepare(
         parts=parts,
         to_pixels=to_pixels,
         plan=plan,
-        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs),
+        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs, step=plan.epoch_at(1)),
         normalizer=normalizer,
         spec=_describe_model(config, class_names, accelerator),
         state=state,
         ema=ema,
         stream=stream,
+        seen=data.seen,
     )
 
 
@@ -288,7 +325,7 @@ def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     source = data.path
     if source is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
-    return main_process_first(accelerator, lambda: load_images(source))
+    return main_process_first(accelerator, lambda: load_images(source, label_column=data.label_column))
 
 
 def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:

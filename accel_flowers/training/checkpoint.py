@@ -4,7 +4,7 @@ A checkpoint is a directory `checkpoints/step-N`: the network, the average of it
 optimizer, the gradient scaler, each process's own batch-norm statistics and `TrainState`. Order and randomness follow from
 the step, so there is no generator to save. It is written under a temporary name while the training goes on, flushed, and
 renamed; its manifest holds the size and digest of every file and is checked before anything is read. `last` and `best` are
-links for people; a resume takes the newest whole checkpoint.
+links for people, where the file system has any; a resume takes the newest whole checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import flush_to_disk, replace_folder, restore_folder, writing
+from accel_flowers.core.files import flush_to_disk, point_to, replace_folder, restore_folder, writing
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
@@ -64,14 +65,18 @@ class TrainState:
     """Optimizer steps done."""
     best_value: float | None = None
     """Best value of the metric that names the best epoch."""
+    best_loss: float | None = None
+    """Validation loss of the best epoch, by which ties are broken; None where an earlier version has not written it."""
     best_epoch: int = 0
     """Epoch (from 1) of the best value."""
     best_step: int = 0
     """Optimizer step of the best value."""
     epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
-    """Evaluations since the best value."""
+    """Epochs since the best one; more than evaluations where a step is longer than an epoch."""
     epochs_scored: int = 0
-    """Evaluations done; one less than the epochs that lie behind where a signal cut the last one off."""
+    """Epochs that were evaluated; less than those that lie behind where a signal cut the evaluation off."""
+    evaluations: int | None = None
+    """Evaluations done: fewer than epochs where a step is longer than one; None where an earlier version began the run."""
     skipped_steps: int = 0
     """Steps in which fp16's gradients overflowed: they changed no weight and move no schedule."""
     rollbacks: int = 0
@@ -82,24 +87,35 @@ class TrainState:
         default_factory=list
     )
     """Losses since the last line of metrics.jsonl, of each process."""
+    pending_parts: list[dict[str, list[float]]] = field(default_factory=list)
+    """The same of what else belongs into that line: of each process, name → values."""
 
     @property
     def lr_factor(self) -> float:
         """What rollbacks left of the learning rate."""
         return 0.5**self.rollbacks
 
-    def update_best(self, value: float, *, epoch: int, lower_is_better: bool) -> bool:
-        """Take in the value of an evaluation; of equal ones the first stays the best.
+    def update_best(self, value: float, *, loss: float, epoch: int, lower_is_better: bool) -> bool:
+        """Take in an evaluation. Of equal values that with the lower loss is the better: few images have few accuracies.
+
+        Args:
+            value: of the metric that names the best epoch.
+            loss: mean cross-entropy of the same images; of equal ones the first stays the best.
+            epoch: from 1.
+            lower_is_better: of the metric.
 
         Returns:
             Whether it is the best so far.
         """
         best = self.best_value
         is_best = best is None or (value < best if lower_is_better else value > best)
+        if value == best and self.best_loss is not None:
+            is_best = loss < self.best_loss
         if is_best:
-            self.best_value, self.best_epoch, self.best_step, self.epochs_since_improvement = value, epoch, self.step, 0
-        else:
-            self.epochs_since_improvement += 1
+            self.best_value, self.best_loss, self.best_epoch, self.best_step = value, loss, epoch, self.step
+        self.epochs_since_improvement = epoch - self.best_epoch
+        if self.evaluations is not None or not self.epochs_scored:
+            self.evaluations = (self.evaluations or 0) + 1
         self.epochs_scored = epoch
         return is_best
 
@@ -212,16 +228,16 @@ class Checkpoints:
     def _link(self, state: TrainState) -> None:
         for name, step in ((LAST, state.step), (BEST, state.best_step)):
             if name == LAST or step:
-                fresh = self._root / f".{name}.part"
-                fresh.unlink(missing_ok=True)
-                fresh.symlink_to(self._directory(step).name, target_is_directory=True)
-                fresh.replace(self._root / name)
+                point_to(self._root / name, self._directory(step).name)
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoints that are there under their final name, rising."""
-        if not self._root.is_dir():
+        if not os.path.isdir(self._root):
             return []
-        directories = (entry for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink())
+        try:
+            directories = [entry for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        except OSError as error:
+            raise UserError(f"The checkpoints in '{self._root}' cannot be read: {error.strerror}.") from None
         names = (_NAME.fullmatch(entry.name) for entry in directories)
         return sorted(int(name[1]) for name in names if name)
 
@@ -243,7 +259,7 @@ class Checkpoints:
         bests = sorted({state.best_step for state in states.values() if state.best_step})
         kept |= set(bests[-self._config.keep_best :])
         for step in set(present) - kept:
-            shutil.rmtree(self._directory(step))
+            shutil.rmtree(self._directory(step), ignore_errors=True)  # it is in nobody's way: the next one tries again
 
     def _read_state(self, step: int) -> TrainState | None:
         try:

@@ -139,6 +139,11 @@ def oom_as_user_error() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not _is_lack_of_memory(error):
             raise
+        if isinstance(error, MemoryError):  # the machine's, which pictures, workers and scores take, no forward pass
+            raise OutOfMemory(
+                f"Out of this machine's memory: {_first_line(error)}. Leave more of it free, or give it to fewer workers "
+                "(--data.num-workers 0), and go on with --resume auto."
+            ) from None
         raise OutOfMemory(
             f"Out of memory: {_first_line(error)}. Leave more memory free and go on with --resume auto, or begin anew with "
             "a smaller --train.micro-batch-size."

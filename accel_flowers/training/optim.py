@@ -96,13 +96,15 @@ def lr_of_groups(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 
-def build_lr_schedule(config: ScheduleConfig, *, lr: float, epochs: int) -> LearningRate:
+def build_lr_schedule(config: ScheduleConfig, *, lr: float, epochs: int, step: float = 0.0) -> LearningRate:
     """The learning rate over a run.
 
     Args:
         config: the course.
         lr: its height.
         epochs: length of the run.
+        step: length of an optimizer step in epochs. A warm-up has the rate of the end of each step, so that the first one is
+            not 0 and the last one is full.
 
     Returns:
         A function of the epochs that lie behind, the same on any number of processes.
@@ -129,6 +131,6 @@ def build_lr_schedule(config: ScheduleConfig, *, lr: float, epochs: int) -> Lear
         if config.name == "one_cycle":
             start = 1 / 25  # OneCycleLR's div_factor
             return lr * (start + (1 - start) * (1 - math.cos(math.pi * epoch / warmup)) / 2)
-        return lr * after_warmup(epoch) * epoch / warmup
+        return lr * after_warmup(epoch) * min(1.0, (epoch + step) / warmup)
 
     return lr_at

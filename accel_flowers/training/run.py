@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
+from accel_flowers.models.seen import Digests
 from accel_flowers.training.checkpoint import Checkpoints, TrainState
 from accel_flowers.training.optim import LearningRate
 from accel_flowers.training.profiler import StepProfiler
@@ -55,6 +56,8 @@ class Run:
     ema: Ema | None
     stream: StreamBatchSampler
     """The order of the training images; says which are in a micro-batch."""
+    seen: Mapping[str, Digests]
+    """"train" and "val" → digests of their images, on the main process alone; `model/` records them."""
 
     @property
     def eval_network(self) -> nn.Module:

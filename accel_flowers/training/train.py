@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 
+from accel_flowers.config.effects import fit_warmup, settings_without_effect
 from accel_flowers.config.loading import PARTS_KEY
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
@@ -40,7 +43,8 @@ from accel_flowers.tracking.run_dir import (
     versions,
     write_config,
 )
-from accel_flowers.tracking.trackers import build_trackers, start_trackers
+from accel_flowers.tracking.trackers import build_trackers, check_trackers, start_trackers, tell_end
+from accel_flowers.tracking.wandb_environment import obey_environment, said_by_environment
 from accel_flowers.training.build import build_run
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
@@ -92,12 +96,15 @@ def train(
         RankLost: another process is gone.
     """
     check_can_train()
-    config = shorten(config)
+    config, told = fit_warmup(shorten(config))
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
     if not owns_process:
         attach_to_notebook()
+    tracking = obey_environment(config.tracking, run_dir)
+    told = said_by_environment(config.tracking, tracking)
+    config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
@@ -105,8 +112,11 @@ def train(
     with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock(times.lock) as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
+        log_on_main(processes, *told, *settings_without_effect(config, os.environ))
+        broadcast_from_main(processes, lambda: check_trackers(trackers))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
         accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
+        together.when_it_ends(lambda error: tell_end(accelerator, error))
         with (
             fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),
             _session(config, run_dir, together, lock, accelerator) as session,
@@ -147,12 +157,35 @@ def _session(
         )
         if newest:
             session.restore(newest)
+        _import_for_later(config, is_main=accelerator.is_main_process)
         _open_directory(session, lock)
         stack.enter_context(session.progress)
         stack.enter_context(session.preemption)
         stack.enter_context(session.profiler)
         stack.enter_context(stricter(config.debug))
         yield session
+
+
+_AT_AN_EPOCHS_END = ("accel_flowers.metrics.label_metrics", "torch.utils.serialization.config")
+_AT_THE_END = ("scipy.optimize", "pyarrow.parquet")
+_FOR_THE_REPORT = (
+    "accel_flowers.report.draw", "accel_flowers.report.cam", "captum.attr", "cleanlab.filter", "scipy.stats",
+    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg",
+    "matplotlib.style.core",
+)  # fmt: skip
+
+
+def _import_for_later(config: Config, *, is_main: bool) -> None:
+    """Import before the first step what only the end of an epoch or of the run asks for: what is missing or broken is
+    told now, and an environment that changes meanwhile does no harm."""
+    for name in (*_AT_AN_EPOCHS_END, *(_AT_THE_END if is_main else ())):
+        importlib.import_module(name)
+    if is_main and config.tracking.report:
+        try:
+            for name in _FOR_THE_REPORT:
+                importlib.import_module(name)
+        except ImportError as error:
+            _log.info(f"there will be no report: {error}")
 
 
 def _open_directory(session: Session, lock: RunDirLock) -> None:
@@ -163,23 +196,26 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
     if holds_run(run_dir) and environment.get(PARTS_KEY, {}) != parts:
         log_on_main(accelerator, _changed(environment.get(PARTS_KEY), parts))
 
+    environment |= {
+        "num_processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "launcher_precision": launched_precision(),
+        "device": str(accelerator.device),
+        **({PARTS_KEY: parts} if parts else {}),
+    }
+
     def write() -> None:
         if not holds_run(run_dir):
             # The configuration comes last: from then on the directory holds a run, which nothing overwrites.
-            on = {
-                "num_processes": accelerator.num_processes,
-                "precision": accelerator.mixed_precision,
-                "launcher_precision": launched_precision(),
-                "device": str(accelerator.device),
-                **({PARTS_KEY: parts} if parts else {}),
-            }
             save_split(run.split, run_dir / SPLIT_FILE)
-            write_config(run_dir, run.config, {**environment, **on})
+            write_config(run_dir, run.config, environment)
         forget_after(run_dir / METRICS_FILE, run.state.step, scored=run.is_scored())
 
     broadcast_from_main(accelerator, write)
     values = config_to_dict(run.config)
-    start_trackers(accelerator, values, run_id=environment["run_id"], next_step=run.state.step + 1)
+    images = {part: len(found) for part, found in run.parts.items()}
+    facts = {"environment": environment, "classes": list(run.spec.class_names), "images": images}
+    start_trackers(accelerator, values, facts, run_id=environment["run_id"], next_step=run.state.step + 1)
     if run.config.train.on_nan == "rollback" and not run.state.step:
         save(session)  # something to go back to from the first epoch, too
 
@@ -208,5 +244,5 @@ def _draw_report(run_dir: Path) -> None:
     try:
         _log.info(f"report: {draw_report(run_dir)}")
     # What a full disk, short memory, photos that vanish or a library may answer with; the run itself is done.
-    except (OSError, RuntimeError, ValueError, LookupError) as error:
+    except (OSError, RuntimeError, ValueError, LookupError, ImportError) as error:
         _log.info(f"no report ({error or type(error).__name__}): try again with accel-flowers report {run_dir}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -196,9 +195,10 @@ def _keep_decoded(
             opened, made = open_cache(cache_root(data), table.files, used, table.read, max_bytes=limit)
         except NoCache as error:
             if data.pixels_from == "cache":
+                more = "Allow more with --data.cache-gib, give" if error.more_helps else "Give"
                 raise UserError(
-                    f"The pictures cannot be kept decoded: {error}. Allow more with --data.cache-gib, give another "
-                    "place with --data.cache-dir, or take --data.pixels-from files."
+                    f"The pictures cannot be kept decoded: {error}. {more} another place with --data.cache-dir, or take "
+                    "--data.pixels-from files."
                 ) from None
             return None, False, str(error)
         return opened, made, ""
@@ -222,6 +222,6 @@ def cache_root(data: DataConfig) -> Path:
         NoCache: there is no such place.
     """
     try:
-        return user_cache() / "decoded" if data.cache_dir is None else Path(os.path.expanduser(data.cache_dir))
+        return user_cache() / "decoded" if data.cache_dir is None else Path(data.cache_dir)
     except RuntimeError as error:  # a user without a home directory
         raise NoCache(f"there is no cache directory: {error}") from None

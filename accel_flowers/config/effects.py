@@ -1,0 +1,116 @@
+"""Settings that change nothing, because another one decides: told at the start, so that nobody waits for their effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from accel_flowers.config.schema import Config, flat_fields
+from accel_flowers.core import registry
+
+_LAUNCHER = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--gradient_accumulation_steps", "--train.micro-batch-size"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "--dynamo_backend", "--train.compile"),
+}
+"""Variable of the launcher → what it is unless somebody says otherwise, the launcher's flag, and what is meant here."""
+
+
+def _of_optimizer(*names: str) -> Callable[[Config], str]:
+    def why(config: Config) -> str:
+        return (
+            "" if config.optim.name in names else f"optim.name is {config.optim.name}; it is for {' and '.join(names)}"
+        )
+
+    return why
+
+
+def _of_schedule(*names: str) -> Callable[[Config], str]:
+    def why(config: Config) -> str:
+        name = config.schedule.name
+        return "" if name in names else f"schedule.name is {name}; it is for {' and '.join(names)}"
+
+    return why
+
+
+def _of_own_parts(*names: Callable[[Config], str]) -> Callable[[Config], str]:
+    def why(config: Config) -> str:
+        taken = any(registry.is_own_name(name(config)) for name in names)
+        return "" if taken else f"{names[0](config)} takes no options; they are for parts of your own"
+
+    return why
+
+
+def _of_cross_entropy(config: Config) -> str:
+    return "" if config.loss.name == "cross_entropy" else f"loss.name is {config.loss.name}; it is for cross_entropy"
+
+
+def _of_decay(config: Config) -> str:
+    return "" if config.optim.weight_decay else "optim.weight_decay is 0"
+
+
+def _of_projects(config: Config) -> str:
+    tracking = config.tracking
+    return "tracking.wandb is off" if tracking.wandb == "off" and not tracking.also else ""
+
+
+def _of_wandb(config: Config) -> str:
+    return "tracking.wandb is off" if config.tracking.wandb == "off" else ""
+
+
+def _of_cache(config: Config) -> str:
+    way = config.data.pixels_from
+    return f"data.pixels_from is {way}" if way in ("reference", "files") else ""
+
+
+_CONDITIONS: dict[str, Callable[[Config], str]] = {
+    "data.cache_dir": _of_cache,
+    "data.cache_gib": _of_cache,
+    "loss.options": _of_own_parts(lambda config: config.loss.name, lambda config: config.loss.task),
+    "loss.label_smoothing": _of_cross_entropy,
+    "loss.class_weights": _of_cross_entropy,
+    "optim.options": _of_own_parts(lambda config: config.optim.name),
+    "optim.momentum": _of_optimizer("sgd", "rmsprop"),
+    "optim.decay_norms_and_biases": _of_decay,
+    "schedule.step_epochs": _of_schedule("step"),
+    "schedule.milestones": _of_schedule("multistep"),
+    "schedule.gamma": _of_schedule("step", "multistep"),
+    "schedule.min_factor": _of_schedule("cosine", "one_cycle"),
+    "tracking.wandb_project": _of_projects,
+    "tracking.wandb_name": _of_wandb,
+    "tracking.wandb_registry": _of_wandb,
+}
+"""Field → why it has no effect; empty where it has one."""
+
+
+def settings_without_effect(config: Config, environment: Mapping[str, str]) -> list[str]:
+    """A line for each setting that is not the default and changes nothing.
+
+    Args:
+        config: resolved.
+        environment: what the launcher has set.
+    """
+    values, defaults = flat_fields(config), flat_fields(Config())
+    lines = [
+        f"without effect: {name} {values[name]}, because {why}"
+        for name, condition in _CONDITIONS.items()
+        if values[name] != defaults[name] and (why := condition(config))
+    ]
+    for variable, (usual, flag, here) in _LAUNCHER.items():
+        value = environment.get(variable, usual)
+        if value.lower() != usual:
+            lines.append(f"without effect: {flag} {value.lower()} of accelerate launch; here that is {here}")
+    return lines
+
+
+_SHARE_OF_WARMUP = 0.2
+"""Of a run that is no longer than the warm-up of its recipe; that of quickstart, 3 of 15 epochs."""
+
+
+def fit_warmup(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with a warm-up that ends before the run does, and a line where it had to be cut."""
+    asked, epochs = config.schedule.warmup_epochs, config.train.epochs
+    if asked < epochs:
+        return config, []
+    fits = _SHARE_OF_WARMUP * epochs
+    line = f"schedule.warmup_epochs {asked:g} is no shorter than the run (train.epochs {epochs}): {fits:g} is taken"
+    schedule = config.schedule.model_copy(update={"warmup_epochs": fits})
+    return config.model_copy(update={"schedule": schedule}), [line]
