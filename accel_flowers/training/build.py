@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config, DataConfig, ModelConfig
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.content import content_facts
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
 from accel_flowers.data.loader import build_loader
@@ -192,6 +193,8 @@ def build_data(
     split, contents = broadcast_from_main(accelerator, decide)
     fingerprint = {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision}
     check_same_everywhere(accelerator, fingerprint)
+    if accelerator.num_processes > 1:
+        check_same_everywhere(accelerator, content_facts(table, sorted(split.parts), seed=config.train.seed))
     return DataParts(table, split, contents, seen)
 
 
