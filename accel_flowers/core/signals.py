@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from accel_flowers.core.errors import Interrupted, Stopped
+
+_waits_since: float | None = None
+
+
+@contextmanager
+def waiting_for_batch() -> Iterator[None]:
+    """Note that this process waits for its loader, where no step would answer a signal."""
+    global _waits_since
+    _waits_since = time.monotonic()
+    try:
+        yield
+    finally:
+        _waits_since = None
+
+
+def seconds_waited() -> float:
+    """How long this process has been waiting for a batch; 0 = it does not."""
+    return 0.0 if _waits_since is None else time.monotonic() - _waits_since
 
 
 @contextmanager

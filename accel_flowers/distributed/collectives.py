@@ -130,7 +130,7 @@ def check_same_everywhere(processes: Processes, facts: Mapping[str, object]) -> 
     if lines:
         lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise UserError(
-            "The processes do not agree, so they cannot train together:\n" + "\n".join(lines) + "\n"
+            "The processes do not agree, so they cannot work together:\n" + "\n".join(lines) + "\n"
             "Give all machines the same versions, the same words and the same pictures."
         )
 
