@@ -90,6 +90,8 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
         time.sleep(0.5)  # so that each has heard of the other's training
         ranks.signal(1, signal.SIGKILL)
         began = time.monotonic()
+        time.sleep(0.2)
+        ranks.signal(0, signal.SIGTERM)  # a launcher tells the others at once to stop, sooner than they know why
         codes = ranks.codes(SOON)
         assert codes == [1, -signal.SIGKILL], ranks.said(0)
         assert time.monotonic() - began < SOON

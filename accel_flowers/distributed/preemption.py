@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted
-from accel_flowers.core.signals import handle_signals, restore_signals
+from accel_flowers.core.signals import handle_signals, leave_undisturbed, restore_signals
 from accel_flowers.distributed.collectives import FlagAllReduce
 from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
@@ -55,8 +55,11 @@ class PreemptionHandler:
             self._handlers_before = handle_signals(self._on_signal)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
+        del kind, trace
         restore_signals(self._handlers_before)
+        if error is not None and self._handlers_before:
+            leave_undisturbed()  # until the session is left, which puts back what was set before it
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
