@@ -40,9 +40,7 @@ def unzip(path: Path) -> Path:
     except OSError as error:
         place = refused(error)
         # Of names inside the archive one may be a file and the folder of another.
-        in_archive = isinstance(error, (FileExistsError, NotADirectoryError)) and str(error.filename).startswith(
-            f"{target}."
-        )
+        in_archive = isinstance(error, (FileExistsError, NotADirectoryError)) and ".part/" in str(error.filename)
         if place is None or in_archive or error.filename == str(path):
             raise UserError(f"The zip '{path}' cannot be unpacked: {error}.") from None
         raise UserError(
