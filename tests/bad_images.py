@@ -372,7 +372,8 @@ def _names() -> Iterator[File]:
         yield _accepted(name, _drawn(100 + number), "an odd name")
     forged = "x.jpg: fine\nall pictures are fine.jpg"
     yield _refused(forged, b"", "the file is empty", "a name that would add a line to a message")
-    for name in (".hidden.jpg", "Thumbs.db", "notes.txt", "IMG.heic", "noending"):
+    yield _refused("IMG.heic", b"x", "not a JPEG, PNG", "the name of a photo of a kind that is not read")
+    for name in (".hidden.jpg", "Thumbs.db", "notes.txt", "noending"):
         yield name, lambda path: path.write_bytes(b"x"), Verdict(IGNORED, "no picture by its name, or hidden")
 
 

@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from torch import Tensor
@@ -341,3 +342,20 @@ KINDS: dict[str, tuple[Maker, Any, int]] = {
     "tiff float to 255": (lambda: tiff(corners(GREYS, np.float32), 1), GREY_COLOURS, 0),
     "tiff pages": (lambda: save(scene(), "TIFF", **animation()), COLOURS, 0),
 }
+
+
+def jpeg_sampled(luma: tuple[int, int]) -> bytes:
+    """A whole JPEG of noise whose brightness is sampled so many times as often as its colours, across and down.
+
+    Encoders do not write every kind (4:4:1, which is (1, 4), comes of a lossless turn of a 4:1:1 photo). But the kinds of one
+    product hold their blocks in the same order: so one that is written has its header changed to another.
+    """
+    across, down = luma
+    written, as_written = {1: ((1, 1), "444"), 2: ((2, 1), "422"), 4: ((4, 1), "411")}[across * down]
+    noise = np.random.default_rng(0).integers(0, 256, (4 * 8 * written[1], 4 * 8 * written[0], 3), dtype=np.uint8)
+    data = bytearray(simplejpeg.encode_jpeg(noise, colorsubsampling=as_written))
+    frame = data.index(b"\xff\xc0")
+    assert data[frame + 11] == 16 * written[0] + written[1]
+    data[frame + 5 : frame + 9] = struct.pack(">HH", 32 * down, 32 * across)
+    data[frame + 11] = 16 * across + down
+    return bytes(data)

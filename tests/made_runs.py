@@ -79,7 +79,13 @@ def make_run(
     for epoch in (1, 2):
         lines += [
             {"step": 2 * epoch - 1, "epoch": epoch - 0.5, "train/loss": 2.0 / epoch, "lr/all": 0.01 / epoch},
-            {"step": 2 * epoch, "epoch": epoch, "train/loss": 1.8 / epoch, "lr/all": 0.01 / epoch},
+            {
+                "step": 2 * epoch,
+                "epoch": epoch,
+                "train/loss": 1.8 / epoch,
+                "train/accuracy": 0.2 * epoch,
+                "lr/all": 0.01 / epoch,
+            },
             {
                 "step": 2 * epoch,
                 "epoch": epoch,

@@ -160,7 +160,7 @@ def test_artifact_holds_the_model(wandb_records: list[dict[str, Any]], killed: P
     assert {"best", "last"} <= set(aliases)
     best = next(artifact for artifact in models if "best" in artifact["aliases"])
     names = {entry["path"] for entry in best["manifest"]["contents"]}
-    assert names == {"config.json", "model.safetensors"}
+    assert names == {"config.json", "model.safetensors", "seen.safetensors"}
     assert load_spec(killed / "model").scores
 
 
@@ -206,6 +206,8 @@ class Server(BaseHTTPRequestHandler):
             data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
         if "CreateRunFiles" in str(query.get("query")):
             data = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        if "viewer" in str(query.get("query")):
+            data = {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
         answer = json.dumps({"data": data}).encode()
         self.send_response(200)
         self.send_header("content-type", "application/json")
@@ -231,7 +233,7 @@ def test_a_network_that_was_never_there_is_no_hindrance(
 ) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml")
     words = ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run", "--tracking.wandb", "online"]
-    nobody = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
+    nobody = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "a" * 40}
     with Ranks(tmp_path, words, variables=nobody) as ranks:
         assert ranks.codes(120) == [0], ranks.output()
         assert "W&B does not answer" in ranks.output()
@@ -244,7 +246,11 @@ def test_a_network_that_was_never_there_is_no_hindrance(
 def test_a_network_that_goes_away_slows_nothing(photos: Path, tmp_path: Path, server: ThreadingHTTPServer) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 4})
     words = ["train", recipe, "--data.path", photos, "--run-dir", tmp_path / "run", "--tracking.wandb", "online"]
-    there = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.server_address[1]}", "WANDB_API_KEY": "a" * 40}
+    there = {
+        "WANDB_MODE": "online",
+        "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_address[1]}",
+        "WANDB_API_KEY": "a" * 40,
+    }
     with Ranks(tmp_path, words, variables=there) as ranks:
         ranks.wait_for(tmp_path / "run/checkpoints/last")
         server.shutdown()
@@ -274,7 +280,8 @@ def test_the_sweep_drives_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert command[1:4] == ["python", "-m", "accel_flowers"]
     assert command[4] == "train"
     assert command[-1] == "${args}"
-    config = config_from_flags(load_recipe(command[5]), words, program="test")
+    config = config_from_flags(load_recipe(command[5]), [*command[6:-1], *words], program="test")
+    assert config.resume == "auto", "a run that was preempted goes on"
     assert config.tracking.wandb == "online"
     assert config.optim.lr == sweep["parameters"]["optim.lr"]["min"]
     assert config.schedule.name == "step"

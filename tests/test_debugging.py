@@ -14,8 +14,10 @@ from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, Split, load_split, subsample_split
+from accel_flowers.models.saved import load_spec
+from accel_flowers.training.debugging import describe_overfitting
 from accel_flowers.training.train import train
-from tests.conftest import make_folder
+from tests.conftest import draw_image, make_folder
 from tests.ranks import finish
 from tests.runs import metrics, tiny_config, write_recipe
 
@@ -70,17 +72,27 @@ def test_subset_is_listed_and_resumed(photos: Path, tmp_path: Path) -> None:
     assert load_split(tmp_path / "run/split.json") == split
 
 
-def test_overfitting_learns_its_few_images(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.holds("Debugging flags do what they say")
+def test_overfitting_learns_its_few_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sections = {
         "debug": {"overfit_batches": 1},
         "train": {"epochs": 40, "best_metric": "loss"},
         "optim": {"name": "adam", "lr": 1e-3},
         "model": {"dropout": 0.0},
+        "tracking": {"report": True},
     }
     results = train(tiny_config(photos, tmp_path / "run", **sections)).scores
     assert set(results) == {"val"}
     assert results["val"].num_images == len(load_split(tmp_path / "run/split.json").files_of("train"))
     assert results["val"].loss < 0.6 < metrics(tmp_path / "run", "val/loss")[0]
+    said = capsys.readouterr().err
+    assert f"in training mode, {results['val'].loss:.4f} in evaluation mode, on the same pictures" in said
+    assert f"report: {tmp_path / 'run/report.html'}" in said
+    page = (tmp_path / "run/report.html").read_text("utf-8")
+    assert "Accuracy on its own training pictures" in page
+    assert "All pictures here trained the network" in page
+    assert "optimistically biased" not in page
+    assert load_spec(tmp_path / "run/model").temperature is None, "it would be fitted on what was learnt"
 
 
 def test_profile_names_where_the_time_goes(photos: Path, tmp_path: Path) -> None:
@@ -136,3 +148,46 @@ def test_a_gpu_computes_fast_unless_the_same_bits_are_wanted(device: str, determ
     with pytest.raises(RuntimeError, match="in the middle"), fast_arithmetic(torch.device(device)):
         raise RuntimeError("in the middle")
     assert settings() == before
+
+
+@pytest.mark.holds("Debugging flags do what they say")
+def test_fast_dev_run_stays_fast_with_many_classes(tmp_path: Path) -> None:
+    """Two steps and one batch of each evaluation, though there are more classes than that; and it goes on."""
+    names = tuple(f"{number:02d}" for number in range(24))
+    for name in names:
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            draw_image("rose", 100 * int(name) + number).save(tmp_path / "photos" / name / f"{number}.png")
+    sections = {"train": {"global_batch_size": 4, "eval_batch_size": 4}, "debug": {"fast_dev_run": True}}
+    config = tiny_config(tmp_path / "photos", tmp_path / "run", tracking={"report": True}, **sections)
+    train(config)
+    split = load_split(tmp_path / "run/split.json")
+    assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 8, "val": 4, "test": 4}
+    assert len({file.split("/")[0] for file in split.files_of("train")}) == 8, (
+        "one of each class before a second of any"
+    )
+    assert len(metrics(tmp_path / "run", "train/loss")) == 2
+    assert (tmp_path / "run/report.html").exists()
+    train(config.model_copy(update={"resume": "auto"}))
+    assert load_split(tmp_path / "run/split.json") == split
+
+
+@given(size=st.integers(1, 30), seed=st.integers(0, 9))
+def test_a_bound_is_kept_whatever_the_classes(size: int, seed: int) -> None:
+    labels = {f"{label}/{number}": label for label in range(12) for number in range(label % 3 + 1)}
+    whole = Split(tuple("abcdefghijkl"), dict.fromkeys(labels, "train"))
+    thin = subsample_split(whole, labels, {"train": size}, seed=seed, cause="because", each_class=False)
+    kept = thin.files_of("train")
+    assert min(size, 12) - 1 <= len(kept) <= size or len(kept) == len(labels)
+    assert thin == subsample_split(whole, labels, {"train": size}, seed=seed, cause="because", each_class=False)
+
+
+@pytest.mark.holds("Debugging flags do what they say")
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [((0.002, 0.03), ": learnt."), ((0.002, 0.76), "learnt in training mode alone"), ((1.2, 1.2), "not learnt yet")],
+)
+def test_the_verdict_on_overfitting(losses: tuple[float, float], told: str) -> None:
+    said = describe_overfitting(*losses, 5)
+    assert told in said
+    assert f"loss {losses[0]:.4f} in training mode, {losses[1]:.4f} in evaluation mode" in said

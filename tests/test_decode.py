@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.decoding import pillow as decode
 from accel_flowers.data.decoding.pillow import (
     IMAGE_EXTENSIONS,
     MAX_PIXELS,
+    READ_EXTENSIONS,
     BadImageError,
     ImageInfo,
     decode_image,
@@ -218,8 +219,47 @@ def test_no_image(content: bytes) -> None:
     assert cause_of(content).startswith("not a JPEG, PNG,")
 
 
-def test_heic_is_told_apart() -> None:
-    assert "HEIC" in cause_of(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+RAW_TIFF = {254: 1, 330: 8}  # a smaller version of another image of the file, which is named
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
+        ("HEIC", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heix"),
+        ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+        ("JPEG XL", b"\xff\x0a" + bytes(50)),
+        ("raw", b"\0\0\0\x18ftypcrx \0\0\0\1crx isom"),
+        ("raw", b"FUJIFILMCCD-RAW 0201"),
+        ("raw", b"II*\0\x10\0\0\0CR\2\0" + bytes(50)),
+        ("raw", images.save(images.scene(), "TIFF", tiffinfo=RAW_TIFF)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_photos_that_are_not_read_are_called_by_their_kind(kind: str, content: bytes) -> None:
+    told = cause_of(content)
+    assert kind in told
+    assert told.endswith("a kind that is not read here: convert it to JPEG")
+    assert decode.begins_like_image(content[: decode.START])
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_avif_is_read_upright(orientation: int) -> None:
+    data = images.save(images.scene(), "AVIF", quality=95, exif=images.exif(orientation))
+    plain = decode_image(images.save(images.scene(), "JPEG", quality=95, exif=images.exif(orientation)), "x")
+    image = decode_image(data, "x")
+    assert image.size == plain.size
+    assert np.abs(np.asarray(image, float) - np.asarray(plain, float)).mean() < 6
+    info = verify_image(data, "x")
+    assert (info.width, info.height, info.format) == (*image.size, "AVIF")
+    for length in range(0, len(data), 7):
+        decoded, verified = outcome(data[:length])
+        assert decoded == verified, length
+    dice = random.Random(orientation)
+    for _ in range(150):
+        decoded, verified = outcome(damaged(data, dice))
+        assert decoded == verified
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg progressive", "jpeg cmyk", "png", "gif", "bmp", "ppm", "tiff", "webp"])
@@ -317,8 +357,8 @@ def test_tiny_images(size: tuple[int, int]) -> None:
 
 def test_extensions_are_known_to_the_libraries() -> None:
     folder_builder = pytest.importorskip("datasets.packaged_modules.imagefolder.imagefolder").ImageFolder
-    assert set(folder_builder.EXTENSIONS) >= IMAGE_EXTENSIONS
-    assert set(Image.registered_extensions()) >= IMAGE_EXTENSIONS
+    assert set(folder_builder.EXTENSIONS) >= READ_EXTENSIONS - {".avif", ".avifs", ".mpo"}
+    assert set(Image.registered_extensions()) >= READ_EXTENSIONS
     assert Path("Rose.JPG").suffix.lower() in IMAGE_EXTENSIONS
 
 

@@ -14,13 +14,13 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from accel_flowers.config.schema import TransformSpec
-from accel_flowers.data.decoding.jpeg import decode_rows, read_header
-from accel_flowers.data.decoding.pillow import BadImageError, decode_image
+from accel_flowers.data.decoding.jpeg import decode_pixels, decode_rows, read_header
+from accel_flowers.data.decoding.pillow import BadImageError, decode_image, decode_thumbnail, verify_image
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.data.transforms.cpu.hue import adjust_hue, hsv_to_rgb
 from accel_flowers.data.transforms.cpu.transform import FastTransform
 from tests.bad_images import write_corpus
-from tests.images import check_no_lean
+from tests.images import check_no_lean, jpeg_sampled
 
 COLOUR: list[TransformSpec] = [
     {"ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}},
@@ -300,3 +300,35 @@ def test_real_photos_within_one_level() -> None:
             assert difference.float().mean() < 0.1, file
         plain, fast = (torch.stack(way) for way in zip(*ways, strict=True))
         check_no_lean(plain, fast)
+
+
+@pytest.mark.holds("Every picture is read, refused by name or listed as left out; none hangs or eats the memory")
+@pytest.mark.parametrize("luma", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1)], ids=str)
+def test_what_the_fast_decoder_does_not_know_goes_to_the_general_one(luma: tuple[int, int]) -> None:
+    """Every kind of sampling that Pillow reads, every command reads, and says the same of it."""
+    data = jpeg_sampled(luma)
+    plain = decode_image(data, "x")
+    info = verify_image(data, "x")
+    assert (info.width, info.height) == plain.size == (32 * luma[0], 32 * luma[1])
+    assert decode_thumbnail(data, "x", side=16).info == info
+    assert (decode_pixels(data, "x").int() - torch.from_numpy(np.array(plain)).int()).abs().max() <= 1
+    for name in ("train", "eval"):
+        slow, fast = both_ways(build(name), data, 0)
+        assert (slow - fast).abs().max() <= 1
+
+
+@pytest.mark.parametrize("first", [0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x24, 0x31, 0x33, 0x41, 0x42, 0x44, 0x00, 0x51])
+def test_any_sampling_is_read_or_refused_by_name_everywhere(first: int) -> None:
+    whole = PICTURES["4:4:4"]
+    frame = whole.index(b"\xff\xc0")
+    for second in (0x11, 0x12, 0x21, 0x22, 0x41, 0x14):
+        data = bytearray(whole)
+        data[frame + 11], data[frame + 14] = first, second
+        answers = set()
+        for act in (decode_image, verify_image, decode_pixels, build("eval").of_file):
+            try:
+                act(bytes(data), "x")
+                answers.add("read")
+            except BadImageError:
+                answers.add("refused")
+        assert len(answers) == 1, (second, answers)

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import make_folder
 from tests.faults import Forked, Launched, differences, fault_recipe
-from tests.runs import TWO_PROCESSES
+from tests.runs import LAUNCH, TWO_PROCESSES
 
 pytestmark = pytest.mark.multiprocess
 NUM_STEPS = 19  # 5 epochs of 30 images, 8 a step
@@ -57,7 +57,7 @@ def test_killed_twice(undisturbed: Path, words: list[str | Path], tmp_path: Path
     assert differences(run_dir, undisturbed) == []
 
 
-@pytest.mark.holds("SIGTERM and SIGUSR1, to any process")
+@pytest.mark.holds("A signal to stop, to any process")
 @pytest.mark.slow
 def test_stopped_by_a_signal_through_the_launcher(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     """SIGTERM through the launcher hits the loaders' workers, too."""
@@ -72,7 +72,7 @@ def test_stopped_by_a_signal_through_the_launcher(undisturbed: Path, words: list
     assert differences(run_dir, undisturbed) == []
 
 
-@pytest.mark.holds("SIGTERM and SIGUSR1, to any process")
+@pytest.mark.holds("A signal to stop, to any process")
 def test_stopped_by_a_signal_to_one_process(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with Forked(2, run_dir, *words) as forked:
@@ -83,6 +83,22 @@ def test_stopped_by_a_signal_to_one_process(undisturbed: Path, words: list[str |
     assert step >= 11
     assert f"going on after step {step}" in finish(run_dir, words)
     assert differences(run_dir, undisturbed) == []
+
+
+@pytest.mark.holds("Processes do not outlive their launcher")
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[*LAUNCH, "--cpu", "--num_processes", "1"], TWO_PROCESSES], ids=["one", "two"])
+def test_a_launcher_that_is_killed_alone_ends_the_run(
+    launcher: list[str], undisturbed: Path, words: list[str | Path], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with Launched(launcher, run_dir, *words, "--train.epochs", "500") as launched:
+        launched.wait_for_step(4)
+        launched.signal_launcher(signal.SIGKILL)
+        launched.wait(30)
+        assert "the launcher is gone: stopping" in launched.output()
+        step = int(launched.output().split("stopped by a signal after step ")[1].split(",")[0])
+    assert (run_dir / f"checkpoints/step-{step:08d}").is_dir()
 
 
 def stopped_at(said: str, run_dir: Path) -> int:

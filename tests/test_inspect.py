@@ -422,7 +422,9 @@ def test_description_of_everything_odd(folder: Path) -> None:
     copy(folder, "rose/00.png", "rose/copy.png")
     copy(folder, "tulip/01.png", "daisy/tulip.png")
     (folder / "LICENSE.txt").write_text("free")
-    (folder / "rose/IMG.heic").write_text("x")
+    (folder / "rose/IMG.gpx").write_text("x")
+    (folder / ".DS_Store").write_text("x")
+    (folder / "rose/all").symlink_to(folder)
     lines = describe_split(load_images(str(folder)), decide(folder, skip=True))
     assert lines[0].startswith("29 pictures of 3 classes: ")
     assert lines[1:] == [
@@ -430,6 +432,7 @@ def test_description_of_everything_odd(folder: Path) -> None:
         "1 of them under two classes (first: daisy/tulip.png = tulip/01.png)",
         "4 pictures left out, listed in split.json; first: daisy/01.png: the file is empty",
         "2 files that are no pictures by name, for example LICENSE.txt",
+        "left out: 1 hidden, 1 links to folders that are not followed",
     ]
 
 

@@ -29,7 +29,7 @@ def resume(run_dir: Path, words: list[str | Path], *, processes: int) -> str:
     return finish(run_dir.parent, ["train", *words, "--run-dir", run_dir, "--resume", "auto"], processes=processes)
 
 
-@pytest.mark.holds("SIGTERM and SIGUSR1, to any process")
+@pytest.mark.holds("A signal to stop, to any process")
 def test_a_signal_during_the_evaluation_waits_for_none_of_it(photos: Path, tmp_path: Path) -> None:
     """It is agreed between two batches; the evaluation is done again, once, after the resume."""
     recipe = fault_recipe(tmp_path / "recipe.yaml")
@@ -52,6 +52,20 @@ def test_a_signal_during_the_evaluation_waits_for_none_of_it(photos: Path, tmp_p
     assert (state["step"], state["epochs_scored"]) == (at, 0)
     resume(stopped, words, processes=2)
     assert differences(whole, stopped) == []
+
+
+@pytest.mark.holds("A signal to stop, to any process")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_save(photos: Path, tmp_path: Path, number: signal.Signals) -> None:
+    words: list[str | Path] = [fault_recipe(tmp_path / "recipe.yaml"), "--data.path", photos, "--train.epochs", "500"]
+    with Forked(1, tmp_path / "run", *words) as run:
+        run.wait_for_step(2)
+        run.signal(0, number)
+        assert run.codes(30) == [75], run.output()
+        said = run.output()
+    step = int(said.partition("stopped by a signal after step ")[2].partition(",")[0])
+    assert (tmp_path / f"run/checkpoints/step-{step:08d}").is_dir()
+    assert "Traceback" not in said
 
 
 @pytest.mark.holds("A full disk ends the run with the cause")

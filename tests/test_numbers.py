@@ -360,6 +360,14 @@ def test_meter_goes_on_where_it_was_saved() -> None:
     for number, loss in enumerate(losses[2:], start=2):
         second.add(number, loss_of(loss))
     assert second.read().loss == whole.read().loss, "to the last bit"
+    with_parts, first = Meter(accelerator, plan), Meter(accelerator, plan)
+    for number, right in enumerate([0.25, 1.0, 0.5]):
+        with_parts.add(number, loss_of(1.0)._replace(parts={"accuracy": torch.tensor(right)}))
+        if number < 2:
+            first.add(number, loss_of(1.0)._replace(parts={"accuracy": torch.tensor(right)}))
+    second = Meter(accelerator, plan, first.pending(), json.loads(json.dumps(first.pending_parts())))
+    second.add(2, loss_of(1.0)._replace(parts={"accuracy": torch.tensor(0.5)}))
+    assert second.read().parts == with_parts.read().parts == {"accuracy": pytest.approx(7 / 12)}
     of_two = Meter(accelerator, plan, [[1.0, 2.0], [3.0, 4.0]])
     of_two.add(8, loss_of(5.0))
     assert of_two.read().loss == pytest.approx(3.0), "two processes' losses, read by one"

@@ -132,6 +132,20 @@ def test_a_process_that_sleeps_ends_the_other(words: list[str | Path], tmp_path:
         assert "process 0 has not been heard of" in ranks.said(1)
 
 
+@pytest.mark.holds("A job that is suspended goes on")
+@pytest.mark.slow
+def test_a_job_that_is_suspended_goes_on(words: list[str | Path], tmp_path: Path) -> None:
+    """Ctrl-Z, `scontrol suspend`, `docker pause`: all sleep, longer than one alone may be silent."""
+    with Ranks(tmp_path, *[[*words, "--train.epochs", "12"]] * 2, entry=ENTRY) as ranks:
+        ranks.wait_for(tmp_path / "run/checkpoints/step-00000004")
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for rank in range(2):
+                ranks.signal(rank, number)
+            if number == signal.SIGSTOP:
+                time.sleep(TIMES.silent + 2 * TIMES.beat)
+        assert ranks.codes(60) == [0, 0], ranks.output()
+
+
 STUCK_AT_THE_END = """
 import sys, time
 from types import SimpleNamespace

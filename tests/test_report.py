@@ -7,16 +7,20 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
 
 from accel_flowers.cli.main import main
 from accel_flowers.config.loading import load_recipe
+from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.order import natural_key
 from accel_flowers.data.split import Split, load_split, save_split
 from accel_flowers.metrics.calibration import apply_temperature, fit_temperature, reliability_bins
 from accel_flowers.metrics.classification import Predictions, summarize
@@ -30,6 +34,7 @@ from accel_flowers.report.draw import draw_report
 from accel_flowers.report.findings import answers, find_part, least_confident, worst_mistakes
 from accel_flowers.report.labels import find_label_candidates
 from accel_flowers.report.photos import Photos
+from accel_flowers.report.plots import Course, course_plot
 from accel_flowers.report.read import read_run
 from accel_flowers.report.settings import repeat_command
 from accel_flowers.training.train import train
@@ -148,11 +153,63 @@ def test_the_class_of_an_image_is_its_label_and_not_its_folder(tmp_path: Path) -
     save_predictions(run_dir / "predictions.parquet", saved.parts, files, names)
     about = draw_module._data(read_run(run_dir), Photos(None))
     assert about.counts is None, "no file of a run says the class of its training images"
-    assert draw_module._class_of_files(read_run(run_dir)) == {
+    assert draw_module._class_of_files(read_run(run_dir), Photos(None)) == {
         file: names[label]
         for part, rows in saved.parts.items()
         for file, label in zip(files[part], rows.labels, strict=True)
     }
+
+
+def test_the_class_of_a_hub_image_is_not_taken_from_its_name(tmp_path: Path) -> None:
+    """Also not while there are no predictions yet; and an archive, where it is there, says what its images are."""
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", ("rose", "other"), per_part=4, finished=False)
+    run = read_run(run_dir)
+    folders = {file: file.split("/")[0] for file in run.split.parts}
+    assert draw_module._class_of_files(run, Photos(None)) == folders
+    of_hub = run.config.model_copy(update={"data": run.config.data.model_copy(update={"path": "hub:a/b"})})
+    assert draw_module._class_of_files(replace(run, config=of_hub), Photos(None)) == {}
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "photos")
+    photos = Photos(str(tmp_path / "zipped.zip"))
+    assert draw_module._class_of_files(replace(run, config=of_hub), photos) == folders
+
+
+def test_classes_stand_in_natural_order(tmp_path: Path) -> None:
+    names = [f"{number}" for number in (1, 2, 9, 10, 11, 100, 102)]
+    assert sorted(sorted(names), key=natural_key) == names
+    odd = ["", "²", "x" * 5 + "9" * 5000, "a2b10", "a2b9", "0x", "٣"]
+    assert len(sorted(odd, key=natural_key)) == len(odd)
+    assert sorted(["a2b10", "a2b9", "a10"], key=natural_key) == ["a2b9", "a2b10", "a10"]
+    run_dir = make_run(tmp_path / "run", tmp_path / "photos", tuple(sorted(names)), per_part=2)
+    text = text_of(draw_report(run_dir))
+    table = text[text.index("Pictures of each class") :]
+    places = [table.index(f" {name} 2 2 2 6") for name in names]
+    assert places == sorted(places)
+
+
+def test_a_constant_rate_is_a_flat_line_above_zero() -> None:
+    rate = Course("learning rate", [0.0, 1.0, 2.0], [0.001, 0.001, 0.001 + 1e-18])
+    plot = course_plot("lr", "learning rate", "", [rate], marked=False, alt="Learning rate.")
+    labels = [float(label) for label in re.findall(r">([\d.e-]+)</text>", plot.svg)]
+    assert 0.0012 in labels, "the axis ends above it"
+    assert all(label == 0 or label >= 0.0002 for label in labels), "and is none of rounding errors"
+
+
+def test_a_png_has_a_title_and_the_page_its_own(made: Path) -> None:
+    assert "Loss over" not in (made / "one/report.html").read_text("utf-8").split("<figcaption>")[0].split("<svg")[-1]
+    for name in ("loss", "confusion", "lr"):
+        pixels = np.asarray(Image.open(made / f"one/plots/{name}.png").convert("L"))
+        top = pixels[: round(24 * 160 / 72)]
+        assert (top < 128).sum() > 100, f"{name}.png has no title"
+
+
+def test_curves_say_of_which_part_they_are_and_why_they_differ(made: Path) -> None:
+    text = text_of(made / "one/report.html")
+    assert "Training: 36 pictures, as they are learnt from: with random changes" in text
+    assert "So training may stand above validation." in text
+    assert "So training may stand below validation." in text, "the accuracy has both, too"
+    config = Config.model_validate({"loss": {"label_smoothing": 0.1, "class_weights": "balanced"}})
+    told = words.parts_of_curves({"train": 1, "val": 1}, config, loss=True)
+    assert "with smoothed labels, with weighted classes." in told
 
 
 def test_mistakes_come_in_order(made: Path) -> None:
@@ -354,7 +411,9 @@ def test_verdicts(counts: tuple[int, int], headline: str) -> None:
     first = np.array([True] * counts[0] + [False] * counts[1] + [True] * 50)
     second = np.array([False] * counts[0] + [True] * counts[1] + [True] * 50)
     found = compare_paired(first, second)
-    assert headline in words.verdict("a", "b", found, found.p_value)[0]
+    said = words.verdict("a", "b", found, found.p_value)[0]
+    assert headline in said
+    assert ("better" in said) == ("hardly" in headline), "what could be luck is not called better"
 
 
 def test_a_run_that_has_not_ended_is_told(tmp_path: Path) -> None:

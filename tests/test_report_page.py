@@ -130,6 +130,8 @@ def test_all_plots_are_drawn(browser: Browser, pages: dict[str, Path], dark: boo
 def test_a_phone_needs_no_sideways_scrolling(browser: Browser, pages: dict[str, Path], page: str) -> None:
     browser.open(pages[page], width=390, height=844)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+    hidden = "[...document.querySelectorAll('th, td')].filter(e => getComputedStyle(e).display == 'none').length"
+    assert browser.evaluate(hidden) == 0, "no column vanishes"
     beyond = browser.evaluate(
         "[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll, svg') &&"
         "e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 80))"

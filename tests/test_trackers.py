@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import logging
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,19 +15,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from accel_flowers.config.loading import config_from_flags
 from accel_flowers.config.schema import ACCELERATES_TRACKERS, Config, TrackingConfig
-from accel_flowers.core.errors import UserError
+from accel_flowers.core.errors import Diverged, Interrupted, UserError, printable
 from accel_flowers.core.registry import register
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.metrics.classification import Predictions
 from accel_flowers.tracking import accelerates
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.tracking.scored import Scored
+from accel_flowers.tracking.tensorboard import markdown_text
 from accel_flowers.tracking.tracker import Guarded, Tracker
 from accel_flowers.tracking.trackers import build_trackers
 from accel_flowers.training.train import train
 from tests.runs import tiny_config
 
-METHODS = ("open", "store_init_configuration", "log", "show", "forget_after", "keep_model", "summarize", "finish")
+METHODS = (
+    "check", "open", "store_init_configuration", "describe", "log", "show", "forget_after", "warn", "keep_model", "summarize",
+    "stop", "finish",
+)  # fmt: skip
 
 
 @register("tracker", "test/spy")
@@ -68,7 +74,11 @@ def call(tracker: Tracker, method: str) -> None:
     """A call as the training makes it."""
     scored = Scored("val", Predictions(*[None] * 3), {}, (), None)  # type: ignore[arg-type]  # nobody looks inside
     {
+        "check": lambda: tracker.check(),
         "open": lambda: tracker.open("id", 1),
+        "describe": lambda: tracker.describe({"classes": ["rose"]}),
+        "warn": lambda: tracker.warn(Diverged(1, 0.1, "the loss is nan")),
+        "stop": lambda: tracker.stop(Interrupted(1)),
         "store_init_configuration": lambda: tracker.store_init_configuration({"optim": {"lr": 1}}),
         "log": lambda: tracker.log({"train/loss": 1.0}, step=1),
         "show": lambda: tracker.show(scored, step=1, epoch=1.0),
@@ -84,13 +94,17 @@ def test_a_tracker_of_ones_own_gets_all_that_a_run_tells(folder: Path, tmp_path:
     result = train(tiny_config(folder, run_dir, tracking={"also": ["test/spy"]}))
     spy = Spy.made[-1]
     assert spy.run_dir == run_dir
-    assert [name for name, *_ in spy.calls][:2] == ["open", "store_init_configuration"]
+    assert [name for name, *_ in spy.calls][:4] == ["check", "open", "store_init_configuration", "describe"]
     assert [name for name, *_ in spy.calls][-1] == "finish"
     ((run_id, next_step), _), *more = spy.called("open")
     assert (next_step, more) == (1, [])
     assert parse_yaml((run_dir / "config.yaml").read_text(), "config.yaml")["environment"]["run_id"] == run_id
     ((values,), _), *_ = spy.called("store_init_configuration")
     assert Config.model_validate(values).optim.lr == 1e-2
+    (((facts,), _),) = spy.called("describe")
+    assert facts["classes"] == ["daisy", "rose", "tulip"]
+    assert facts["images"] == {"train": 24, "val": 3, "test": 3}
+    assert {"torch", "gpus", "num_processes", "precision"} <= set(facts["environment"])
     logged = [{"step": words["step"], **values} for (values,), words in spy.called("log")]
     assert logged == read_metrics(run_dir / "metrics.jsonl")
     shown = [(scored.part, words["epoch"]) for (scored,), words in spy.called("show")]
@@ -111,7 +125,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(
         result = train(config)
     assert result.scores["test"].num_images == 3
     assert len(read_metrics(tmp_path / "run/metrics.jsonl")) > 3
-    assert [name for name, *_ in Spy.made[-1].calls] == ["open", "store_init_configuration", "log"], "left alone then"
+    assert [name for name, *_ in Spy.made[-1].calls][-1] == "log", "left alone then"
     said = [record.getMessage() for record in caplog.records if "spy" in record.getMessage()]
     assert said == [
         "tracker spy failed (ConnectionError: the network is down): it gets nothing more of this run; "
@@ -119,12 +133,62 @@ def test_a_tracker_that_fails_does_not_end_the_run(
     ]
 
 
+@pytest.mark.holds("A tracker that fails does not end the run")
+def test_a_tracker_draws_after_the_checkpoint(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it does to the process then, the epoch is on the disk."""
+    there: list[bool] = []
+
+    def look(spy: Spy, *args: Any, **words: Any) -> None:
+        there.append(
+            (spy.run_dir / f"checkpoints/step-{words['step']:08d}").is_dir() and (spy.run_dir / "model").is_dir()
+        )
+
+    monkeypatch.setattr(Spy, "show", look)
+    train(tiny_config(folder, tmp_path / "run", tracking={"also": ["test/spy"]}))
+    assert there == [True, True, True]
+
+
+def test_a_tracker_that_refuses_is_asked_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Spy) -> None:
+        raise UserError("nobody is logged in")
+
+    monkeypatch.setattr(Spy, "check", refuse)
+    with pytest.raises(UserError, match="nobody is logged in"):
+        train(tiny_config(tmp_path / "no photos are read", tmp_path / "run", tracking={"also": ["test/spy"]}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [Interrupted(3), UserError("full"), None], ids=str)
+def test_a_tracker_is_told_how_the_run_ends(
+    error: Exception | None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if error:
+
+        def ends(_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("accel_flowers.training.train.loop", ends)
+    config = tiny_config(folder, tmp_path / "run", tracking={"also": ["test/spy"]}, train={"epochs": 1})
+    if error:
+        with pytest.raises(type(error)):
+            train(config)
+    else:
+        train(config)
+    spy = Spy.made[-1]
+    assert [args for args, _ in spy.called("stop")] == ([(error,)] if error else [])
+    assert [name for name, *_ in spy.calls][-2:] == (
+        ["stop", "finish"] if error else ["summarize", "keep_model", "finish"][1:]
+    )
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("error", [ConnectionError, UserError])
 def test_no_method_can_end_the_run(method: str, error: type[Exception]) -> None:
     spy = Spy(Path("run"), fails_in=method, fails_with=error)
     guarded = Guarded(spy)
-    if (method, error) == ("open", UserError):
+    if method in ("check", "open") and error is UserError:
         with pytest.raises(UserError, match="the network is down"):
             call(guarded, method)
         return
@@ -219,3 +283,14 @@ def test_options_that_accelerates_does_not_take_are_told(tmp_path: Path) -> None
     (*_, tracker) = build_trackers(TrackingConfig(also=({"tensorboard": {"colour": "red"}},)), tmp_path)
     with pytest.raises(UserError, match=r"tensorboard does not take \{'colour': 'red'\}"):
         tracker.open("id", 1)
+
+
+@pytest.mark.parametrize("name", ["a|b", "![x](http://y)", "<b>x</b>", "`x`", "*x* _y_", "&amp;", "a\nb\\"])
+def test_names_are_text_in_a_markdown_table(name: str) -> None:
+    """Rendered as TensorBoard does it."""
+    from markdown import markdown
+
+    row = f"| file | class |\n|---|---|\n| {markdown_text(name)} | rose |"
+    cells = re.findall(r"<td>(.*?)</td>", markdown(row, extensions=["markdown.extensions.tables"]), flags=re.DOTALL)
+    assert [html.unescape(cell) for cell in cells] == [printable(name), "rose"]
+    assert "<" not in cells[0]

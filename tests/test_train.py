@@ -8,16 +8,20 @@ import json
 import logging
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
 
 from accel_flowers.config.loading import load_recipe
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.registry import register
 from accel_flowers.data.split import PARTS, load_split
+from accel_flowers.data.transforms.batch import BatchContext
 from accel_flowers.inference.evaluate import evaluate
 from accel_flowers.metrics.classification import Predictions
 from accel_flowers.models.find import build_network
@@ -118,6 +122,31 @@ def test_training_learns(tmp_path: Path) -> None:
         train={"epochs": 12},
     )
     assert train(config).scores["val"].accuracy >= 5 / 6
+
+
+@pytest.mark.holds("Training accuracy is that of the batches that were trained on")
+def test_training_accuracy_is_counted(photos: Path, tmp_path: Path) -> None:
+    """Of each step's 8 images, in two forward passes; of mixed images no class is the right one, so nothing is counted."""
+    config = tiny_config(photos, tmp_path / "run", train={"epochs": 1})
+    train(config)
+    shares = metrics(tmp_path / "run", "train/accuracy")
+    assert len(shares) == 4
+    assert all(8 * share == round(8 * share) for share in shares)
+    # Every image once: an untrained network gives nearly all of them one class, so about a third is right.
+    assert 0.1 < sum(shares) / 4 < 0.6
+
+    @register("batch_transform", "test/mixup")
+    def mixup(context: BatchContext) -> Callable[..., tuple[Tensor, Tensor]]:
+        def mix(inputs: Tensor, targets: Tensor, key: int) -> tuple[Tensor, Tensor]:
+            del key
+            return inputs, functional.one_hot(targets, context.num_classes).float()
+
+        return mix
+
+    mixed = tiny_config(photos, tmp_path / "mixed", train={"epochs": 1}, data={"batch_transform": "test/mixup"})
+    train(mixed)
+    assert metrics(tmp_path / "mixed", "train/accuracy") == []
+    assert len(metrics(tmp_path / "mixed", "train/loss")) == 4
 
 
 def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.sources.load import load_images
-from accel_flowers.data.sources.walk import FAR_LINK, HIDDEN, NO_IMAGE, find_files, walk
+from accel_flowers.data.sources.walk import FAR_LINK, HIDDEN, NO_IMAGE, OWN, find_files, walk
 from accel_flowers.inference.predict import find_images
+from tests.conftest import draw_image
 
 
 def make(root: Path, *names: str) -> Path:
@@ -95,6 +96,36 @@ def test_what_several_patterns_match_is_counted_once(odd: Path) -> None:
     assert below.left_out == whole.left_out
     images = [file for file in whole.files if file.suffix == ".jpg" and "empty" not in file.name]
     assert find_files([odd / "**/[!e]*.jpg"]).files == sorted(images)
+
+
+@pytest.mark.holds("No photo is passed over in silence")
+def test_photos_of_other_kinds_and_without_a_suffix_are_images(tmp_path: Path) -> None:
+    root = make(tmp_path / "photos", "a/1.HEIC", "a/2.avif", "a/3.jp2", "a/4.NEF", "a/5.dng", "a/notes", "a/list.txt")
+    for name in ("b/6", "b/7.jpg_large", "b/8.jpeg?w=300", "b/9.png~"):
+        (root / name).parent.mkdir(exist_ok=True)
+        draw_image("rose", 1).save(root / name, format="PNG")
+    (root / "b/10").write_text("no image")
+    os.mkfifo(root / "b/pipe")
+    found = walk(root)
+    assert sorted(found.files) == [
+        "a/1.HEIC", "a/2.avif", "a/3.jp2", "a/4.NEF", "a/5.dng", "b/6", "b/7.jpg_large", "b/8.jpeg?w=300", "b/9.png~",
+    ]  # fmt: skip
+    assert sorted(found.ignored) == ["a/list.txt", "a/notes", "b/10", "b/pipe"]
+
+
+@pytest.mark.holds("No photo is passed over in silence")
+def test_what_the_program_wrote_itself_is_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = make(tmp_path / "photos", "a/1.jpg", "b/1.jpg", "runs/x/plots/loss.png", "runs/y/plots/loss.png")
+    make(root, "runs/x/config.yaml", "runs/x/split.json", "runs/y/.lock", "runs/y/checkpoints/last")
+    make(root, "b/model/config.json", "b/model/model.safetensors", "b/model/x.png")
+    make(root, "wandb/latest-run", "wandb/offline-run-1/files/media/x.png")
+    found = walk(root)
+    assert sorted(found.files) == ["a/1.jpg", "b/1.jpg"]
+    assert found.left_out == {OWN: 4}
+    assert found.empty_folders == []
+    assert load_images(str(root)).class_names == ("a", "b")
+    for asked in ([root], [root / "**"], [root / "**/*.*g"], [root / "*"]):
+        assert sorted(find_files(asked).files) == [root / "a/1.jpg", root / "b/1.jpg"], asked
 
 
 def test_an_empty_answer_says_what_was_left_out(tmp_path: Path) -> None:

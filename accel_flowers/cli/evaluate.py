@@ -22,6 +22,8 @@ class _EvaluateWords:
     """Model folder: RUN_DIR/model."""
     data: str
     """Folder with one sub-folder per class, a .zip of one, or hub:OWNER/NAME."""
+    label_column: str | None = None
+    """Column of the classes of a dataset or a CSV; None = the one there is."""
     split: Path | None = None
     """A run's split.json: score only its files of --part."""
     part: Literal["train", "val", "test"] | None = None
@@ -39,6 +41,7 @@ def evaluate_command(words: Sequence[str]) -> int:
     scores = evaluate(
         asked.model_dir,
         asked.data,
+        label_column=asked.label_column,
         split_file=asked.split,
         part=asked.part,
         num_workers=asked.num_workers,

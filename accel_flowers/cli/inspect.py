@@ -28,6 +28,8 @@ class _InspectWords:
 
     source: tyro.conf.Positional[str]
     """Folder with one sub-folder per class (or train, val and test of such), a .zip of one, or hub:OWNER/NAME."""
+    label_column: str | None = None
+    """Column of the classes of a dataset or a CSV; None = the one there is."""
     json: bool = False
     """Print all findings as one JSON object."""
     html: Path | None = None
@@ -53,6 +55,7 @@ def inspect_command(words: Sequence[str]) -> int:
 
     findings = inspect_source(
         asked.source,
+        label_column=asked.label_column,
         split_file=asked.split,
         max_bits=asked.near,
         num_workers=asked.num_workers,

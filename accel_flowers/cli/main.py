@@ -1,8 +1,8 @@
 """The command line: words → configuration → one function → exit code. No logic, and no torch before it is needed.
 
-Exit codes: 0 done; 1 done, but some images could not be read, the result
-could not be printed, or another process was lost; 2 a mistake of the user's, told in one message;
-75 stopped by a signal after a checkpoint: resume me.
+Exit codes: 0 done; 1 done, but some images could not be read, the result could not be printed, or another process was
+lost; 2 a mistake of the user's, told in one message; 75 stopped by a signal, after a checkpoint where a run had begun:
+resume me; 130 Ctrl-C twice, or in a command that keeps nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from accel_flowers.cli.commands import dispatch, is_of_several_processes
 from accel_flowers.core.console import ResultLost, attach_console, lenient_streams, results, write_error
 from accel_flowers.core.environment import check_working_directory, libraries_first, need_home
-from accel_flowers.core.errors import Interrupted, RankLost, UserError, printable
+from accel_flowers.core.errors import Interrupted, RankLost, Stopped, UserError, printable
+from accel_flowers.core.signals import signals_stop
 from accel_flowers.distributed.environment import is_left_out, is_main_process, launched_place
 
 _COLLECT_EVERY = 100_000
@@ -23,7 +25,10 @@ _COLLECT_EVERY = 100_000
 imported (3.6 instead of 4.2 s), and finds nothing there."""
 _LONGEST_MESSAGE = 20_000
 """Characters; a name inside a stranger's file may have millions."""
-
+_BETWEEN_STEPS = (
+    "while no step was done; what was saved is kept.\nRun it again, with --resume auto if the run had begun."
+)
+"""What becomes of a training that is stopped as it starts or leaves."""
 _LET_MAIN_SPEAK = 3
 """Seconds. A launcher ends all processes as soon as one ends: the main one must have told the mistake before."""
 
@@ -32,7 +37,13 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
     libraries_first()
     words = sys.argv[1:] if words is None else words
-    end_with(lambda: dispatch(words), speaks=is_main_process() or not (is_of_several_processes(words) or is_left_out()))
+    joins = is_of_several_processes(words)
+
+    def work() -> int:
+        with signals_stop(_BETWEEN_STEPS) if joins else nullcontext():
+            return dispatch(words)
+
+    end_with(work, speaks=is_main_process() or not (joins or is_left_out()))
 
 
 def end_with(work: Callable[[], int], *, speaks: bool | None = None) -> None:
@@ -60,7 +71,7 @@ def _code_of(work: Callable[[], int], *, speaks: bool) -> int:
         if str(lost):
             write_error(str(lost))
         return 1
-    except Interrupted as stop:
+    except (Interrupted, Stopped) as stop:
         if speaks:
             write_error(str(stop))
         return Interrupted.RESUME_ME

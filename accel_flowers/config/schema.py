@@ -197,7 +197,9 @@ class About(Section):
 
 class DataConfig(Section):
     path: UserPath | None = None
-    """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; or hub:OWNER/NAME for a dataset of the Hugging Face hub."""
+    """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; a folder with a CSV of file and label; a dataset that `datasets` saved, or Parquet; or hub:OWNER/NAME for one of the Hugging Face hub."""
+    label_column: str | None = Field(default=None, min_length=1)
+    """Column of the classes, where images come from a dataset or have their classes in a CSV; None = the one there is."""
     split: UserPath = "80/10/10"
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -371,11 +373,13 @@ class DebugConfig(Section):
 
 class TrackingConfig(Section):
     wandb: Literal["off", "online", "offline"] = "off"
-    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`)."""
-    wandb_project: str = "accel-flowers"
-    """Project that the W&B run belongs to, and runs of trackers in `also` that have projects."""
+    """Weights & Biases: off, online (needs `wandb login`), or offline (files for `wandb sync`). WANDB_MODE of the environment goes over online and offline."""
+    wandb_project: str | None = Field(default=None, min_length=1)
+    """Project that the W&B run belongs to, and runs of trackers in `also` that have projects; None = WANDB_PROJECT of the environment, else accel-flowers."""
     wandb_name: str | None = None
-    """Name of the W&B run; None = the run directory's name."""
+    """Name of the W&B run; None = WANDB_NAME of the environment, else the run directory's name."""
+    wandb_registry: str | None = Field(default=None, min_length=1)
+    """Collection of a W&B registry that the best model is linked to at the end, as wandb-registry-model/flowers; None = none."""
     tensorboard: bool = False
     """Write TensorBoard event files into the run directory (needs `pip install tensorboard`)."""
     also: TrackerList = ()

@@ -236,9 +236,12 @@ class Progress:
             else None
         )
 
-    def step(self, step: int, *, loss: float, lr: float, images_per_second: float) -> None:
+    def step(
+        self, step: int, *, loss: float, lr: float, images_per_second: float, accuracy: float | None = None
+    ) -> None:
         """Say where the run stands; called when a loss is known anyway."""
-        words = f"loss {loss:.4f}  lr {lr:.2e}  {images_per_second:.0f} images/s"
+        right = f"  accuracy {accuracy:.4f}" if accuracy is not None else ""
+        words = f"loss {loss:.4f}{right}  lr {lr:.2e}  {images_per_second:.0f} images/s"
         if self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
             self._bar.update(step - self._bar.n)

@@ -28,14 +28,22 @@ class Interrupted(Exception):
         step: the step; None where a saved model was being scored, of which nothing is kept.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-    """Schedulers send one of these before they take the machine away."""
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+    """Schedulers send one of the first before they take the machine away; the others are Ctrl-C and a terminal that is closed."""
     RESUME_ME = 75
     """EX_TEMPFAIL of sysexits.h: try again."""
 
     def __init__(self, step: int | None) -> None:
         saved = f"stopped by a signal after step {step}, which is saved: go on with --resume auto"
         super().__init__("stopped by a signal; no score was made: run it again" if step is None else saved)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended this process where no step could be finished first: while it starts, or draws the report.
+
+    No `Exception`, as Ctrl-C is none: it may come in the middle of a library that passes over those. The command line
+    exits with `Interrupted.RESUME_ME`.
+    """
 
 
 class RankLost(Exception):

@@ -29,6 +29,19 @@ def read_file(path: str | Path, *, max_bytes: int) -> bytes:
         os.close(descriptor)
 
 
+def read_start(path: str | Path, num_bytes: int) -> bytes:
+    """The first bytes of a regular file of any size, or as many as there are.
+
+    Raises:
+        OSError: as `read_file`, but for the size.
+    """
+    descriptor = _open_regular(path, None)
+    try:
+        return os.read(descriptor, num_bytes)
+    finally:
+        os.close(descriptor)
+
+
 def open_file(path: str | Path, *, max_bytes: int) -> BinaryIO:
     """A regular file, opened for a reader that wants parts of it; the caller closes it.
 
@@ -38,7 +51,7 @@ def open_file(path: str | Path, *, max_bytes: int) -> BinaryIO:
     return open(_open_regular(path, max_bytes), "rb")
 
 
-def _open_regular(path: str | Path, max_bytes: int) -> int:
+def _open_regular(path: str | Path, max_bytes: int | None) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # or a pipe would wait for somebody who writes
     except ValueError:
@@ -49,7 +62,7 @@ def _open_regular(path: str | Path, max_bytes: int) -> int:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        if found.st_size > max_bytes:
+        if max_bytes is not None and found.st_size > max_bytes:
             raise OSError(errno.EFBIG, f"larger than the {max_bytes >> 20:,} MiB allowed", str(path))
     except BaseException:
         os.close(descriptor)

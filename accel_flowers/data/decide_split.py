@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
-from accel_flowers.data.sources.walk import HIDDEN
+from accel_flowers.data.sources.walk import describe_left_out
 from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import stop_or_skip, validate_all
@@ -28,6 +28,7 @@ def decide_split(
     on_bad_image: str,
     goes_on: str | None = None,
     examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
+    each_class: bool = True,
 ) -> Split:
     """Read every image and give each its part.
 
@@ -39,6 +40,7 @@ def decide_split(
         goes_on: for a run that goes on with its own split, what to do where images of it are gone, a sentence; images
             that were added meanwhile are then left out.
         examined: gives what `validate_image` says of each row, where it is known already or wanted otherwise, too.
+        each_class: whether training needs an image of each class.
 
     Raises:
         UserError: unreadable images (where they stop the run), classes too small to split, a split file that
@@ -52,14 +54,21 @@ def decide_split(
     if given is not None and goes_on:
         added = [name for name in table.files if name not in given.parts and name not in left_out_before]
         left_out_before |= dict.fromkeys(added, "added after the run began")
-    new = {name: cause for name, cause in bad.items() if name not in left_out_before}
+    # A given split says what is wanted: what it does not name stops nobody. (That of an earlier version does not name photos
+    # of a kind that is not read, which were no images then.)
+    new = {
+        name: cause
+        for name, cause in bad.items()
+        if name not in left_out_before and (given is None or name in given.parts)
+    }
     stop_or_skip(table.source, new, on_bad_image)
 
     rows = [row for row, (_, cause) in enumerate(found) if cause is None and table.files[row] not in left_out_before]
     files = [table.files[row] for row in rows]
     labels = [int(table.labels[row]) for row in rows]
     groups = group_by_content([found[row][0] for row in rows])
-    _check_classes_left(table, labels)
+    if each_class:
+        _check_classes_left(table, labels)
 
     if given is not None:
         parts = _obey(given, Path(split), table, files, bad, goes_on)
@@ -77,6 +86,8 @@ def decide_split(
             parts[place] = part
     parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
     learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
+    if not each_class:
+        learned = set(range(len(table.class_names)))
     _check_parts(table, parts_of, learned, doubles)
     return Split(
         class_names=table.class_names,
@@ -188,10 +199,9 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         lines.append(
             f"{len(split.left_out)} pictures left out, listed in split.json; first: {printable(first)}: {cause}"
         )
-    if table.ignored:
-        lines.append(
-            f"{len(table.ignored)} files that are no pictures by name, for example {printable(table.ignored[0])}"
-        )
-    if hidden := table.left_out.get(HIDDEN):
-        lines.append(f"{hidden} hidden files and folders passed over")
-    return lines
+    return [*lines, *describe_table(table)]
+
+
+def describe_table(table: ImageTable) -> list[str]:
+    """What a person should know of how a data set was understood, and what of it is passed over, a line each."""
+    return [*map(printable, table.notes), *describe_left_out(table.ignored, table.left_out)]

@@ -102,7 +102,7 @@ class Split:
 
 
 def subsample_split(
-    split: Split, labels: Mapping[str, int], sizes: Mapping[str, int], *, seed: int, cause: str
+    split: Split, labels: Mapping[str, int], sizes: Mapping[str, int], *, seed: int, cause: str, each_class: bool = True
 ) -> Split:
     """The same split with fewer images, classes in proportion, drawn from `seed`.
 
@@ -113,17 +113,23 @@ def subsample_split(
             kept, but 0 keeps none.
         seed: what the choice follows from.
         cause: stands in `left_out` for the others.
+        each_class: False = no more than `sizes` are kept where there are more classes than that; some then have none.
     """
     parts, left_out = dict(split.parts), dict(split.left_out)
     for part, size in sizes.items():
         files = split.files_of(part)
+        chosen: list[tuple[int, str]] = []  # each with how many of its class come before it
         for label in sorted({labels[name] for name in files}):
             its_files = [name for name in files if labels[name] == label]
             kept = min(len(its_files), max(1, size * len(its_files) // len(files))) if size else 0
             order = permutation(random_key(seed, "thin out", part, label), len(its_files))
-            for place in order[kept:]:
-                del parts[its_files[place]]
-                left_out[its_files[place]] = cause
+            chosen += [(before, its_files[place]) for before, place in enumerate(order[:kept])]
+        if not each_class and len(chosen) > size:
+            mixed = [chosen[place] for place in permutation(random_key(seed, "thin out", part), len(chosen))]
+            chosen = sorted(mixed, key=lambda pair: pair[0])[:size]  # one of each class before a second of any
+        for name in set(files) - {name for _, name in chosen}:
+            del parts[name]
+            left_out[name] = cause
     return Split(split.class_names, parts, left_out, split.duplicates)
 
 

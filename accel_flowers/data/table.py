@@ -35,6 +35,7 @@ class ImageTable:
         unreadable: files that look like images but are not files (broken links, folders), with the cause.
         ignored: files that are no images by their name.
         left_out: reason → how many files and folders were passed over.
+        notes: how the data set was understood where that is not plain, a line each.
     """
 
     source: str
@@ -44,6 +45,7 @@ class ImageTable:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def files(self) -> tuple[str, ...]:

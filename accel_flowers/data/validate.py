@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import median
 
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
-from accel_flowers.data.decoding.pillow import BadImageError, verify_image
+from accel_flowers.data.decoding.pillow import NOT_READ, BadImageError, verify_image
 from accel_flowers.data.sources.source import ImageSource, read_image
 from accel_flowers.data.table import ImageTable, content_digest
 
@@ -55,8 +55,15 @@ def validate_all(table: ImageTable, rows: Sequence[int]) -> list[tuple[str, str 
     return found
 
 
-def check_readable(table: ImageTable, files: Sequence[str]) -> list[str]:
+def check_readable(
+    table: ImageTable, files: Sequence[str], *, unreadable: Mapping[str, str] | None = None
+) -> list[str]:
     """See that these images can be read before a model is asked about them.
+
+    Args:
+        table: the images.
+        files: those that are wanted.
+        unreadable: others that are wanted and are known to be no files, with the cause.
 
     Returns:
         Digest of each.
@@ -65,7 +72,8 @@ def check_readable(table: ImageTable, files: Sequence[str]) -> list[str]:
         UserError: naming those that cannot.
     """
     found = validate_all(table, table.rows_of(files).tolist())
-    stop_or_skip(table.source, {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}, "stop")
+    bad = {name: cause for name, (_, cause) in zip(files, found, strict=True) if cause}
+    stop_or_skip(table.source, {**(unreadable or {}), **bad}, "stop")
     return [digest for digest, _ in found]
 
 
@@ -78,5 +86,10 @@ def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:
     raise UserError(
         f"{len(bad)} pictures of '{source}' cannot be read:\n"
         + "\n".join(lines)
-        + "\nMend or remove them. A training run can leave them out: --data.on-bad-image skip lists them in its split.json."
+        + f"\n{_advice(bad)} A training run can leave them out: --data.on-bad-image skip lists them in its split.json."
     )
+
+
+def _advice(bad: Mapping[str, str]) -> str:
+    kinds = sorted({cause.split(",")[0] for cause in bad.values() if NOT_READ in cause})
+    return f"Convert {' and '.join(kinds)} to JPEG, mend or remove the others." if kinds else "Mend or remove them."

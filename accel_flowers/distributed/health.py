@@ -181,6 +181,10 @@ class HealthMonitor:
             try:
                 self._store.set(keys[self._rank], json.dumps(asdict(own)))
                 rows = self._store.multi_get(keys)
+            except torch.distributed.DistStoreError:
+                # It ran out of time: the whole job was suspended, and nobody could answer. The next call may be answered.
+                self._left.wait(self._times.beat / 2)
+                continue
             except RuntimeError:
                 return  # process 0 is gone, and with it the store: it is silent from now on
             now = self._answered_at = time.monotonic()
@@ -201,8 +205,8 @@ class HealthMonitor:
         last = time.monotonic()
         while not self._left.wait(self._times.beat / 2):
             now = time.monotonic()
-            if now - last > self._times.silent / 2:  # it was this process that slept
-                self._heard_at = [now] * self._size
+            if now - last > self._times.silent / 2:  # it was this process that slept, and maybe the whole job
+                self._heard_at, self._together_at = [now] * self._size, [now] * self._size
                 self._answered_at = now
             last = now
             if self._leaving.is_set():
@@ -277,4 +281,6 @@ def _is_of_a_collective(error: BaseException) -> bool:
 
 
 def _in_words(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return str(error) or "stopped by the keyboard"
     return str(error).rstrip(".") if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -13,8 +13,12 @@ from accelerate import Accelerator
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted
+from accel_flowers.core.signals import handle_signals, restore_signals
 from accel_flowers.distributed.collectives import FlagAllReduce
+from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
+
+_log = logging.getLogger(__name__)
 
 
 class PreemptionHandler:
@@ -24,33 +28,50 @@ class PreemptionHandler:
         accelerator: the processes that must agree.
         config: when a checkpoint is due inside an epoch.
         health: to be told where this process stands.
+        launcher: of this process, as it was when the process began; None = as it is now.
         listens: False where signals belong to somebody else's program; then checkpoints that are due are all it agrees on.
     """
 
     def __init__(
-        self, accelerator: Accelerator, config: CheckpointConfig, health: HealthMonitor, *, listens: bool = True
+        self,
+        accelerator: Accelerator,
+        config: CheckpointConfig,
+        health: HealthMonitor,
+        *,
+        listens: bool = True,
+        launcher: Launcher | None = None,
     ) -> None:
         self._agreement = FlagAllReduce(accelerator)
         self._health = health
         self._config = config
         self._listens = listens
-        self._signalled = False
+        self._signalled = self._interrupted = False
+        self._launcher = launcher or Launcher()
         self._saved_at = time.monotonic()
         self._handlers_before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> PreemptionHandler:
-        # Only in the main thread signals can be set.
-        if self._listens and threading.current_thread() is threading.main_thread():
-            self._handlers_before = {number: signal.signal(number, self._on_signal) for number in Interrupted.SIGNALS}
+        if self._listens:
+            self._handlers_before = handle_signals(self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)
+        restore_signals(self._handlers_before)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait for the step
+            self._interrupted = True
         self._signalled = True
+
+    def _must_stop(self) -> bool:
+        """Whether this process was told to stop, or has lost the launcher that would have told it."""
+        if self._listens and not self._signalled and self._launcher.is_gone():
+            self._signalled = True
+            _log.warning("the launcher is gone: stopping")
+        return self._signalled
 
     def before_step(self, step: int, micro_batch: int) -> None:
         """A micro-batch of the step after `step` is here."""
@@ -64,7 +85,7 @@ class PreemptionHandler:
         """
         steps, minutes = self._config.every_steps, self._config.every_minutes
         late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-        stop, late = self._agreement.any(self._signalled, late)
+        stop, late = self._agreement.any(self._must_stop(), late)
         return late or (steps is not None and step % steps == 0), stop
 
     def saved(self) -> None:
@@ -83,7 +104,7 @@ class PreemptionHandler:
 
         def check() -> None:
             self._health.at("evaluating", step or 0)
-            if self._agreement.any(self._signalled)[0]:
+            if self._agreement.any(self._must_stop())[0]:
                 raise Interrupted(step)
 
         self._health.at("evaluating", step or 0)

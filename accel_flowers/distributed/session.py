@@ -6,7 +6,7 @@ where the process is ours to stop, and ends the process group however the work i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.distributed.collectives import check_same_everywhere
+from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor, HealthTimes
 from accel_flowers.distributed.launch import build_accelerator, destroyed_at_the_end, start_processes
 from accel_flowers.distributed.preemption import PreemptionHandler
@@ -30,6 +31,7 @@ class ProcessSession:
     health: HealthMonitor
     owns_process: bool
     """Whether signals are ours to handle: so for the command line, not for somebody's notebook or program."""
+    _launcher: Launcher
     _at_end: ExitStack
 
     def build_accelerator(
@@ -44,9 +46,13 @@ class ProcessSession:
         self._at_end.callback(accelerator.end_training)
         return accelerator
 
+    def when_it_ends(self, do: Callable[[BaseException | None], None]) -> None:
+        """Call it with the error that ends the session, or with None; before its trackers are closed."""
+        self._at_end.push(lambda _kind, error, _trace: do(error))
+
     def preemption(self, accelerator: Accelerator, config: CheckpointConfig) -> PreemptionHandler:
         """What listens to signals and agrees on them; collective."""
-        return PreemptionHandler(accelerator, config, self.health, listens=self.owns_process)
+        return PreemptionHandler(accelerator, config, self.health, listens=self.owns_process, launcher=self._launcher)
 
 
 @contextmanager
@@ -67,6 +73,7 @@ def process_session(
         UserError: the launch is wrong, or the processes differ.
         RankLost: (from the block) another process failed, fell silent or is gone.
     """
+    launcher = Launcher()
     processes = start_processes()
     try:
         # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
@@ -76,7 +83,7 @@ def process_session(
             HealthMonitor(processes, times) as health,
         ):
             check_same_everywhere(processes, facts)
-            yield ProcessSession(processes, health, owns_process, at_end)
+            yield ProcessSession(processes, health, owns_process, launcher, at_end)
     finally:
         # Accelerate keeps its state in its classes: a notebook's next run, or its launcher, must find them as new.
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -21,6 +21,7 @@ from PIL import Image
 from accel_flowers import __version__
 from accel_flowers.core.errors import printable
 from accel_flowers.core.files import write_durably, writing
+from accel_flowers.core.order import natural_key
 from accel_flowers.data.decoding.pillow import BadImageError, decode_thumbnail
 
 MAX_THUMBNAILS = 240
@@ -89,6 +90,8 @@ def _environment() -> Environment:
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["below"] = lambda name, folder: name.removeprefix(f"{folder}/") if folder else name
     environment.filters["percent"] = percent
+    # Of pairs (name, anything), such as a mapping's items.
+    environment.filters["by_name"] = lambda pairs: sorted(pairs, key=lambda pair: natural_key(pair[0]))
     environment.filters["svg"] = Markup  # Matplotlib's, which escapes what it is given
     return environment
 

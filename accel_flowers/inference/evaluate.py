@@ -13,15 +13,23 @@ import numpy.typing as npt
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.order import natural_key
 from accel_flowers.data.dataset import ImageDataset
+from accel_flowers.data.decide_split import describe_table
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.sampler import SequentialBatchSampler
+from accel_flowers.data.sources.layout import one_form
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split, load_split
-from accel_flowers.data.table import ImageTable
+from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, quoted
 from accel_flowers.data.validate import check_readable
 from accel_flowers.data.workers import local_cores, plan_workers
-from accel_flowers.distributed.collectives import broadcast_from_main, main_process_first, num_local_processes
+from accel_flowers.distributed.collectives import (
+    broadcast_from_main,
+    log_on_main,
+    main_process_first,
+    num_local_processes,
+)
 from accel_flowers.distributed.launch import computes_on_cpu, launched_precision
 from accel_flowers.distributed.session import process_session
 from accel_flowers.inference.loop import predict_loader
@@ -35,6 +43,7 @@ def evaluate(
     model_dir: str | os.PathLike[str],
     data: str | os.PathLike[str],
     *,
+    label_column: str | None = None,
     split_file: str | os.PathLike[str] | None = None,
     part: str | None = None,
     num_workers: int | None = None,
@@ -44,11 +53,13 @@ def evaluate(
 
     Args:
         model_dir: a run's `model/`.
-        data: folder with one sub-folder per class (of the model's classes), zip or hub dataset.
+        data: folder with one sub-folder per class, zip or dataset. Its classes are matched with the model's by name; it
+            need not have all of them, and the log tells what it lacks and what is left out.
+        label_column: the column of classes of a dataset or of a CSV; None = the one there is.
         split_file: a run's split.json; only its files of `part` are scored.
         part: "train", "val" or "test"; None = test, or all images where the folder has no parts.
         num_workers: loader processes; None = choose.
-        owns_process: whether SIGTERM and SIGUSR1 are answered here, as on the command line.
+        owns_process: whether SIGTERM, SIGUSR1, SIGINT and SIGHUP are answered here, as on the command line.
 
     Returns:
         The scores, the same on every process; their part is "all" where there are no parts. `seen` says how many of the images
@@ -66,10 +77,16 @@ def evaluate(
     with process_session(facts, owns_process=owns_process) as together:
         accelerator = together.build_accelerator(mixed_precision=_available_precision(spec.precision))
         saved = main_process_first(accelerator, lambda: load_model(model_dir))
-        table = main_process_first(accelerator, lambda: _with_labels_of_model(load_images(source), spec.class_names))
+        table = main_process_first(
+            accelerator,
+            lambda: _with_labels_of_model(
+                load_images(source, label_column=label_column, to_learn=False), spec.class_names
+            ),
+        )
         wanted, split, known = broadcast_from_main(
             accelerator, lambda: _choose_part(table, split_file, part, model_dir)
         )
+        log_on_main(accelerator, *describe_table(table), *_absent_classes(table, split.files_of(wanted)))
         images = ImageDataset(table, wanted, split, saved.transform, seed=0)
         loader = build_loader(
             images,
@@ -127,7 +144,7 @@ def describe_scores(scores: Scores) -> str:
     ]
     lines += [
         f"{printable(name):<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.count:8d}"
-        for name, row in scores.per_class.items()
+        for name, row in sorted(scores.per_class.items(), key=lambda item: natural_key(item[0]))
     ]
     return "\n".join([*lines, *_describe_seen(scores)])
 
@@ -164,13 +181,14 @@ def _available_precision(recorded: str) -> str | None:
 
 def _with_labels_of_model(table: ImageTable, class_names: tuple[str, ...]) -> ImageTable:
     """Classes are matched by name: a folder that lacks one, or sorts them differently, is scored rightly."""
-    unknown = sorted(set(table.class_names) - set(class_names))
+    known = {one_form(name): label for label, name in enumerate(class_names)}
+    unknown = sorted(name for name in table.class_names if one_form(name) not in known)
     if unknown:
         raise UserError(
             f"'{table.source}' has classes that the model does not know: {', '.join(unknown)}. "
             f"The model knows {', '.join(class_names)}; folders must be named so."
         )
-    to_model = np.array([class_names.index(name) for name in table.class_names], dtype=np.int64)
+    to_model = np.array([known[one_form(name)] for name in table.class_names], dtype=np.int64)
     return replace(table, labels=to_model[table.labels], class_names=class_names)
 
 
@@ -201,8 +219,30 @@ def _choose_part(
             )
         given = table.given_parts or ("test",) * len(table.files)
         split = Split(table.class_names, dict(zip(table.files, given, strict=True)))
-        wanted = part or ("test" if "test" in given else "val")
+        wanted = part or next(each for each in ("test", "val", "train") if each in given)
     files = split.files_of(wanted)
     if not files:
         raise UserError(f"There is no picture in the part '{wanted}' of '{split_file or table.source}'.")
-    return wanted, split, _known(model_dir, check_readable(table, files))
+    digests = check_readable(table, files, unreadable=_unreadable_of(table, wanted) if split_file is None else {})
+    return wanted, split, _known(model_dir, digests)
+
+
+def _unreadable_of(table: ImageTable, part: str) -> dict[str, str]:
+    """What is named like an image of the part and is no file: it is missed as one that is damaged."""
+    return {
+        name: cause
+        for name, cause in table.unreadable.items()
+        if table.given_parts is None or SPLIT_FOLDERS.get(name.split("/")[0].lower()) == part
+    }
+
+
+def _absent_classes(table: ImageTable, files: Sequence[str]) -> list[str]:
+    """A note where scores are of a part of the model's classes."""
+    there = {int(label) for label in table.labels[table.rows_of(files)]}
+    absent = [name for label, name in enumerate(table.class_names) if label not in there]
+    if not absent:
+        return []
+    return [
+        f"{len(absent)} of the model's {len(table.class_names)} classes have no picture here ({printable(quoted(absent))}): "
+        "the scores are of the others"
+    ]

@@ -25,6 +25,7 @@ SHEET = Path("transforms.png")
 def inspect_source(
     source: str | os.PathLike[str],
     *,
+    label_column: str | None = None,
     split_file: Path | None = None,
     max_bits: int = MAX_BITS,
     num_workers: int | None = None,
@@ -36,6 +37,7 @@ def inspect_source(
 
     Args:
         source: folder, zip or hub dataset, as for training.
+        label_column: the column of classes of a dataset or of a CSV; None = the one there is.
         split_file: a run's split.json, for data without parts of its own: copies across its parts are told.
         max_bits: perceptual hashes of near duplicates differ in at most so many of 64 bits, 0 to 16.
         num_workers: processes; None = choose.
@@ -58,7 +60,7 @@ def inspect_source(
             check_writable(path, flag)  # now, and not after a long look at all images
     config = load_recipe(recipe) if recipe else None
     given = load_split(split_file) if split_file else None
-    table = load_images(source)
+    table = load_images(source, label_column=label_column)
     seen = look_at_table(table, num_workers=num_workers)
     findings = find(
         source,
@@ -66,6 +68,8 @@ def inspect_source(
         _images(table, seen, given),
         unreadable=table.unreadable,
         ignored=table.ignored,
+        left_out=table.left_out,
+        notes=table.notes,
         max_bits=max_bits,
     )
     if html:

@@ -85,6 +85,8 @@ class Findings:
         formats: kind of file → number.
         sizes: (width, height), upright → number.
         ignored: files that are no images by their names.
+        left_out: reason → how many files and folders were passed over.
+        notes: how the data set was understood where that is not plain.
     """
 
     source: str
@@ -102,6 +104,8 @@ class Findings:
     formats: Mapping[str, int]
     sizes: Mapping[tuple[int, int], int]
     ignored: tuple[str, ...]
+    left_out: Mapping[str, int]
+    notes: tuple[str, ...]
 
     @property
     def copies(self) -> tuple[Copies, ...]:
@@ -140,6 +144,8 @@ def find(
     *,
     unreadable: Mapping[str, str] | None = None,
     ignored: Sequence[str] = (),
+    left_out: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
     max_bits: int = MAX_BITS,
 ) -> Findings:
     """Put together what was seen.
@@ -150,6 +156,8 @@ def find(
         images: one for each file that was looked at.
         unreadable: file → cause, of files that could not even be opened.
         ignored: files that are no images by their names.
+        left_out: reason → how many files and folders were passed over.
+        notes: how the data set was understood where that is not plain.
         max_bits: images whose perceptual hashes differ in more bits are different images.
     """
     images = sorted(images, key=lambda image: image.file)
@@ -175,6 +183,8 @@ def find(
         formats=_counted(p.seen.format for p in good),
         sizes=_counted((p.seen.width, p.seen.height) for p in good),
         ignored=tuple(ignored),
+        left_out=dict(sorted((left_out or {}).items())),
+        notes=tuple(notes),
     )
 
 

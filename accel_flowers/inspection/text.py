@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
+from accel_flowers.core.order import natural_key
+from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
 
 JSON_FORMAT = 1
@@ -89,6 +91,15 @@ def topics(findings: Findings) -> list[Topic]:
             "ignored", "info", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
             "They are ignored.",
             tuple(Item((name,), "") for name in findings.ignored),
+        ),
+        *(
+            Topic("note", "info", note, "So the data set is understood, here and in training.", (Item((), note),))
+            for note in findings.notes
+        ),
+        Topic(
+            "left-out", "info", left_out_in_words({why: n for why, n in findings.left_out.items() if why != NO_IMAGE}),
+            "They are passed over, here and in training.",
+            tuple(Item((), f"{number:,} {why}") for why, number in findings.left_out.items() if why != NO_IMAGE),
         ),
     ]  # fmt: skip
     return sorted((topic for topic in found if topic.items), key=lambda topic: LEVELS.index(topic.level))
@@ -216,7 +227,7 @@ def _class_table(findings: Findings) -> list[str]:
     width = max(len("class"), *(len(printable(name)) for name in sizes))
     lines = [f"{'class':<{width}}  pictures" + "".join(f"{part:>8}" for part in parts)]
     largest = max(1, *sizes.values())
-    for name, size in sizes.items():
+    for name, size in sorted(sizes.items(), key=lambda item: natural_key(item[0])):
         counts = "".join(f"{findings.class_counts[name].get(part, 0):8,}" for part in parts)
         lines.append(f"{printable(name):<{width}}  {size:8,}{counts}  {'█' * round(_BAR * size / largest)}".rstrip())
     return lines
@@ -246,6 +257,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "kinds": dict(findings.formats),
         "sizes": [{"width": w, "height": h, "pictures": number} for (w, h), number in findings.sizes.items()],
         "ignored": list(findings.ignored),
+        "left_out": dict(findings.left_out),
+        "notes": list(findings.notes),
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accel_flowers.core.files import writing
 from accel_flowers.data.split import PARTS
+from accel_flowers.data.table import HUB_PREFIX
 from accel_flowers.html.pages import Thumbnails, data_uri, write_page
 from accel_flowers.models.saved import load_model
 from accel_flowers.report import text as words
@@ -85,6 +86,7 @@ class Results:
 
     Attributes:
         part: what the page speaks of: "test", or "val" where there is no test part.
+        part_name: what people call it.
         main: its scores.
         others: those of the other parts.
         num_evaluations: how often validation was scored during the training.
@@ -99,6 +101,7 @@ class Results:
     """
 
     part: str
+    part_name: str
     main: PartFindings
     others: tuple[PartFindings, ...]
     num_evaluations: int
@@ -229,17 +232,22 @@ def _results(run: RunRecord, photos: Photos) -> Results:
     predictions = run.predictions
     assert predictions is not None
     temperature = run.spec.temperature if run.spec else None
-    found = {part: find_part(predictions, part, temperature=temperature) for part in predictions.parts}
+    found = {
+        part: find_part(predictions, part, temperature=temperature, learnt=run.overfits) for part in predictions.parts
+    }
     part = "test" if "test" in found else "val"
     main = found[part]
-    candidates = find_label_candidates(predictions, temperature=temperature) if main.beats_baseline else []
+    held_out = main.beats_baseline and not main.learnt
+    candidates = find_label_candidates(predictions, temperature=temperature) if held_out else []
     num_held_out = sum(len(rows.labels) for rows in predictions.parts.values())
     judged = answers(predictions, part, temperature=temperature)
     mistakes, unsure = worst_mistakes(judged, NUM_MISTAKES), least_confident(judged, NUM_UNSURE)
     shown, method = _show([*mistakes, *unsure], {each.file for each in candidates}, run, photos)
-    said_of = f"{words.part_name(part)}, {words.images(main.num_images)}"
+    part_name = "its own training pictures" if main.learnt else words.part_name(part)
+    said_of = f"{part_name}, {words.images(main.num_images)}"
     return Results(
         part=part,
+        part_name=part_name,
         main=main,
         others=tuple(each for name, each in found.items() if name != part),
         num_evaluations=sum("val/accuracy" in line for line in run.lines),
@@ -302,6 +310,7 @@ def _training(run: RunRecord) -> Training:
     train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
     averaged = Course("averaged weights", *run.course("val_ema/loss"))
     accuracy = Course("validation", *run.course("val/accuracy"))
+    train_accuracy = Course("training", *run.course("train/accuracy"))
     kept = averaged if averaged.values else val
     averaged_accuracy = Course("averaged weights", *run.course("val_ema/accuracy"))
     rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
@@ -320,7 +329,7 @@ def _training(run: RunRecord) -> Training:
                 "nats",
                 [each for each in (train, val, averaged) if each.values],
                 best=best_at,
-                alt=f"Loss over the epochs: {counts['train']} training and {counts['val']} validation pictures.",
+                alt=f"Loss over the epochs. {words.parts_of_curves(counts, run.config, loss=True)}",
             )
         )
     if accuracy.values:
@@ -329,10 +338,15 @@ def _training(run: RunRecord) -> Training:
                 "accuracy",
                 "accuracy",
                 "%",
-                [each for each in (accuracy, averaged_accuracy) if each.values],
+                [each for each in (train_accuracy, accuracy, averaged_accuracy) if each.values],
                 best=best_at,
                 percent=True,
-                alt=f"Accuracy over the epochs on {counts['val']} validation pictures.",
+                alt="Share of right answers over the epochs. "
+                + (
+                    words.parts_of_curves(counts, run.config, loss=False)
+                    if train_accuracy.values
+                    else f"Validation: {words.images(counts['val'])}, after each epoch."
+                ),
             )
         )
     if rates:
@@ -353,16 +367,20 @@ def _training(run: RunRecord) -> Training:
     )
 
 
-def _class_of_files(run: RunRecord) -> dict[str, str]:
+def _class_of_files(run: RunRecord, photos: Photos) -> dict[str, str]:
     """File → class, of those whose class is known.
 
-    Of held-out images the predictions say it. Of the others no file of a run does; there it is the image's folder, as long as
-    the folders of the held-out ones are their classes, too: a dataset of the hub has names such as "train/00000001".
+    Of held-out images the predictions say it. Of the others no file of a run does; an archive or a dataset of the hub says it,
+    where it can be read. In a folder it is the image's folder, as long as the folders of the held-out ones are their classes,
+    too; never in a dataset of the hub, which has names such as "train/00000001".
     """
     said: dict[str, str] = {}
     if run.predictions:
         for rows in run.predictions.parts.values():
             said |= zip(rows.files, (run.predictions.class_names[label] for label in rows.labels), strict=True)
+    if (run.config.data.path or "").startswith(HUB_PREFIX) or photos.classes:
+        known = {file: name for file, name in photos.classes.items() if name in run.split.class_names}
+        return {file: known[file] for file in run.split.parts if file in known} | said
     folders = {file: file.split("/")[-2] for file in run.split.parts if "/" in file}
     if any(folders.get(file) != name for file, name in said.items()):
         return said
@@ -370,7 +388,7 @@ def _class_of_files(run: RunRecord) -> dict[str, str]:
 
 
 def _data(run: RunRecord, photos: Photos) -> Data:
-    split, class_of = run.split, _class_of_files(run)
+    split, class_of = run.split, _class_of_files(run, photos)
     counts: dict[str, Counter[str]] = {name: Counter() for name in split.class_names}
     for file, part in split.parts.items():
         if file in class_of:

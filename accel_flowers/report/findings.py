@@ -146,6 +146,8 @@ class PartFindings:
     classes: tuple[ClassFindings, ...]
     calibration: Calibration
     baseline: Baseline
+    learnt: bool
+    """Whether the images are those that trained the network."""
 
     @property
     def worst(self) -> ClassFindings:
@@ -165,13 +167,16 @@ class PartFindings:
         return self.accuracy.low > self.baseline.share
 
 
-def find_part(predictions: SavedPredictions, part: str, *, temperature: float | None) -> PartFindings:
+def find_part(
+    predictions: SavedPredictions, part: str, *, temperature: float | None, learnt: bool = False
+) -> PartFindings:
     """Score one part, with intervals.
 
     Args:
         predictions: what was said.
         part: "val" or "test".
         temperature: of the model, which was fitted on validation; None = none.
+        learnt: whether the images are those that trained it.
     """
     names = predictions.class_names
     rows = predictions.parts[part]
@@ -189,6 +194,7 @@ def find_part(predictions: SavedPredictions, part: str, *, temperature: float | 
         classes=_find_classes(matrix, names, class_intervals(matrix)),
         calibration=_find_calibration(rows, _judged(rows, part, temperature), temperature),
         baseline=_find_baseline(matrix, names),
+        learnt=learnt,
     )
 
 

@@ -13,6 +13,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_image, verify_image
+from accel_flowers.data.sources.load import is_dataset_folder, load_images
 from accel_flowers.data.table import ImageTable
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Photos:
         self._root: Path | None = None
         self._table: ImageTable | None = None
         path = Path(self.source).expanduser()
-        if self.source and path.is_dir():
+        if self.source and path.is_dir() and not is_dataset_folder(path):
             self._root = path
         elif self.source:
             self._load_archive()
@@ -47,12 +48,18 @@ class Photos:
             _log.info(f"the page shows no photos, say with --data DIR where they are: {self.problem}")
 
     def _load_archive(self) -> None:
-        from accel_flowers.data.sources.load import load_images  # seconds of import that a folder does not need
-
         try:
             self._table = load_images(self.source)
         except UserError as error:
             self.problem = str(error)
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """File → class, as an archive or a dataset of the hub says it; empty for a folder, whose paths say it."""
+        table = self._table
+        if table is None:
+            return {}
+        return dict(zip(table.files, (table.class_names[label] for label in table.labels.tolist()), strict=True))
 
     def _path(self, file: str) -> Path | None:
         """Where an image of the folder should be; None for a name that leads out of it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from accel_flowers.core.order import natural_key
 from accel_flowers.metrics.calibration import ReliabilityBins
 from accel_flowers.report.findings import Calibration, ClassFindings, PartFindings
 from accel_flowers.tracking.figures import COLOURS, paint_confusion, shorten
@@ -81,7 +83,7 @@ class Course:
     values: Sequence[float]
 
 
-def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> Plot:
+def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure], None], *, title: str = "") -> Plot:
     """Make a plot.
 
     Args:
@@ -89,6 +91,7 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure
         alt: what it shows.
         size: width and height in pixels of the page.
         paint: puts the axes onto the figure.
+        title: of the PNG, which stands alone; the page has headings of its own. Empty = `alt`.
     """
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
@@ -100,6 +103,7 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure
         paint(figure)
         vector, pixels = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.suptitle(textwrap.fill((title or alt).rstrip("."), int(size[0] / 7)), fontsize=11, parse_math=False)
         figure.savefig(pixels, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return Plot(name, _for_page(vector.getvalue(), alt), pixels.getvalue(), alt)
 
@@ -185,10 +189,14 @@ def course_plot(
             _percent(axes.yaxis)
         else:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        values = [value for course in courses for value in course.values]
+        if max(values) - min(values) <= 1e-6 * abs(max(values)):  # else the axis would be one of rounding errors
+            axes.set_ylim(0, 1 if percent else 1.25 * max(values) or 1)
         if len(courses) > 1:
             _legend_above(axes)
 
-    return draw(name, alt, (340, 240), paint)
+    shown = courses[0].label if len(courses) == 1 and courses[0].label != title else ""
+    return draw(name, alt, (340, 240), paint, title=f"{title}, {shown}" if shown else title)
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
@@ -216,9 +224,10 @@ def confusion_plot(found: PartFindings, words: str) -> Plot:
 
 
 def _classes_worth_showing(found: PartFindings) -> list[int]:
-    """All classes, or those with the most mistakes in their own order."""
+    """All classes, or those with the most mistakes, in the order of their names."""
     mistakes = found.matrix.sum(axis=0) + found.matrix.sum(axis=1) - 2 * np.diagonal(found.matrix)
-    return sorted(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES].tolist())
+    shown: list[int] = np.argsort(-mistakes, kind="stable")[:MOST_CLASSES].tolist()
+    return sorted(shown, key=lambda label: natural_key(found.classes[label].name))
 
 
 def classes_plot(found: PartFindings, words: str) -> Plot:

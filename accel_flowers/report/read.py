@@ -49,6 +49,11 @@ class RunRecord:
         return self.run_dir.absolute().name
 
     @property
+    def overfits(self) -> bool:
+        """Whether it was scored on the images that trained it (debug.overfit_batches)."""
+        return self.config.debug.overfit_batches is not None
+
+    @property
     def how_to_end(self) -> str:
         """What to type so that a run that has not ended does."""
         place = shlex.quote(str(self.run_dir))
@@ -86,7 +91,7 @@ def read_run(run_dir: Path) -> RunRecord:
     split = load_split(run_dir / SPLIT_FILE)
     predictions = load_predictions(run_dir / PREDICTIONS_FILE) if os.path.exists(run_dir / PREDICTIONS_FILE) else None
     if predictions:
-        _check_fit(run_dir, predictions, split)
+        _check_fit(run_dir, predictions, split, overfits=config.debug.overfit_batches is not None)
     return RunRecord(
         run_dir=run_dir,
         config=config,
@@ -99,9 +104,9 @@ def read_run(run_dir: Path) -> RunRecord:
     )
 
 
-def _check_fit(run_dir: Path, predictions: SavedPredictions, split: Split) -> None:
+def _check_fit(run_dir: Path, predictions: SavedPredictions, split: Split, *, overfits: bool) -> None:
     for part, rows in predictions.parts.items():
-        if list(rows.files) != split.files_of(part):
+        if list(rows.files) != split.files_of("train" if overfits else part):
             raise UserError(
                 f"{run_dir / PREDICTIONS_FILE} and {run_dir / SPLIT_FILE} differ in the pictures of {part}."
             )

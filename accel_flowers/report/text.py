@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from accel_flowers.config.schema import Config
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
 from accel_flowers.report.findings import SURE, Calibration, ClassFindings, PartFindings
@@ -37,6 +38,8 @@ def part_name(part: str) -> str:
 
 def how_good(found: PartFindings) -> str:
     """The score and how sure it is."""
+    if found.learnt:
+        return f"{found.right:,} of {images(found.num_images)} right."
     return (
         f"{found.right:,} of {images(found.num_images)} right. On other pictures of this kind expect "
         f"{span(found.accuracy)} (95\N{NO-BREAK SPACE}% interval)."
@@ -73,12 +76,18 @@ def baseline(found: PartFindings) -> tuple[str, str]:
 
 NOT_TOLD = "Not to be told yet"
 """The headline of what is not concluded from a model that is not surely better than always saying one class."""
+_LEARNT = "All pictures here trained the network"
 _NOT_BETTER = "The model is not surely better than always saying one class"
 
 
-def how_measured(part: str, num_evaluations: int) -> str:
+def how_measured(found: PartFindings, num_evaluations: int) -> str:
     """Whether the score can be taken at its word."""
-    if part == "test":
+    if found.learnt:
+        return (
+            "These are the pictures that trained it (debug.overfit_batches): the score says whether the network can learn at all, "
+            "and nothing of other pictures."
+        )
+    if found.part == "test":
         return "Measured once, at the end, on pictures that neither training nor the choice of the best epoch saw."
     if num_evaluations > 1:
         return (
@@ -158,6 +167,8 @@ def label_candidates(
         f"{not_looked_at:,} training pictures cannot be judged so, as the network learnt their labels: train again with "
         "another --train.seed, and others are held out."
     )
+    if main.learnt:
+        return NOT_TOLD, f"{_LEARNT}, with their labels.", method
     if not main.beats_baseline:
         return NOT_TOLD, f"{_NOT_BETTER}: where it disagrees with a label, that says nothing of the label.", method
     accuracy = main.accuracy.value
@@ -180,6 +191,8 @@ def label_candidates(
 def calibration(main: PartFindings) -> tuple[str, str]:
     """Whether the probabilities can be trusted, as `predict` gives them."""
     found = main.calibration
+    if main.learnt:
+        return NOT_TOLD, f"{_LEARNT}: of these it may be as sure as it likes."
     if not main.beats_baseline:
         return NOT_TOLD, f"{_NOT_BETTER}: its probabilities speak of nothing it has learnt."
     sure = ""
@@ -214,6 +227,36 @@ def _temperature(part: str, found: Calibration) -> str:
     return (
         f"That is with the temperature {found.temperature:.2f} that predict applies, fitted on validation{judged}; without it "
         f"the error would be {percent(found.raw.error)}."
+    )
+
+
+def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) -> str:
+    """Which images the curves of training and validation are of, and why the two differ where nothing is wrong.
+
+    Args:
+        counts: part → images.
+        config: of the run.
+        loss: whether the curves are losses; else accuracies.
+    """
+    also = []
+    if config.loss.name != "cross_entropy" or config.loss.task != "classification":
+        also.append("by a loss of its own")
+    if config.loss.label_smoothing:
+        also.append("with smoothed labels")
+    if config.loss.class_weights != "none":
+        also.append("with weighted classes")
+    if config.data.batch_transform is not None:
+        also.append("on mixed pictures")
+    how = "".join(f", {each}" for each in also) if loss else ""
+    if config.debug.overfit_batches:
+        return (
+            f"Training: {images(counts['train'])}, with dropout and each batch's own statistics, while the weights still move{how}. "
+            "Validation: the same pictures, in evaluation mode."
+        )
+    return (
+        f"Training: {images(counts['train'])}, as they are learnt from: with random changes and dropout where there are any, "
+        f"while the weights still move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
+        f"{'above' if loss else 'below'} validation."
     )
 
 
@@ -287,10 +330,10 @@ def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[st
     )
     if difference.value == 0:
         return f"{second} and {first} are equally good", where
-    ahead = f"{second} is {'better' if difference.value > 0 else 'worse'} than {first}"
     if p_value < LUCK:
-        return f"{ahead}, and that is hardly luck ({p})", where
-    return f"{ahead} here, but the difference could be luck ({p})", where
+        side = "better" if difference.value > 0 else "worse"
+        return f"{second} is {side} than {first}, and that is hardly luck ({p})", where
+    return f"The difference between {second} and {first} could be luck ({p})", where
 
 
 def balance(totals: Mapping[str, int]) -> str:

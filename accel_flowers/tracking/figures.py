@@ -26,6 +26,10 @@ COLOURS = {
 Ito) can be told apart in any colour vision, and never stands for a meaning alone."""
 MOST_NUMBERED = 12
 """Classes up to which there is room for the counts."""
+MOST_NAMED = 24
+"""Classes up to which an image for a dashboard has their names, as the report has so many in its plots."""
+MOST_DOTS = 500
+"""Cells on a side of the matrix of many classes: each takes two pixels or more."""
 
 
 def shorten(name: str, length: int = 18) -> str:
@@ -85,13 +89,43 @@ def paint_confusion(axes: Any, matrix: Ints, totals: Ints, names: Sequence[str])
 
 
 def draw_confusion(matrix: Ints, names: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """A confusion matrix [C, C] as an image, uint8 [H, W, 3]."""
+    """A confusion matrix [C, C] as an image, uint8 [H, W, 3]; it takes no more room and time for more classes than a page has."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = 2.5 + 0.6 * len(names)
+    size = 2.5 + 0.6 * min(len(names), MOST_NAMED)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    paint_confusion(figure.add_subplot(), matrix, matrix.sum(axis=1), names)
+    if len(names) > MOST_NAMED:
+        _paint_as_dots(figure.add_subplot(), matrix)
+    else:
+        paint_confusion(figure.add_subplot(), matrix, matrix.sum(axis=1), names)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _paint_as_dots(axes: Any, matrix: Ints) -> None:
+    """The same colours with a dot for each cell, or for a square of cells, and classes by their numbers."""
+    count = len(matrix)
+    side = -(-count // MOST_DOTS)  # classes in a dot
+    starts = np.arange(0, count, side)
+    cells = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1)
+    right = np.add.reduceat(np.diagonal(matrix), starts)
+    share = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
+    strength = np.where(cells > 0, np.minimum(1.0, 0.2 + 1.6 * share), 0.0)
+    on_diagonal = np.arange(len(cells))
+    # A dot of several classes is as blue as they are right: mistakes among them leave it pale.
+    strength[on_diagonal, on_diagonal] = 0.12 + 0.88 * right / np.maximum(cells.sum(axis=1), 1)
+    full = np.empty((*cells.shape, 3))
+    full[:] = _rgb("orange")
+    full[on_diagonal, on_diagonal] = _rgb("blue")
+    axes.imshow(
+        1 - strength[..., None] * (1 - full), extent=(0.5, count + 0.5, count + 0.5, 0.5), interpolation="nearest"
+    )
+    of_each = f", {side} classes a dot" if side > 1 else ""
+    axes.set_xlabel(f"predicted class, by its number in the list of classes (1 to {count}{of_each})")
+    axes.set_ylabel("true class")
+
+
+def _rgb(role: str) -> npt.NDArray[np.float64]:
+    return np.array([int(COLOURS[role][place : place + 2], 16) / 255 for place in (1, 3, 5)])

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import os
 import platform
-import re
 import secrets
 import shlex
 import shutil
@@ -46,6 +45,8 @@ _LOCK_FILE = ".lock"
 _BEGAN_JUST_NOW = "Another run began in '{}' just now: give another directory with --run-dir DIR."
 _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
+_MAX_RUN_ID, _NOT_IN_RUN_IDS = 128, "/\\#?%:;,'"
+"""W&B's own limits."""
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "data.cache_dir", "data.cache_gib", "tracking",
     "checkpoint", "train.log_every_steps", "train.on_nan", "train.precision", "debug.profile", "debug.detect_anomaly",
@@ -74,6 +75,7 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
     lock.holds_run = holds_run(run_dir)
     if not lock.holds_run:
         _check_writable(run_dir)
+        check_run_id(os.environ.get("WANDB_RUN_ID") or "made")
         return
     goes_on = config.resume == "auto" or (
         num_restarts() > 0 and is_restart_of(_read_environment(run_dir / CONFIG_FILE).get(_LAUNCHER_KEY))
@@ -259,7 +261,7 @@ def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
     launcher = identify_launcher()
     return {
         # The agent of a W&B sweep has named the run already.
-        "run_id": os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
+        "run_id": check_run_id(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)),
         **({_LAUNCHER_KEY: launcher} if launcher else {}),
         **_versions_and_hardware(),
     }
@@ -272,9 +274,28 @@ def _read_environment(file: Path) -> dict[str, Any]:
         raise UserError(f"'{file}' cannot be read: {error.strerror}.") from None
     environment = values.get(ENVIRONMENT_KEY) if isinstance(values, dict) else None
     run_id = environment.get("run_id") if isinstance(environment, dict) else None
-    if not isinstance(environment, dict) or not re.fullmatch("[0-9A-Za-z_-]{1,64}", str(run_id or "")):
+    if not isinstance(environment, dict) or not _is_run_id(str(run_id or "")):
         raise UserError(f"'{file}' does not tell the run_id of the run under '{ENVIRONMENT_KEY}': letters and digits.")
     return {**environment, "run_id": str(run_id)}
+
+
+def check_run_id(run_id: str) -> str:
+    """The identity that the environment gives the run.
+
+    Raises:
+        UserError: W&B would not take it, so that the run could not be found again there.
+    """
+    if not _is_run_id(run_id):
+        raise UserError(
+            f"WANDB_RUN_ID is {run_id[:200]!r} in the environment, which is no id of a W&B run: 1 to {_MAX_RUN_ID} characters, "
+            f"none of {_NOT_IN_RUN_IDS} and no space at an end. Give another one, or remove it: unset WANDB_RUN_ID"
+        )
+    return run_id
+
+
+def _is_run_id(run_id: str) -> bool:
+    ok = run_id.isprintable() and run_id == run_id.strip() and not set(run_id) & set(_NOT_IN_RUN_IDS)
+    return ok and 0 < len(run_id) <= _MAX_RUN_ID
 
 
 def recorded_precision(run_dir: Path, launched: str) -> str | None:

@@ -13,6 +13,8 @@ from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.metrics.classification import Predictions
 
 WORST_PICTURES = 16
+MOST_CURVES = 50
+"""Classes up to which each has a curve of its own."""
 THUMBNAIL = 224
 """Pixels of the longer side."""
 
@@ -27,6 +29,12 @@ class Scored:
     """Of `summarize`."""
     class_names: tuple[str, ...]
     images: ImageDataset
+
+    def curves_of_classes(self) -> dict[str, float]:
+        """Class → F1, for curves; nothing where there are too many classes for a page of them."""
+        per_class = self.scores["per_class"]
+        few = len(per_class) <= MOST_CURVES
+        return {name: float(row["f1"]) for name, row in per_class.items()} if few else {}
 
     def worst(self, count: int) -> list[int]:
         """Sample numbers of the images with the highest loss, the worst first."""

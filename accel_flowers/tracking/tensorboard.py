@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from accel_flowers.core.errors import printable
 from accel_flowers.tracking.figures import draw_confusion
 from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored
 from accel_flowers.tracking.tracker import Tracker
@@ -51,8 +53,10 @@ class TensorBoardTracker(Tracker):
         self._writer.flush()
 
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
-        """The confusion matrix and the worst images, as images."""
+        """The confusion matrix and the worst images, as images; of few classes a curve of each."""
         del epoch
+        for name, value in scored.curves_of_classes().items():
+            self._writer.add_scalar(f"{scored.part}_f1/{name}", value, global_step=step)
         matrix = draw_confusion(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
         self._writer.add_image(f"{scored.part}/confusion_matrix", matrix, global_step=step, dataformats="HWC")
         squares = []
@@ -65,10 +69,21 @@ class TensorBoardTracker(Tracker):
         )
         rows = ["| file | class | predicted | confidence | loss |", "|---|---|---|---|---|"]
         for _, file, true, predicted, confidence, loss in scored.rows_of_worst(WORST_PICTURES):
-            rows.append(f"| {file} | {true} | {predicted} | {confidence:.3f} | {loss:.3f} |")
+            names = " | ".join(map(markdown_text, (file, true, predicted)))
+            rows.append(f"| {names} | {confidence:.3f} | {loss:.3f} |")
         self._writer.add_text(f"{scored.part}/worst_pictures", "\n".join(rows), global_step=step)
         self._writer.flush()
 
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Show as text what the run runs on and learns from."""
+        self._writer.add_text("run", "```json\n" + json.dumps(facts, indent=1) + "\n```")
+
     def finish(self) -> None:
         """Close the files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def markdown_text(text: str) -> str:
+    """A name as text in a cell of a Markdown table: what would be markup is written as its number."""
+    return re.sub(r"[\\`*_\[\]|<>&~!]", lambda found: f"&#{ord(found[0])};", printable(text))

@@ -20,7 +20,8 @@ class Tracker(GeneralTracker):
     One of the user's own is registered with `@register("tracker", "my/name")`, and named in `tracking.also`. Its class is
     called with the run directory and the options of the recipe, on every process and before there are any: it keeps them and
     opens nothing. All other methods are called on the main process alone, in the order in which they stand here; an error in
-    one of them ends the tracker's part and not the run, but for a `UserError` of `open`, which says what the user has to do.
+    one of them ends the tracker's part and not the run, but for a `UserError` of `check` or `open`, which says what the user has
+    to do.
     Nothing waits beside them: a method that takes long makes the training wait.
 
     Attributes:
@@ -38,17 +39,32 @@ class Tracker(GeneralTracker):
         """What `accelerator.get_tracker(name, unwrap=True)` hands out, for those who want more of it."""
         return self
 
+    def check(self) -> None:
+        """See, before images are read and anything is written, that `open` will not be refused.
+
+        Raises:
+            UserError: it would be; the message says what the user has to do.
+        """
+
     def open(self, run_id: str, next_step: int) -> None:
         """Begin, or go on with the run of this id.
 
         Args:
-            run_id: letters and digits, the same after a resume.
+            run_id: the same after a resume; in most runs eight letters and digits.
             next_step: the first optimizer step that will be logged; above 1 after a resume. What was logged of it, or of
                 later ones, by a run that was killed will come again.
         """
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Keep the configuration: section → field → plain value."""
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Keep what the run runs on and learns from.
+
+        Args:
+            facts: "environment" (versions, hardware, processes, precision), "classes" (names) and "images" (part → their
+                number), of plain values.
+        """
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         """Show numbers, by names such as "train/loss" and "val/accuracy", beside "epoch".
@@ -64,6 +80,9 @@ class Tracker(GeneralTracker):
     def forget_after(self, step: int) -> None:
         """A rollback: later steps will come again, with other values."""
 
+    def warn(self, error: Exception) -> None:
+        """Tell somebody who is not looking: the run goes back to its last checkpoint because of this."""
+
     def keep_model(self, model_dir: Path, last_weights: Path | None) -> None:
         """Keep the model.
 
@@ -74,6 +93,9 @@ class Tracker(GeneralTracker):
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Keep what stands for the whole run: name → number."""
+
+    def stop(self, error: BaseException) -> None:
+        """Tell that the run does not come to its end: a signal (`Interrupted`), a process that is lost, or what it failed with."""
 
     def finish(self) -> None:
         """End. Also called when the run fails."""
@@ -104,7 +126,7 @@ class Guarded(Tracker):
         try:
             getattr(self.inner, method)(*args, **words)
         except UserError as error:
-            if method == "open":
+            if method in ("check", "open"):
                 raise  # before the first step: better than a run that nobody sees
             self._leave_alone(error)
         except Exception as error:  # noqa: BLE001 - see above
@@ -114,6 +136,10 @@ class Guarded(Tracker):
         self.failed = True
         _log.warning(f"tracker {self.name} failed ({type(error).__name__}: {error}): {self.inner.after_failure}")
 
+    def check(self) -> None:
+        """See `Tracker`."""
+        self._call("check")
+
     def open(self, run_id: str, next_step: int) -> None:
         """See `Tracker`."""
         self._call("open", run_id, next_step)
@@ -121,6 +147,10 @@ class Guarded(Tracker):
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """See `Tracker`."""
         self._call("store_init_configuration", values)
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """See `Tracker`."""
+        self._call("describe", facts)
 
     def log(self, values: dict[str, Any], step: int | None = None, **words: Any) -> None:
         """See `Tracker`."""
@@ -134,6 +164,10 @@ class Guarded(Tracker):
         """See `Tracker`."""
         self._call("forget_after", step)
 
+    def warn(self, error: Exception) -> None:
+        """See `Tracker`."""
+        self._call("warn", error)
+
     def keep_model(self, model_dir: Path, last_weights: Path | None) -> None:
         """See `Tracker`."""
         self._call("keep_model", model_dir, last_weights)
@@ -141,6 +175,10 @@ class Guarded(Tracker):
     def summarize(self, values: dict[str, Any]) -> None:
         """See `Tracker`."""
         self._call("summarize", values)
+
+    def stop(self, error: BaseException) -> None:
+        """See `Tracker`."""
+        self._call("stop", error)
 
     def finish(self) -> None:
         """See `Tracker`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.tensorboard import TensorBoardTracker
 from accel_flowers.tracking.tracker import Guarded, Tracker
 from accel_flowers.tracking.wandb import WandbTracker
+from accel_flowers.tracking.wandb_environment import DEFAULT_PROJECT
 
 
 def build_trackers(config: TrackingConfig, run_dir: Path) -> list[Tracker]:
@@ -47,7 +49,8 @@ def _named(name: str, options: dict[str, Any], run_dir: Path, config: TrackingCo
     """A registered tracker, or one of Accelerate's."""
     part = registry.find("tracker", name)
     if part is None:
-        return AcceleratesTracker(name, run_dir, project=config.wandb_project, options=options)
+        project = config.wandb_project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
+        return AcceleratesTracker(name, run_dir, project=project, options=options)
     try:
         made = part.make(run_dir, **options)
     except (TypeError, ValueError) as error:
@@ -60,12 +63,25 @@ def _named(name: str, options: dict[str, Any], run_dir: Path, config: TrackingCo
     return made
 
 
-def start_trackers(accelerator: Accelerator, values: dict[str, Any], *, run_id: str, next_step: int) -> None:
+def check_trackers(trackers: Sequence[Tracker]) -> None:
+    """See that none would be refused; on the main process.
+
+    Raises:
+        UserError: one would be.
+    """
+    for tracker in trackers:
+        tracker.check()
+
+
+def start_trackers(
+    accelerator: Accelerator, values: dict[str, Any], facts: dict[str, Any], *, run_id: str, next_step: int
+) -> None:
     """Open the trackers on the main process; the others take part without opening anything.
 
     Args:
         accelerator: made with the trackers of `build_trackers`.
         values: the resolved configuration.
+        facts: see `Tracker.describe`.
         run_id: identity of the run, the same after a resume.
         next_step: the first step that will be logged.
 
@@ -79,11 +95,18 @@ def start_trackers(accelerator: Accelerator, values: dict[str, Any], *, run_id: 
 
     broadcast_from_main(accelerator, open_them)
     accelerator.init_trackers("", config=values)
+    for tracker in _on_main(accelerator):
+        tracker.describe(facts)
 
 
 def _on_main(accelerator: Accelerator) -> list[Tracker]:
     """The trackers on the main process, none on the others."""
     return list(accelerator.trackers) if accelerator.is_main_process else []
+
+
+def shows_more(accelerator: Accelerator) -> bool:
+    """Whether there is a tracker beside metrics.jsonl; the same on every process."""
+    return len(accelerator.log_with) > 1
 
 
 def show(accelerator: Accelerator, scored: Scored, *, step: int, epoch: float) -> None:
@@ -96,6 +119,19 @@ def forget_shown(accelerator: Accelerator, step: int) -> None:
     """A rollback: what comes after `step` will come again with other values, and is shown again."""
     for tracker in _on_main(accelerator):
         tracker.forget_after(step)
+
+
+def warn(accelerator: Accelerator, error: Exception) -> None:
+    """Tell that the run goes back to its last checkpoint."""
+    for tracker in _on_main(accelerator):
+        tracker.warn(error)
+
+
+def tell_end(accelerator: Accelerator, error: BaseException | None) -> None:
+    """Tell why the run does not come to its end; nothing where it does."""
+    if error is not None:
+        for tracker in _on_main(accelerator):
+            tracker.stop(error)
 
 
 def show_model(accelerator: Accelerator, model_dir: Path, *, last_weights: Path | None) -> None:

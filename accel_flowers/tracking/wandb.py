@@ -1,4 +1,4 @@
-"""What people watch a run with: W&B and TensorBoard. Curves, the confusion matrix, scores of each class, worst images.
+"""Weights & Biases: curves, the confusion matrix, scores of each class, worst images, the log, the model.
 
 W&B gets each step once, also where the run is killed: what it had not written then (it buffers much) is given to it
 again from metrics.jsonl after the resume, and what it has is not repeated. Its own counter would drop all that is older
@@ -7,32 +7,49 @@ than the newest it has seen; so steps are a value of their own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from glob import escape
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from accel_flowers.config.schema import TrackingConfig
-from accel_flowers.core.errors import UserError
+from accel_flowers.core import registry
+from accel_flowers.core.errors import Diverged, Interrupted, RankLost, UserError, error_text
+from accel_flowers.core.files import writing
+from accel_flowers.metrics.classification import lower_is_better
 from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
-from accel_flowers.tracking.scored import WORST_PICTURES, Scored
+from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.tracker import Tracker
+from accel_flowers.tracking.wandb_environment import DEFAULT_PROJECT, files_under, wandb_root
+from accel_flowers.tracking.wandb_tables import tables_of
 
 _log = logging.getLogger(__name__)
 
 SECONDS_TO_CONNECT, SECONDS_TO_FINISH = 20.0, 60.0
 """How long a network that does not answer may keep a run from starting and from ending."""
+_REFUSED = ("401", "403", "not logged in", "invalid", "api key", "permission")
+"""Words of W&B's errors about the key, in contrast to a network that does not answer."""
+_WITHOUT = "or go without it: --tracking.wandb offline, or off"
 
 
 class WandbTracker(Tracker):
     """One W&B run for the whole job, also after a resume.
 
     Args:
-        run_dir: holds W&B's local files, and the list of what was given to it.
-        config: project, name and mode.
+        run_dir: holds W&B's local files, unless WANDB_DIR names another place.
+        config: project, name, mode and the like, with what the environment says.
     """
 
     name = "wandb"
@@ -41,7 +58,13 @@ class WandbTracker(Tracker):
     def __init__(self, run_dir: Path, config: TrackingConfig) -> None:
         super().__init__()
         self._run_dir, self._config = run_dir, config
+        self._root = wandb_root(run_dir)
         self._shown: set[tuple[int, str]] = set()
+        self._artifacts: set[str] = set()
+        self._adds = False
+        self._answers = True
+        self._exit_code = 0
+        self._opened = ExitStack()
         self.run: Any = None
 
     @property
@@ -49,72 +72,122 @@ class WandbTracker(Tracker):
         """The run, for those who want more of it."""
         return self.run
 
+    def check(self) -> None:
+        """See that W&B takes the settings and lets the user in.
+
+        Raises:
+            UserError: it does not, or its files cannot be written.
+        """
+        with _as_user_errors(), files_under(self._root, offline=self._config.wandb == "offline"):
+            import wandb
+
+            wandb.setup()  # reads all that the environment sets
+            if self._config.wandb == "online":
+                try:
+                    _ = wandb.Api(timeout=int(SECONDS_TO_CONNECT)).viewer
+                except wandb.errors.UsageError:
+                    raise  # nobody is logged in
+                except Exception as error:  # noqa: BLE001 - of several kinds, by version
+                    if _is_refusal(error):
+                        raise UserError(f"W&B does not let you in: {error_text(error)}. {_LOG_IN}") from None
+                    self._answers = False
+                    _log.info(f"W&B does not answer ({error_text(error)})")
+                    wandb.teardown()
+
     def open(self, run_id: str, next_step: int) -> None:
         """Begin the run or go on with it; where the network does not answer, offline.
 
         Raises:
             UserError: W&B refuses, for example because nobody is logged in.
         """
+        del next_step  # what it has already is asked of it
+        offline = self._config.wandb == "offline" or not self._answers
+        with writing(f"W&B's folder '{self._root}'", "Give another one with WANDB_DIR."):
+            self._root.mkdir(parents=True, exist_ok=True)
+        self._opened.enter_context(files_under(self._root, offline=offline))
+        with _as_user_errors():
+            self.run = self._begin(run_id, offline=offline)
+        if self.run.offline:
+            _keep_paths_relative(self.run, self._root)
+        self._define_metrics()
+        self._take_note_of(self._records_before())
+        for line in read_metrics(self._run_dir / METRICS_FILE):
+            self.log(**_split(line))
+        self._opened.enter_context(_log_goes_to(self.run))
+
+    def _begin(self, run_id: str, *, offline: bool) -> Any:
         import wandb
 
-        del next_step  # what it has already is asked of it
-
         init = {
-            "project": self._config.wandb_project,
+            "project": self._config.wandb_project or DEFAULT_PROJECT,
             "name": self._config.wandb_name or self._run_dir.name,
             "id": run_id,
             "resume": "allow",
-            "dir": str(self._run_dir),
+            "dir": str(self._root),
             "settings": wandb.Settings(
                 quiet=True, console="off", init_timeout=SECONDS_TO_CONNECT, finish_timeout=SECONDS_TO_FINISH
             ),
         }
+        if "WANDB_JOB_TYPE" not in os.environ:  # what is given here would go over the environment
+            init["job_type"] = "train"
+        if offline:
+            return wandb.init(mode="offline", **init)
         try:
-            self.run = wandb.init(mode="online" if self._config.wandb == "online" else "offline", **init)
+            return wandb.init(mode="online", **init)
         except wandb.errors.CommError as error:
-            if "401" in str(error) or "403" in str(error):
-                raise UserError(f"W&B does not let you in: {error} Log in with `wandb login`.") from None
-            _log.info(
-                f"W&B does not answer ({str(error).splitlines()[0]}): the run is written for `wandb sync` instead"
-            )
+            if _is_refusal(error):
+                raise UserError(f"W&B does not let you in: {error_text(error)}. {_LOG_IN}") from None
+            _log.info(f"W&B does not answer ({error_text(error)}): the run is written for `wandb sync` instead")
             wandb.teardown()  # its service still holds the run that did not begin
-            self.run = wandb.init(mode="offline", **init)
-        except wandb.errors.Error as error:
-            raise UserError(
-                f"W&B does not start: {error} Log in with `wandb login`, or use --tracking.wandb offline and `wandb sync` later."
-            ) from None
-        self.run.define_metric("step", hidden=True)
-        self.run.define_metric("epoch", hidden=True)
-        self.run.define_metric("kind", hidden=True)
+            return wandb.init(mode="offline", **init)
+
+    def _define_metrics(self) -> None:
+        for name in ("step", "epoch", "kind"):
+            self.run.define_metric(name, hidden=True)
         for group in ("train", "lr", "speed"):
             self.run.define_metric(f"{group}/*", step_metric="step")
+        best = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
+        best |= {name: "min" if lower_is_better(name) else "max" for name in registry.registered("metric")}
         for group in ("val", "val_ema", "test"):
             self.run.define_metric(f"{group}/*", step_metric="epoch")
-            for score, best in (("accuracy", "max"), ("macro_f1", "max"), ("loss", "min")):
-                self.run.define_metric(f"{group}/{score}", step_metric="epoch", summary=best)
-        self._shown = {_key(row) for row in self._rows_before()}
-        for line in read_metrics(self._run_dir / METRICS_FILE):
-            self.log(**_split(line))
+            for score, kind in best.items():
+                self.run.define_metric(f"{group}/{score}", step_metric="epoch", summary=f"{kind},last")
 
-    def _rows_before(self) -> list[dict[str, Any]]:
+    def _take_note_of(self, records: list[dict[str, Any]]) -> None:
+        """Remember what W&B has already."""
+        self._shown = {_key(record["history"]["item"]) for record in records if "history" in record}
+        self._artifacts = {record["artifact"]["digest"] for record in records if "artifact" in record}
+
+    def _records_before(self) -> list[dict[str, Any]]:
         """What W&B has of this run: on its server, or in the files that parts of it left here."""
         import wandb
 
         if not self.run.offline:
             try:
                 path = f"{self.run.entity}/{self.run.project}/{self.run.id}"
-                return list(wandb.Api(timeout=int(SECONDS_TO_CONNECT)).run(path).scan_history())
+                rows = wandb.Api(timeout=int(SECONDS_TO_CONNECT)).run(path).scan_history()
+                return [{"history": {"item": row}} for row in rows]
             except Exception as error:  # noqa: BLE001 - whatever it is, it is W&B's, and no reason to stop a run
                 _log.info(
                     f"W&B does not say what it has of this run ({type(error).__name__}); steps may come twice there"
                 )
                 return []
-        files = self._run_dir.glob(f"wandb/*run-*-{self.run.id}/run-{self.run.id}.wandb")
-        return [row for file in sorted(files) for row in _read_rows(file)]
+        return [record for file in self._files() for record in _read_records(file)]
+
+    def _files(self) -> list[Path]:
+        """Of the parts of this run that are here, the oldest first."""
+        name = escape(self.run.id)
+        return sorted(self._root.glob(f"wandb/*run-*-{name}/run-{name}.wandb"))
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Keep the configuration, to search and compare runs by."""
         self.run.config.update(values, allow_val_change=True)
+
+    def describe(self, facts: dict[str, Any]) -> None:
+        """Keep it beside the configuration; the architecture is a tag, unless the environment has tags."""
+        self.run.config.update(facts, allow_val_change=True)
+        if "WANDB_TAGS" not in os.environ:
+            self.run.tags = (*(self.run.tags or ()), self.run.config["model"]["name"])
 
     def log(self, values: dict[str, Any], step: int | None = None, *, kind: str | None = None, **_: Any) -> None:
         """Show values once.
@@ -128,41 +201,46 @@ class WandbTracker(Tracker):
         if _key(row) not in self._shown:
             self._shown.add(_key(row))
             self.run.log(row)
+            self._adds = True
 
     def show(self, scored: Scored, *, step: int, epoch: float) -> None:
-        """Confusion matrix, scores of each class, and the worst images."""
-        import wandb
-
-        names = list(scored.class_names)
-        per_class = wandb.Table(columns=["class", "precision", "recall", "F1", "pictures"])
-        for name, row in scored.scores["per_class"].items():
-            per_class.add_data(name, row["precision"], row["recall"], row["f1"], row["count"])
-        worst = wandb.Table(columns=["picture", "file", "class", "predicted", "confidence", "loss"])
-        for sample, *cells in scored.rows_of_worst(WORST_PICTURES):
-            worst.add_data(wandb.Image(scored.thumbnail(sample), file_type="jpg"), *cells)
-        matrix = wandb.plot.confusion_matrix(
-            y_true=scored.predictions.labels.tolist(),
-            preds=scored.predictions.predicted.tolist(),
-            class_names=names,
-            title=f"{scored.part}: true and predicted class",
-        )
-        tables = {"confusion_matrix": matrix, "per_class": per_class, "worst_pictures": worst}
-        named = {f"{scored.part}/{name}": table for name, table in tables.items()}
-        self.log({"epoch": epoch, **named}, step=step, kind=f"{scored.part} tables")
+        """Confusion matrix, scores of each class, and the worst images; of few classes their curves, too."""
+        kind = f"{scored.part} tables"
+        if (step, kind) in self._shown:
+            return
+        named = {f"{scored.part}/{name}": table for name, table in tables_of(scored).items()}
+        curves = {f"{scored.part}_f1/{name}": value for name, value in scored.curves_of_classes().items()}
+        for name in curves:
+            self.run.define_metric(f"{name.partition('/')[0]}/*", step_metric="epoch")
+            break
+        self.log({"epoch": epoch, **named, **curves}, step=step, kind=kind)
 
     def keep_model(self, model_dir: Path, last_weights: Path | None) -> None:
         """The model as an artifact: alias best, and last for the last epoch's weights."""
         import wandb
 
-        name = f"model-{self.run.id}"
+        name = "model-" + re.sub(r"[^0-9A-Za-z_.-]", "_", self.run.id)  # what an artifact may be called
         if last_weights is not None:
             last = wandb.Artifact(name, type="model", description="weights of the last epoch")
             last.add_file(str(model_dir / "config.json"))
             last.add_file(str(last_weights), name="model.safetensors")
-            self.run.log_artifact(last, aliases=["last"])
+            self._log_artifact(last, ["last"])
         best = wandb.Artifact(name, type="model", description="weights of the best epoch")
-        best.add_dir(str(model_dir))
-        self.run.log_artifact(best, aliases=["best"] if last_weights is not None else ["best", "last"])
+        for file in sorted(model_dir.iterdir()):
+            best.add_file(str(file))
+        self._log_artifact(best, ["best"] if last_weights is not None else ["best", "last"])
+        if self._config.wandb_registry:
+            self.run.link_artifact(best, self._config.wandb_registry)
+
+    def _log_artifact(self, artifact: Any, aliases: list[str]) -> None:
+        if artifact.digest not in self._artifacts:
+            self._artifacts.add(artifact.digest)
+            self.run.log_artifact(artifact, aliases=aliases)
+            self._adds = True
+            return
+        for entry in artifact.manifest.entries.values():  # W&B has copied its files already
+            if entry.local_path and Path(entry.local_path).is_relative_to(self._root / "wandb"):
+                Path(entry.local_path).unlink(missing_ok=True)
 
     def summarize(self, values: dict[str, Any]) -> None:
         """Set what stands for the whole run."""
@@ -172,9 +250,124 @@ class WandbTracker(Tracker):
         """A rollback: later steps will be shown again, with other values."""
         self._shown = {(shown, kind) for shown, kind in self._shown if shown <= step}
 
+    def warn(self, error: Exception) -> None:
+        """An alert, which W&B sends to whoever asked for it."""
+        kinds = {type(error), type(error.__context__)}
+        title = (
+            "A loss is no number"
+            if Diverged in kinds
+            else "A process is lost"
+            if RankLost in kinds
+            else "The run failed"
+        )
+        self.run.alert(title, str(error), level="ERROR")
+
+    def stop(self, error: BaseException) -> None:
+        """Say how the run ends; one of a sweep that was told to stop is begun again there."""
+        if isinstance(error, Interrupted):
+            self._exit_code = Interrupted.RESUME_ME
+            self.run.mark_preempting()
+            return
+        self._exit_code = 1
+        if isinstance(error, Exception):
+            self.warn(error)
+
     def finish(self) -> None:
         """End the run; what a dead network did not take stays on the disk."""
-        self.run.finish()
+        try:
+            if self.run is not None:
+                self.run.finish(exit_code=self._exit_code)
+                if self.run.offline:
+                    self._tell_how_to_upload()
+        finally:
+            self._opened.close()
+
+    def _tell_how_to_upload(self) -> None:
+        *before, own = self._files()
+        if before and not self._adds and not self._exit_code:
+            shutil.rmtree(own.parent, ignore_errors=True)  # a run that had ended before: nothing new
+            for link in (self._root / "wandb").iterdir():
+                if link.is_symlink() and not link.exists():
+                    target = os.readlink(link).replace(own.parent.name, before[-1].parent.name)
+                    link.unlink()
+                    link.symlink_to(target)
+        parts = f"wandb/*run-*-{shlex.quote(self.run.id)}"
+        _log.info(f"W&B: this run is uploaded by: cd {shlex.quote(str(self._root))} && wandb sync {parts}")
+
+
+_LOG_IN = f"Log in with `wandb login`, {_WITHOUT}."
+
+
+@contextlib.contextmanager
+def _as_user_errors() -> Iterator[None]:
+    """Reasons of W&B's own why a run cannot start, each as a sentence.
+
+    Raises:
+        UserError: one of them; what else goes wrong is W&B's bug, which ends no run.
+    """
+    import wandb
+
+    try:
+        yield
+    except UserError:
+        raise
+    except wandb.errors.UsageError as error:
+        advice = _LOG_IN if _is_refusal(error) else f"Mend that, {_WITHOUT}."
+        raise UserError(f"W&B does not start: {error_text(error)}. {advice}") from None
+    except ValueError as error:  # pydantic's: of a setting that the environment gives
+        said = "; ".join(f"{mistake['loc'][-1]}: {mistake['msg']}" for mistake in _mistakes(error)) or error_text(error)
+        raise UserError(
+            f"W&B does not take its settings ({said}). Mend WANDB_... of the environment, {_WITHOUT}."
+        ) from None
+    except (wandb.errors.Error, RuntimeError, OSError) as error:  # a home directory that is not there, a full disk
+        raise UserError(f"W&B does not start: {error_text(error)}. Mend that, {_WITHOUT}.") from None
+
+
+def _mistakes(error: ValueError) -> list[Any]:
+    return list(error.errors()) if isinstance(error, ValidationError) else []
+
+
+def _is_refusal(error: Exception) -> bool:
+    return any(word in str(error).lower() for word in _REFUSED)
+
+
+def _keep_paths_relative(run: Any, root: Path) -> None:
+    """Let an offline run name files as seen from `root`: W&B writes where they are now, and a copied folder would not have them."""
+    log_artifact = run.log_artifact
+
+    def log_relative(artifact: Any, *args: Any, **words: Any) -> Any:
+        for entry in artifact.manifest.entries.values():
+            if entry.local_path and Path(entry.local_path).is_relative_to(root):
+                entry.local_path = os.path.relpath(entry.local_path, root)
+        return log_artifact(artifact, *args, **words)
+
+    run.log_artifact = log_relative
+
+
+@contextlib.contextmanager
+def _log_goes_to(run: Any) -> Iterator[None]:
+    """The program's own lines stand in W&B's log of the run; standard output and error are left as they are."""
+    handler = _RunLog(run)
+    logger = logging.getLogger("accel_flowers")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _RunLog(logging.Handler):
+    """Gives W&B each line."""
+
+    def __init__(self, run: Any) -> None:
+        super().__init__(logging.INFO)
+        self._write = getattr(run, "write_logs", None)  # of newer versions of W&B
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; a log is no reason to end a run."""
+        if self._write is not None:
+            with contextlib.suppress(Exception):
+                self._write(record.getMessage())
 
 
 def _key(row: Mapping[str, Any]) -> tuple[int, str]:
@@ -197,9 +390,8 @@ def _split(line: dict[str, Any]) -> dict[str, Any]:
     return {"step": line["step"], "values": {name: value for name, value in line.items() if name != "step"}}
 
 
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a local file, by W&B's own reader; as many as a run that was killed has left."""
+def _read_records(file: Path) -> list[dict[str, Any]]:
+    """What a local file holds, by W&B's own reader; as much as a run that was killed has left."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
     lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    records = [json.loads(line) for line in lines if line.startswith("{")]
-    return [record["history"]["item"] for record in records if "history" in record]
+    return [json.loads(line) for line in lines if line.startswith("{")]

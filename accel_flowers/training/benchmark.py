@@ -254,7 +254,7 @@ def _some_decoded(run: Run, folder: Path) -> ImageDataset:
     """The first training images, from a cache that is made for them."""
     data = run.config.data
     assert data.path is not None
-    table = load_images(data.path)
+    table = load_images(data.path, label_column=data.label_column)
     some = set(run.parts["train"].files[:_IN_CACHE])
     contents = [content_digest(table.read(row)) if name in some else "" for row, name in enumerate(table.files)]
     decoded, _ = open_cache(folder / "decoded", table.files, contents, table.read, max_bytes=_MOST_BYTES)

@@ -176,6 +176,8 @@ def build_data(
             on_bad_image=config.data.on_bad_image,
             goes_on=_how_to_go_on(split_file.parent) if split_file else None,
             examined=validated,
+            # Of two steps' images some classes may have none: so it is where such a run goes on.
+            each_class=not (split_file and config.debug.fast_dev_run),
         )
         if not split_file:
             split = subsample_for_debugging(split, table, config)
@@ -322,7 +324,7 @@ def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
     source = data.path
     if source is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
-    return main_process_first(accelerator, lambda: load_images(source))
+    return main_process_first(accelerator, lambda: load_images(source, label_column=data.label_column))
 
 
 def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:

@@ -72,7 +72,7 @@ class TrainState:
     best_step: int = 0
     """Optimizer step of the best value."""
     epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
-    """Evaluations since the best value."""
+    """Epochs since the best one; more than evaluations where a step is longer than an epoch."""
     epochs_scored: int = 0
     """Epochs that were evaluated; less than those that lie behind where a signal cut the evaluation off."""
     evaluations: int | None = None
@@ -87,6 +87,8 @@ class TrainState:
         default_factory=list
     )
     """Losses since the last line of metrics.jsonl, of each process."""
+    pending_parts: list[dict[str, list[float]]] = field(default_factory=list)
+    """The same of what else belongs into that line: of each process, name → values."""
 
     @property
     def lr_factor(self) -> float:
@@ -111,9 +113,7 @@ class TrainState:
             is_best = loss < self.best_loss
         if is_best:
             self.best_value, self.best_loss, self.best_epoch, self.best_step = value, loss, epoch, self.step
-            self.epochs_since_improvement = 0
-        else:
-            self.epochs_since_improvement += 1
+        self.epochs_since_improvement = epoch - self.best_epoch
         if self.evaluations is not None or not self.epochs_scored:
             self.evaluations = (self.evaluations or 0) + 1
         self.epochs_scored = epoch

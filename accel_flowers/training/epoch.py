@@ -16,10 +16,11 @@ from accel_flowers.metrics.classification import Predictions, Scores, headline, 
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
-from accel_flowers.tracking.run_dir import MODEL_DIR
+from accel_flowers.tracking.run_dir import METRICS_FILE, MODEL_DIR, read_metrics
 from accel_flowers.tracking.scored import Scored
-from accel_flowers.tracking.trackers import prefixed, show, show_model, write_summary
+from accel_flowers.tracking.trackers import prefixed, show, show_model, shows_more, write_summary
 from accel_flowers.training.checkpoint import AVERAGED, weights_to_save
+from accel_flowers.training.debugging import describe_overfitting
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.run import Session
 
@@ -39,6 +40,7 @@ def save(
     """
     run = session.run
     run.state.pending_losses = meter.pending() if meter else []
+    run.state.pending_parts = meter.pending_parts() if meter else []
     session.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network, on_saved=on_saved)
     session.preemption.saved()
 
@@ -71,8 +73,10 @@ def end_epoch(session: Session) -> str:
     for name, scored in scored_parts.items():
         values |= prefixed(name, headline(scored.scores))
     run.accelerator.log(values, step=state.step)
-    show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
     save(session, on_saved=_model_writer(session, {"val": kept.scores}) if is_best else None)
+    if shows_more(run.accelerator):
+        session.checkpoints.wait()  # nothing that a tracker draws, and fails at, comes before it
+        show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
     averaged = f"  averaged {_as_text(kept.scores)}" if run.ema else ""
     best = "  best so far" if is_best else ""
     return f"epoch {epoch}/{run.plan.epochs}  val {_as_text(scored_parts['val'].scores)}{averaged}{best}"
@@ -101,12 +105,13 @@ def finish(session: Session) -> dict[str, Scores]:
         epoch = run.plan.epoch_at(state.step)
         summary |= prefixed("test", headline(results["test"]))
         run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
-        show(run.accelerator, scored_parts["test"], step=state.step, epoch=epoch)
-    write_summary(run.accelerator, summary)
     temperature = broadcast_from_main(run.accelerator, lambda: _keep_predictions(session, scored_parts))
     weights = weights_to_save(network, run.accelerator)
     # Anew: a run killed after its best checkpoint may not have come to it.
     broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, temperature)(weights))
+    if "test" in scored_parts:
+        show(run.accelerator, scored_parts["test"], step=state.step, epoch=run.plan.epoch_at(state.step))
+    write_summary(run.accelerator, summary)
     show_model(
         run.accelerator, session.run_dir / MODEL_DIR, last_weights=None if state.best_step == state.step else last
     )
@@ -116,6 +121,9 @@ def finish(session: Session) -> dict[str, Scores]:
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
         progress.line(f"test (evaluated once): {_as_text(results['test'])}  ({len(run.parts['test'])} pictures)")
+    if run.config.debug.overfit_batches and run.accelerator.is_main_process:
+        losses = [line["train/loss"] for line in read_metrics(session.run_dir / METRICS_FILE) if "train/loss" in line]
+        progress.line(describe_overfitting(losses[-1], results["val"]["loss"], len(run.spec.class_names)))
     progress.line(f"model: {session.run_dir / MODEL_DIR}")
     return {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
 
@@ -145,6 +153,8 @@ def _keep_predictions(session: Session, scored_parts: Mapping[str, Scored]) -> f
         {part: run.parts[part].files for part in scored_parts},
         run.spec.class_names,
     )
+    if run.config.debug.overfit_batches:
+        return None  # validation is what it was trained on
     predictions = scored_parts["val"].predictions
     return fit_temperature(predictions.probabilities, predictions.labels)
 

@@ -28,7 +28,7 @@ def loop(session: Session) -> None:
     run, progress, preemption = session.run, session.progress, session.preemption
     accelerator, config, plan, state = run.accelerator, run.config, run.plan, run.state
     progress.line(_describe_run(run))
-    meter = Meter(accelerator, plan, state.pending_losses)
+    meter = Meter(accelerator, plan, state.pending_losses, state.pending_parts)
     if not run.is_scored():
         progress.line(end_epoch(session))  # a signal had cut off the evaluation
     if run.should_stop_early():
@@ -60,7 +60,13 @@ def loop(session: Session) -> None:
         if log:
             window = meter.read()
             _log_step(run, window)
-            progress.step(state.step, loss=window.loss, lr=lr, images_per_second=window.images_per_second)
+            progress.step(
+                state.step,
+                loss=window.loss,
+                accuracy=window.parts.get("accuracy"),
+                lr=lr,
+                images_per_second=window.images_per_second,
+            )
         if stop:
             save(session, meter)
             session.checkpoints.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,20 +40,33 @@ class Meter:
         accelerator: the processes whose losses are read together.
         plan: the run's arithmetic.
         pending: what `pending` gave before an interruption.
+        pending_parts: what `pending_parts` gave then.
     """
 
-    def __init__(self, accelerator: Accelerator, plan: BatchPlan, pending: Sequence[Sequence[float]] = ()) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        plan: BatchPlan,
+        pending: Sequence[Sequence[float]] = (),
+        pending_parts: Sequence[Mapping[str, Sequence[float]]] = (),
+    ) -> None:
         self._accelerator, self._plan = accelerator, plan
         self._losses: list[Tensor] = []
         self._micro_batches: list[int] = []
         self._parts: dict[str, list[Tensor]] = {}
         self._begun, self._waited = time.perf_counter(), 0.0
         if pending:
-            own: Sequence[float] = pending[accelerator.process_index % len(pending)]
-            if len(pending) != accelerator.num_processes:  # each takes an equal share
-                all_of_them = [loss for losses in pending for loss in losses]
-                own = [sum(all_of_them) / len(all_of_them)] * (len(all_of_them) // accelerator.num_processes)
-            self._losses = [torch.tensor(loss, device=accelerator.device) for loss in own]
+            self._losses = self._own_share(pending)
+        for name in pending_parts[0] if pending_parts else ():
+            self._parts[name] = self._own_share([each[name] for each in pending_parts])
+
+    def _own_share(self, pending: Sequence[Sequence[float]]) -> list[Tensor]:
+        """What of the values of each process before an interruption is this one's."""
+        own: Sequence[float] = pending[self._accelerator.process_index % len(pending)]
+        if len(pending) != self._accelerator.num_processes:  # each takes an equal share
+            all_of_them = [value for values in pending for value in values]
+            own = [sum(all_of_them) / len(all_of_them)] * (len(all_of_them) // self._accelerator.num_processes)
+        return [torch.tensor(value, device=self._accelerator.device) for value in own]
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the time that they make the training wait is noted."""
@@ -91,6 +104,14 @@ class Meter:
         """The losses of each process since the last reading, for a checkpoint."""
         own: list[float] = torch.stack(self._losses).tolist() if self._losses else []
         everywhere: list[list[float]] = gather_object([own]) if self._accelerator.num_processes > 1 else [own]
+        return everywhere if any(everywhere) else []
+
+    def pending_parts(self) -> list[dict[str, list[float]]]:
+        """The same of what else the task gave: of each process, name → values."""
+        own = {name: torch.stack(values).tolist() for name, values in sorted(self._parts.items())}
+        everywhere: list[dict[str, list[float]]] = (
+            gather_object([own]) if self._accelerator.num_processes > 1 else [own]
+        )
         return everywhere if any(everywhere) else []
 
     def read(self) -> LogWindow:

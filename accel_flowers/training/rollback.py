@@ -6,7 +6,7 @@ from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.tracking.run_dir import METRICS_FILE
-from accel_flowers.tracking.trackers import forget_shown
+from accel_flowers.tracking.trackers import forget_shown, warn
 from accel_flowers.training.run import Session
 
 MAX_ROLLBACKS = 3
@@ -36,6 +36,7 @@ def roll_back(session: Session, diverged: Diverged) -> None:
         lambda: forget_after(session.run_dir / METRICS_FILE, run.state.step, scored=run.is_scored()),
     )
     forget_shown(run.accelerator, run.state.step)
+    warn(run.accelerator, diverged)
     run.accelerator.log({"rollbacks": run.state.rollbacks, "diverged_at": diverged.step}, step=run.state.step)
     # As it was saved, with the losses that no line of the log holds yet.
     session.checkpoints.save(run.network, run.optimizer, run.state, run.averaged_network)

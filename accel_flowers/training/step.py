@@ -86,7 +86,9 @@ class TrainStep:
     max_grad_norm: float | None = None
 
     def __call__(self, batch: Batch) -> Output:
-        """The task's output; where gradients are clipped, their norm before that is a part of it, `grad_norm`."""
+        """The task's output, with more parts: the share of right answers, `accuracy`, where labels are not mixed; where gradients
+        are clipped, their norm before that, `grad_norm`.
+        """
         inputs, targets = self.to_inputs(batch), batch["labels"]
         if self.mix:
             inputs, targets = self.mix(inputs, targets, batch["micro_batch"] * len(targets))
@@ -99,6 +101,9 @@ class TrainStep:
                     output = output._replace(parts={**output.parts, "grad_norm": norm.detach()})
             self.optimizer.step()
             self.optimizer.zero_grad()
+        if self.mix is None and output.logits.ndim == 2:  # of mixed images no class is the right one
+            right = (output.logits.detach().argmax(dim=1) == targets).float().mean()
+            output = output._replace(parts={"accuracy": right, **output.parts})
         return output
 
 

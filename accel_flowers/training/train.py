@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress, attach_to_notebook
 from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.core.machine import check_can_train
+from accel_flowers.core.signals import signals_stop
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
@@ -42,7 +43,8 @@ from accel_flowers.tracking.run_dir import (
     versions,
     write_config,
 )
-from accel_flowers.tracking.trackers import build_trackers, start_trackers
+from accel_flowers.tracking.trackers import build_trackers, check_trackers, start_trackers, tell_end
+from accel_flowers.tracking.wandb_environment import obey_environment
 from accel_flowers.training.build import build_run
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
@@ -83,7 +85,7 @@ def train(
 
     Args:
         config: resolved; `run_dir` and `data.path` are set.
-        owns_process: whether SIGTERM and SIGUSR1 mean "checkpoint and leave" and all cores are taken for the report, as on
+        owns_process: whether SIGTERM, SIGUSR1, SIGINT and SIGHUP mean "checkpoint and leave" and all cores are taken for the report, as on
             the command line; a notebook's or another program's signals and threads are left alone.
         times: how long the processes wait for each other.
 
@@ -100,6 +102,7 @@ def train(
     run_dir = Path(config.run_dir)
     if not owns_process:
         attach_to_notebook()
+    config = config.model_copy(update={"tracking": obey_environment(config.tracking, run_dir)})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
@@ -108,8 +111,10 @@ def train(
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
         log_on_main(processes, *told, *settings_without_effect(config, os.environ))
+        broadcast_from_main(processes, lambda: check_trackers(trackers))
         precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
         accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
+        together.when_it_ends(lambda error: tell_end(accelerator, error))
         with (
             fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),
             _session(config, run_dir, together, lock, accelerator) as session,
@@ -121,7 +126,9 @@ def train(
     if is_main_process and config.tracking.report:
         if owns_process and on != "cpu":
             torch.set_num_threads(local_cores(1))  # launchers leave each process of several one core
-        _draw_report(run_dir)
+        saved = f"while it drew the report; the run is done and saved: draw it with\naccel-flowers report {run_dir}"
+        with signals_stop(saved) if owns_process else nullcontext():
+            _draw_report(run_dir)
     return TrainResult(run_dir, scores, best_epoch)
 
 
@@ -187,23 +194,26 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
     if holds_run(run_dir) and environment.get(PARTS_KEY, {}) != parts:
         log_on_main(accelerator, _changed(environment.get(PARTS_KEY), parts))
 
+    environment |= {
+        "num_processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
+        "launcher_precision": launched_precision(),
+        "device": str(accelerator.device),
+        **({PARTS_KEY: parts} if parts else {}),
+    }
+
     def write() -> None:
         if not holds_run(run_dir):
             # The configuration comes last: from then on the directory holds a run, which nothing overwrites.
-            on = {
-                "num_processes": accelerator.num_processes,
-                "precision": accelerator.mixed_precision,
-                "launcher_precision": launched_precision(),
-                "device": str(accelerator.device),
-                **({PARTS_KEY: parts} if parts else {}),
-            }
             save_split(run.split, run_dir / SPLIT_FILE)
-            write_config(run_dir, run.config, {**environment, **on})
+            write_config(run_dir, run.config, environment)
         forget_after(run_dir / METRICS_FILE, run.state.step, scored=run.is_scored())
 
     broadcast_from_main(accelerator, write)
     values = config_to_dict(run.config)
-    start_trackers(accelerator, values, run_id=environment["run_id"], next_step=run.state.step + 1)
+    images = {part: len(found) for part, found in run.parts.items()}
+    facts = {"environment": environment, "classes": list(run.spec.class_names), "images": images}
+    start_trackers(accelerator, values, facts, run_id=environment["run_id"], next_step=run.state.step + 1)
     if run.config.train.on_nan == "rollback" and not run.state.step:
         save(session)  # something to go back to from the first epoch, too
 

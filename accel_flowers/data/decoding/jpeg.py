@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 import torch
 from torch import Tensor
 
 from accel_flowers.data.decoding.pillow import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED, decode_image, exif_orientation
+from accel_flowers.data.decoding.turbo import jpeg_pixels, jpeg_size
 
 _UNIT = 16
 """Rows of pixels that are coded together, or a multiple of them."""
@@ -35,10 +35,10 @@ def read_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG of the usual kind, upright and in colour; None for all others."""
     if data[:3] != b"\xff\xd8\xff":
         return None
-    try:
-        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    said = jpeg_size(data)
+    if said is None:
         return None
+    height, width, colour = said
     is_line = max(height, width) > MAX_ASPECT * min(height, width)
     if colour != "YCbCr" or height * width > MAX_PIXELS or is_line:
         return None
@@ -91,13 +91,10 @@ def decode_rows(data: bytes, header: JpegHeader, rows: int, *, passing: bool = F
     if shortened:
         frame = bytearray(data)
         frame[header.frame : header.frame + 2] = height.to_bytes(2, "big")
-    try:
-        # Strict is the whole image only: of a shortened one the rest is "extraneous bytes". Of other damage to a file
-        # that has its end Pillow reads over the same.
-        simplejpeg.decode_jpeg(frame, "RGB", fastdct=False, fastupsample=False, strict=not shortened, buffer=pixels)
-    except ValueError:
-        return None
-    return torch.from_numpy(pixels)
+    # Strict is the whole image only: of a shortened one the rest is "extraneous bytes". Of other damage to a file that has
+    # its end Pillow reads over the same.
+    options = {"fastdct": False, "fastupsample": False, "strict": not shortened}
+    return None if jpeg_pixels(frame, "RGB", buffer=pixels, **options) is None else torch.from_numpy(pixels)
 
 
 _of_thread = threading.local()

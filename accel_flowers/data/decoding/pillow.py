@@ -22,8 +22,8 @@ from io import BytesIO
 from typing import Final
 
 import numpy as np
-import simplejpeg
 from PIL import (
+    AvifImagePlugin,
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -38,12 +38,20 @@ from PIL.ExifTags import Base as Tag
 from PIL.Image import Transpose
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.decoding.turbo import jpeg_pixels, jpeg_size
 
-IMAGE_EXTENSIONS: Final[frozenset[str]] = frozenset({
+READ_EXTENSIONS: Final[frozenset[str]] = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
-    ".ppm", ".pgm", ".pbm", ".pnm",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs", ".mpo",
 })  # fmt: skip
-"""Lower-case file name suffixes, with the dot, that count as images."""
+"""Lower-case file name suffixes, with the dot, of images that are read."""
+_NOT_READ_EXTENSIONS: Final[frozenset[str]] = frozenset({
+    ".heic", ".heif", ".heics", ".hif", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".jxl", ".jxr",
+    ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw",
+    ".3fr", ".erf", ".kdc", ".dcr", ".mrw", ".x3f", ".rwl", ".iiq",
+})  # fmt: skip
+IMAGE_EXTENSIONS: Final = READ_EXTENSIONS | _NOT_READ_EXTENSIONS
+"""Those that count as images: what is not read here is refused by name, and not passed over. What a file is, its content says."""
 
 MAX_PIXELS: Final = 178_956_970
 """Largest width times height that is decoded: where Pillow takes a file for an attack and refuses it by default."""
@@ -62,8 +70,11 @@ _LARGE: Final = 2**25
 # `python -O` leaves the asserts out). SyntaxError is Pillow's word for a bad header, OSError for bad pixel data.
 _PILLOW_ERRORS: Final = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError,
-    EOFError, MemoryError, struct.error, Image.DecompressionBombError,
+    EOFError, MemoryError, RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
+
+_SUBFILE, _SUB_IFDS, _DNG = 254, 330, 50706
+"""Tags of a TIFF: 1 for a smaller version of another image in the file; where more images are; the version of a DNG."""
 
 _TURNS: Final = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -188,14 +199,11 @@ def _is_flawless(data: bytes) -> bool:
     Both decode with libjpeg-turbo. Pillow passes over what it warns of, but takes longer (by half for 96 x 96 pixels, by a
     seventh for 500 x 660): so it is asked about the others only.
     """
-    try:
-        _, _, colour, _ = simplejpeg.decode_jpeg_header(data)
-        if colour not in ("YCbCr", "Gray"):
-            return False
-        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)  # 1/8 scale, as below
-    except ValueError:
+    said = jpeg_size(data)
+    if said is None or said[2] not in ("YCbCr", "Gray"):
         return False
-    return True
+    # At 1/8 scale, as below.
+    return jpeg_pixels(data, "GRAY", min_height=1, min_width=1, min_factor=8) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +274,36 @@ _PLUGINS: Final[tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...]]
     (re.compile(rb"II[*+]\0|MM\0[*+]"), _Tiff),
     (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
     (re.compile(rb"P[1-6][\s#]"), PpmImagePlugin.PpmImageFile),
+    (re.compile(rb"....ftyp(avi[fs]|(mif1|msf1|miaf).{4,48}?avi[fs])", re.DOTALL), AvifImagePlugin.AvifImageFile),
 )
+
+# What other photos begin with, and what they are called. Cameras' raw files in the form of a TIFF are seen when it is open.
+_NOT_READ: Final = tuple(
+    (re.compile(start, re.DOTALL), kind)
+    for start, kind in (
+        (
+            rb"....ftypcrx|II\x1a\0\0\0HEAPCCDR|II\*\0....CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM",
+            "a raw photo",
+        ),
+        (rb"....ftyp(hei.|hev.|mif1|msf1)", "a HEIC photo"),
+        (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 photo"),
+        (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL photo"),
+        (rb"II\xbc\x01", "a JPEG XR photo"),
+    )
+)
+NOT_READ: Final = "a kind that is not read here"
+START: Final = 80
+"""Bytes of a file by which its kind is told."""
+
+
+def begins_like_image(start: bytes) -> bool:
+    """Whether a file of this content, of which the first `START` bytes suffice, is an image, whatever its name."""
+    return any(magic.match(start) for magic, _ in (*_PLUGINS, *_NOT_READ))
+
+
+def _not_read(kind: str) -> str:
+    return f"{kind}, {NOT_READ}: convert it to JPEG"
+
 
 _quiet_lock, _large_lock = threading.Lock(), threading.Lock()
 if hasattr(os, "register_at_fork"):  # a worker forked while another thread holds a lock must not find it taken
@@ -293,11 +330,15 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
         raise BadImageError(name, "the file is empty")
     plugin = next((plugin for magic, plugin in _PLUGINS if magic.match(data)), None)
     if plugin is None:
-        hint = " (it looks like HEIC or AVIF: convert it)" if data[4:8] == b"ftyp" else ""
-        raise BadImageError(name, f"not a JPEG, PNG, WebP, GIF, TIFF, BMP or PPM picture{hint}")
+        kind = next((kind for magic, kind in _NOT_READ if magic.match(data)), None)
+        raise BadImageError(
+            name, _not_read(kind) if kind else "not a JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP or PPM picture"
+        )
+    if plugin is _Tiff and data[8:10] == b"CR":
+        raise BadImageError(name, _not_read("a raw photo"))
     # Further frames (GIF, animated PNG) and tags (TIFF) are read on opening, with warnings about what is odd in them.
     animated_png = plugin is PngImagePlugin.PngImageFile and b"acTL" in data
-    may_warn = animated_png or plugin in (GifImagePlugin.GifImageFile, _Tiff)
+    may_warn = animated_png or plugin in (GifImagePlugin.GifImageFile, AvifImagePlugin.AvifImageFile, _Tiff)
     try:
         with _quiet() if may_warn else contextlib.nullcontext():
             image = plugin(BytesIO(data))
@@ -318,6 +359,12 @@ def _refusal(image: Image.Image, data: bytes) -> str | None:
     """Why an image is not decoded at all, judged by its header."""
     size = f"{image.width} x {image.height}"
     pixels = image.width * image.height
+    if (
+        isinstance(image, _Tiff)
+        and image.tag_v2.get(_SUBFILE) == 1
+        and (_SUB_IFDS in image.tag_v2 or _DNG in image.tag_v2)
+    ):
+        return _not_read("a raw photo")  # what comes first in it is a thumbnail
     if pixels > MAX_PIXELS:
         return f"{size} is more than the {MAX_PIXELS:,} pixels allowed"
     if max(image.size) > MAX_ASPECT * min(image.size):

@@ -8,7 +8,7 @@ some 90 MB, and a list of names is all that there is to hold. Images are not ope
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,10 @@ import numpy.typing as npt
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES
+from accel_flowers.data.sources.labels import Listed, read_label_files
+from accel_flowers.data.sources.layout import join_forms, read_layout
 from accel_flowers.data.sources.walk import Walk, walk
-from accel_flowers.data.table import LAYOUT, SPLIT_FOLDERS, ImageTable, quoted
+from accel_flowers.data.table import LAYOUT, ImageTable, quoted
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,31 +56,89 @@ class FolderImages:
         return read_file(f"{self.root}/{self.names[row]}", max_bytes=MAX_BYTES)
 
 
-def load_folder(source: str, root: Path) -> ImageTable:
+def load_folder(source: str, root: Path, *, label_column: str | None = None, to_learn: bool = True) -> ImageTable:
     """Walk a folder and see that its labels would be right.
+
+    Args:
+        source: what the user gave.
+        root: the folder.
+        label_column: the column of classes of a file of labels; None = choose.
+        to_learn: whether a training shall be made of it: see `read_layout`.
 
     Raises:
         UserError: a layout whose labels would be wrong, or a folder that cannot be read.
     """
     root = root.absolute()
     found = walk(root)
-    depth, given = _check_layout(source, found)
-    if not found.files:
-        raise UserError(f"'{source}' holds no readable picture. {LAYOUT}")
     _check_names([str(root), *found.files, *found.unreadable])
-    files = tuple(sorted(found.files))
-    class_names = tuple(sorted({name.split("/")[depth - 1] for name in [*files, *found.unreadable]}))
+    if (listed := read_label_files(source, root, found, label_column=label_column)) is not None:
+        return _of_labels(source, root, found, listed, to_learn=to_learn)
+    layout = read_layout(source, found, to_learn=to_learn)
+    unreadable = {name: cause for name, cause in found.unreadable.items() if name not in layout.unlabelled}
+    files = [name for name in found.files if name not in layout.unlabelled]
+    if not files:
+        raise UserError(f"'{source}' holds no readable picture. {LAYOUT}")
+    classes, notes = join_forms(name.split("/")[layout.depth - 1] for name in [*files, *unreadable])
+    given = layout.given
+    return _table(
+        source,
+        root,
+        {name: classes[name.split("/")[layout.depth - 1]] for name in files},
+        class_names=sorted(set(classes.values())),
+        parts={name: given[name.split("/")[0]] for name in files} if given else None,
+        found=found,
+        unreadable=unreadable,
+        notes=[*layout.notes, *notes],
+    )
+
+
+def _of_labels(source: str, root: Path, found: Walk, listed: Listed, *, to_learn: bool) -> ImageTable:
+    """The table of a folder whose classes stand in a file of labels."""
+    classes, notes = join_forms(listed.labels.values())
+    labels = {name: classes[label] for name, label in listed.labels.items()}
+    class_names = sorted(set(labels.values()))
+    if to_learn and len(class_names) < 2:
+        raise UserError(
+            f"'{source}' has one class only ({quoted(class_names)}), as {listed.file} says; a classifier needs two or more."
+        )
+    return _table(
+        source,
+        root,
+        labels,
+        class_names=class_names,
+        parts=listed.parts,
+        found=found,
+        unreadable={**found.unreadable, **listed.missing},
+        notes=[*listed.notes, *notes],
+    )
+
+
+def _table(
+    source: str,
+    root: Path,
+    class_of: Mapping[str, str],
+    *,
+    class_names: Sequence[str],
+    parts: Mapping[str, str] | None,
+    found: Walk,
+    unreadable: Mapping[str, str],
+    notes: Sequence[str],
+) -> ImageTable:
+    files = tuple(sorted(class_of))
     label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of[name.split("/")[depth - 1]] for name in files], dtype=np.int64)
-    parts = tuple(given[name.split("/")[0]] for name in files) if given else None
+    labels = np.array([label_of[class_of[name]] for name in files], dtype=np.int64)
+    images = FolderImages(
+        str(root), files, labels, tuple(class_names), tuple(parts[name] for name in files) if parts else None
+    )
     return ImageTable(
         source=source,
-        images=FolderImages(str(root), files, labels, class_names, parts),
+        images=images,
         labels=labels,
-        class_names=class_names,
-        unreadable=found.unreadable,
+        class_names=images.class_names,
+        unreadable=unreadable,
         ignored=tuple(found.ignored),
         left_out=found.left_out,
+        notes=tuple(notes),
     )
 
 
@@ -89,59 +149,3 @@ def _check_names(names: Iterable[str]) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise UserError(f"The name {name!r} is not UTF-8. Rename it.") from None
-
-
-def _check_layout(source: str, found: Walk) -> tuple[int, dict[str, str] | None]:
-    """See that every image lies at class depth.
-
-    Returns:
-        The depth of the class folder (1, or 2 under split folders) and the part that each split folder stands for.
-    """
-    if not found.files and not found.unreadable:
-        raise UserError(f"'{source}' holds no pictures. {LAYOUT}")
-    names = [*found.files, *found.unreadable]
-    tops = sorted(
-        {name.split("/")[0] for name in names if "/" in name} | {f.split("/")[0] for f in found.empty_folders}
-    )
-    split_like = {top: SPLIT_FOLDERS[top.lower()] for top in tops if top.lower() in SPLIT_FOLDERS}
-    all_split_like = bool(split_like) and len(split_like) == len(tops)
-    depth = 2 if all_split_like and any(name.count("/") >= 2 for name in names) else 1
-    if split_like and depth == 1:
-        raise UserError(
-            f"'{source}' holds folders that look like parts of a split ({quoted(split_like)}) "
-            f"{'with pictures of no class' if all_split_like else 'beside classes (' + quoted(set(tops) - set(split_like)) + ')'}. "
-            f"{LAYOUT} If these really are classes, rename them."
-        )
-    stray = [name for name in names if name.count("/") != depth]
-    if stray:
-        inner = tops[0] if len(tops) == 1 and all(name.count("/") >= 2 for name in names) else None
-        hint = f" Did you mean {Path(source) / inner}?" if inner else ""
-        raise UserError(
-            f"{len(stray)} pictures of '{source}' do not lie in a class folder, for example '{stray[0]}'.{hint} {LAYOUT} "
-            "Move or remove them: with one of them the labels of all pictures would be lost."
-        )
-    empty = [folder for folder in found.empty_folders if folder.count("/") < depth]
-    if empty:
-        raise UserError(f"'{source}' has folders without a picture: {quoted(empty)}. Fill or remove them.")
-    classes = sorted({name.split("/")[depth - 1] for name in names})
-    if len(classes) < 2:
-        raise UserError(f"'{source}' has one class only ({quoted(classes)}); a classifier needs two or more. {LAYOUT}")
-    if depth == 1:
-        return depth, None
-    return depth, _check_split_folders(source, names, split_like, classes)
-
-
-def _check_split_folders(
-    source: str, names: Sequence[str], split_like: dict[str, str], classes: Sequence[str]
-) -> dict[str, str]:
-    parts = sorted(split_like.values())
-    if len(set(parts)) < len(parts):
-        raise UserError(f"'{source}' has two folders for one part of the split: {quoted(split_like)}. Join them.")
-    if "train" not in parts or len(parts) < 2:
-        raise UserError(f"'{source}' has {quoted(split_like)}: it needs train, and val or test beside it.")
-    for folder, part in sorted(split_like.items()):
-        here = {name.split("/")[1] for name in names if name.startswith(folder + "/")}
-        lacking = sorted(set(classes) - here)
-        if lacking and part == "train":
-            raise UserError(f"'{source}/{folder}' lacks the classes {quoted(lacking)}, so they could not be learned.")
-    return split_like

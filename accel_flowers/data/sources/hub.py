@@ -1,10 +1,13 @@
-"""A dataset of the Hugging Face hub → its table; `datasets` downloads, converts and holds it."""
+"""A dataset of the library `datasets` → its table: of the hub, of `save_to_disk`, or of Parquet files in a folder."""
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,20 +17,24 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import refused
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError
+from accel_flowers.data.sources.labels import LABEL_COLUMNS
 from accel_flowers.data.table import HUB_PREFIX, SPLIT_FOLDERS, ImageTable, quoted
+
+_IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "pixel_values")
 
 
 @dataclass(frozen=True, eq=False)
 class HubImages:
-    """Rows of a dataset of the hub, an `ImageSource`.
+    """Rows of a dataset, an `ImageSource`.
 
     Attributes:
-        rows: their column "image" holds bytes or a path, not decoded; without a mapping of indices.
+        rows: their column "image" holds bytes or a path, not decoded.
         names: "train/00000000" and so on.
         labels: int64 [N].
         class_names: in the dataset's order.
         given_parts: part of each row, where the dataset has several.
         digests: None, for nobody has looked at the images yet.
+        places: where each image stands in the table below `rows`, int64 [N]; None = in order.
     """
 
     rows: datasets.Dataset
@@ -36,6 +43,7 @@ class HubImages:
     class_names: tuple[str, ...]
     given_parts: tuple[str, ...] | None = None
     digests: None = None
+    places: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,7 +56,7 @@ class HubImages:
             BadImageError: the row holds neither.
         """
         # Arrow is asked directly: a row through `datasets` takes three times as long.
-        image = self.rows.data.column("image")[row]
+        image = self.rows.data.column("image")[row if self.places is None else int(self.places[row])]
         data: bytes | None = image["bytes"].as_py() if image.is_valid else None
         if data is not None:
             return data
@@ -58,53 +66,25 @@ class HubImages:
         return read_file(path, max_bytes=MAX_BYTES)
 
 
-def load_hub(source: str) -> ImageTable:
+def load_hub(source: str, *, label_column: str | None = None, to_learn: bool = True) -> ImageTable:
     """Load a dataset of the hub.
 
     Args:
         source: "hub:OWNER/NAME".
+        label_column: the column of classes; None = choose.
+        to_learn: whether a training shall be made of it, which needs a part to train on.
 
     Raises:
-        UserError: it cannot be loaded, has not one column of images and one of labels, or no part to train on.
+        UserError: it cannot be loaded, has no column of images or of labels, or no part to train on.
     """
     name = source.removeprefix(HUB_PREFIX)
-    loaded = _download(source, name)
-    image_column, label_column = _columns(name, next(iter(loaded.values())).features)
-    parts = _parts(name, loaded)
-    columns = {image_column: "image", label_column: "label"}
-    tables = [
-        loaded[split]
-        .select_columns(list(columns))
-        .rename_columns(columns)
-        .cast_column("image", datasets.Image(decode=False))
-        for split in parts
-    ]
-    rows = datasets.concatenate_datasets(tables)
-    given = tuple(part for part, table in zip(parts.values(), tables, strict=True) for _ in range(len(table)))
-    names = tuple(f"{split}/{row:08d}" for split, table in zip(parts, tables, strict=True) for row in range(len(table)))
-    labels = rows.with_format("arrow")["label"].to_pylist()
-    unknown = sum(label is None or label < 0 for label in labels)
-    if unknown:
-        raise UserError(f"{unknown} pictures of the dataset '{name}' have no label.")
-    images = HubImages(
-        rows=rows,
-        names=names,
-        labels=np.array(labels, dtype=np.int64),
-        class_names=tuple(rows.features["label"].names),
-        given_parts=given if len(parts) > 1 else None,
-    )
-    return ImageTable(source=source, images=images, labels=images.labels, class_names=images.class_names)
-
-
-def _download(source: str, name: str) -> Mapping[str, datasets.Dataset]:
-    """Split → its rows."""
     if not name.strip("/"):
         raise UserError(f"'{source}' names no dataset: type {HUB_PREFIX}OWNER/NAME.")
     if name in {module.name for module in pkgutil.iter_modules(datasets.packaged_modules.__path__)}:
         # It would take the files of the folder we stand in for that data set.
         raise UserError(f"'{source}' is a loader of the library datasets, no dataset: type {HUB_PREFIX}OWNER/NAME.")
     try:
-        loaded: Mapping[str, datasets.Dataset] = datasets.load_dataset(name)
+        loaded = datasets.load_dataset(name)
     # RuntimeError: a dataset that is a script, which is not run.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         if place := refused(error):
@@ -116,25 +96,205 @@ def _download(source: str, name: str) -> Mapping[str, datasets.Dataset]:
             f"The dataset '{name}' of the Hugging Face hub cannot be loaded: {error}. Check the name and the network, "
             "or give a folder of your own: --data.path DIR."
         ) from None
-    return loaded
+    return _table(source, name, loaded, label_column, to_learn=to_learn)
 
 
-def _columns(name: str, features: datasets.Features) -> tuple[str, str]:
-    """Names of the columns of images and of labels."""
-    images = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if len(images) != 1 or len(labels) != 1:
+def load_dataset_folder(
+    source: str, folder: Path, *, label_column: str | None = None, to_learn: bool = True
+) -> ImageTable:
+    """Load what `save_to_disk` has written, or Parquet files, from a folder.
+
+    Args:
+        source: what the user gave.
+        folder: where it lies.
+        label_column, to_learn: as of `load_hub`.
+
+    Raises:
+        UserError: as `load_hub`.
+    """
+    try:
+        if not list(folder.rglob("*.parquet")):
+            saved = datasets.load_from_disk(folder)
+            loaded = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        else:
+            loaded = datasets.load_dataset(str(folder.absolute()))  # "parquet" alone is a loader
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"The dataset in '{source}' cannot be loaded: {error}. Save it anew.") from None
+    return _table(source, source, loaded, label_column, to_learn=to_learn)
+
+
+def _table(
+    source: str, name: str, loaded: Mapping[str, datasets.Dataset], asked: str | None, *, to_learn: bool
+) -> ImageTable:
+    parts = _parts(name, loaded, to_learn=to_learn)
+    left_out: Counter[str] = Counter(
+        {
+            f"in the part '{split}' of the dataset, which is none of train, val and test": len(rows)
+            for split, rows in loaded.items()
+            if split not in parts
+        }
+    )
+    notes: list[str] = []
+    main = next((split for split, part in parts.items() if part == "train"), next(iter(parts)))
+    image_column = _image_column(name, loaded[main].features)
+    label_column = _label_column(name, loaded[main], asked, notes)
+    columns = {image_column: "image", label_column: "label"}
+    tables: list[datasets.Dataset] = []
+    values: list[str] = []
+    names: list[str] = []
+    given: list[str] = []
+    places: list[int] = []
+    start = 0
+    class_names = _class_names(loaded[main].features[label_column])
+    for split, part in parts.items():
+        table = loaded[split]
+        if not columns.keys() <= set(table.column_names):
+            left_out[f"in the part '{split}', which has no column '{label_column}'"] += len(table)
+            continue
+        table = table.select_columns(list(columns)).rename_columns(columns)
+        said = [_as_text(label, class_names) for label in table.with_format("arrow")["label"].to_pylist()]
+        kept = {row: label for row, label in enumerate(said) if label is not None}
+        lacking = len(said) - len(kept)
+        if lacking and part == "train" and to_learn:
+            raise UserError(f"{lacking} pictures of the dataset '{name}' have no label.")
+        if lacking:
+            left_out[f"in the part '{split}' without a label"] += lacking
+        indices = None if table._indices is None else table._indices.column(0).to_numpy()
+        tables.append(_with_bytes(table.remove_columns("label"), name))
+        values += kept.values()
+        places += [start + (row if indices is None else int(indices[row])) for row in kept]
+        names += [f"{split}/{row:08d}" for row in kept]
+        given += [part] * len(kept)
+        start += len(table.data)
+    used = set(values)
+    if class_names is None:
+        class_names = _in_order(used)
+    if unused := [label for label in class_names if label not in used]:
+        notes.append(f"class names without a picture, which are left out: {quoted(unused)}")
+    class_names = tuple(label for label in class_names if label in used)
+    _check_classes(name, class_names, values, given, to_learn=to_learn)
+    label_of = {label: number for number, label in enumerate(class_names)}
+    images = HubImages(
+        rows=datasets.concatenate_datasets(tables),
+        names=tuple(names),
+        labels=np.array([label_of[label] for label in values], dtype=np.int64),
+        class_names=class_names,
+        given_parts=tuple(given) if len(set(given)) > 1 or (not to_learn and len(parts) > 1) else None,
+        places=None if places == list(range(start)) else np.array(places, dtype=np.int64),
+    )
+    return ImageTable(
+        source=source,
+        images=images,
+        labels=images.labels,
+        class_names=class_names,
+        left_out=left_out,
+        notes=tuple(notes),
+    )
+
+
+def _with_bytes(table: datasets.Dataset, name: str) -> datasets.Dataset:
+    """The column of images, not decoded, and all rows that lie below: places lead to the wanted ones."""
+    table = datasets.Dataset(table.data, info=table.info, split=table.split) if table._indices is not None else table
+    try:
+        return table.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The column of pictures of the dataset '{name}' holds none: {error}.") from None
+
+
+def _image_column(name: str, features: datasets.Features) -> str:
+    found = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    # Written by other programs: the encoded image, or what `datasets` makes of it without its own notes.
+    found = found or [
+        key
+        for key, feature in features.items()
+        if (isinstance(feature, dict) and feature.keys() == {"bytes", "path"})
+        or getattr(feature, "dtype", None) in ("binary", "large_binary")
+    ]
+    if len(found) > 1:
+        found = [key for key in _IMAGE_COLUMNS if key in found][:1] or found
+    if len(found) != 1:
         raise UserError(
             f"The dataset '{name}' needs one column of pictures and one of class labels, it has "
-            f"{len(images)} and {len(labels)}: {', '.join(features)}."
+            f"{len(found)} of pictures: {', '.join(features)}."
         )
-    return images[0], labels[0]
+    return found[0]
 
 
-def _parts(name: str, loaded: Mapping[str, datasets.Dataset]) -> dict[str, str]:
+def _label_column(name: str, table: datasets.Dataset, asked: str | None, notes: list[str]) -> str:
+    """The column of classes: the one that was asked for, the one there is, or of several the finest."""
+    features = table.features
+    plain = [key for key, feature in features.items() if _is_word_or_number(feature)]
+    classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if asked is not None:
+        if asked not in (*classes, *plain):
+            raise UserError(
+                f"The dataset '{name}' has no column of labels '{asked}'; it has {quoted([*classes, *plain])}."
+            )
+        return asked
+    by_name = [key for known in LABEL_COLUMNS for key in (*classes, *plain) if key.lower() == known]
+    if len(classes) > 1 and not (set(by_name) & set(classes)):
+        finest = max(classes, key=lambda key: len(features[key].names))
+        others = ", ".join(f"--data.label-column {key}" for key in classes if key != finest)
+        notes.append(
+            f"of {len(classes)} columns of labels the finest is taken, '{finest}' ({len(features[finest].names)} "
+            f"classes); for another type {others}"
+        )
+        return finest
+    candidates = [key for key in by_name if key in classes] or classes or by_name or plain
+    if len(candidates) != 1 and not by_name:
+        raise UserError(
+            f"The dataset '{name}' needs one column of pictures and one of class labels, it has {len(candidates)} of "
+            f"labels: {', '.join(features)}."
+            + (" Say which with --data.label-column NAME (for inspect and evaluate --label-column)." if plain else "")
+        )
+    return candidates[0]
+
+
+def _is_word_or_number(feature: Any) -> bool:
+    dtype = str(getattr(feature, "dtype", ""))
+    return isinstance(feature, datasets.Value) and (
+        dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint"))
+    )
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def _as_text(label: Any, class_names: Sequence[str] | None) -> str | None:
+    """A row's label as the name of a class; None where it has none."""
+    if label is None or label == "" or (isinstance(label, int) and not isinstance(label, bool) and label < 0):
+        return None
+    if class_names is None:
+        return str(label)
+    return label if isinstance(label, str) else class_names[label]
+
+
+def _in_order(labels: set[str]) -> tuple[str, ...]:
+    """Sorted; numbers as numbers."""
+    return tuple(sorted(labels, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label)))
+
+
+def _check_classes(
+    name: str, class_names: Sequence[str], labels: Sequence[str], parts: Sequence[str], *, to_learn: bool
+) -> None:
+    if not labels:
+        raise UserError(f"No picture of the dataset '{name}' has a label.")
+    if not to_learn:
+        return
+    if len(class_names) < 2:
+        raise UserError(
+            f"The dataset '{name}' has one class only ({quoted(class_names)}); a classifier needs two or more."
+        )
+    learned = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
+    if lacking := set(class_names) - learned:
+        raise UserError(f"The part train of the dataset '{name}' lacks the classes {quoted(lacking)}.")
+
+
+def _parts(name: str, loaded: Mapping[str, datasets.Dataset], *, to_learn: bool) -> dict[str, str]:
     """Split → "train", "val" or "test", of those that are known."""
     parts = {split: SPLIT_FOLDERS.get(split.lower()) for split in loaded}
     known = {split: part for split, part in parts.items() if part is not None}
-    if len(set(known.values())) < len(known) or "train" not in known.values():
+    if len(set(known.values())) < len(known) or not known or (to_learn and "train" not in known.values()):
         raise UserError(f"The dataset '{name}' has the parts {quoted(parts)}; train is needed, val and test are known.")
     return known

@@ -8,12 +8,18 @@ from pathlib import Path
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.sources.folder import load_folder
+from accel_flowers.data.sources.walk import walk
 from accel_flowers.data.sources.zip import inner_folder, unzip
 from accel_flowers.data.table import HUB_PREFIX, LAYOUT, ImageTable
 
 
-def load_images(source: str) -> ImageTable:
+def load_images(source: str, *, label_column: str | None = None, to_learn: bool = True) -> ImageTable:
     """Load a folder, a .zip or `hub:OWNER/NAME`.
+
+    Args:
+        source: what the user gave.
+        label_column: the column of classes of a dataset or of a file of labels; None = choose.
+        to_learn: whether a training shall be made of it. What is only scored may lack classes, and parts.
 
     Raises:
         UserError: nothing there, or a layout whose labels would be wrong; the message says what to change.
@@ -21,14 +27,37 @@ def load_images(source: str) -> ImageTable:
     if source.startswith(HUB_PREFIX):
         from accel_flowers.data.sources.hub import load_hub  # and with it `datasets`, most of a second
 
-        return load_hub(source)
+        return load_hub(source, label_column=label_column, to_learn=to_learn)
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # unlike Path's methods, those of os.path answer for any name
-        return load_folder(source, path)
+        return _load_directory(source, path, label_column, to_learn)
     if os.path.isfile(path) and path.suffix.lower() == ".zip":
-        return load_folder(source, inner_folder(unzip(path)))
+        return _load_directory(source, inner_folder(unzip(path)), label_column, to_learn)
     if os.path.exists(path):
         raise UserError(f"'{source}' is a file that is no .zip. {LAYOUT}")
     named_like_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
     hub = f" For a dataset of the Hugging Face hub type {HUB_PREFIX}{source}." if named_like_hub else ""
     raise UserError(f"There is no folder '{source}'.{hub} {LAYOUT}")
+
+
+def _load_directory(source: str, path: Path, label_column: str | None, to_learn: bool) -> ImageTable:
+    if is_dataset_folder(path):
+        from accel_flowers.data.sources.hub import load_dataset_folder
+
+        return load_dataset_folder(source, path, label_column=label_column, to_learn=to_learn)
+    return load_folder(source, path, label_column=label_column, to_learn=to_learn)
+
+
+def is_dataset_folder(path: Path) -> bool:
+    """Whether a folder holds no files of images but a dataset: what `save_to_disk` of `datasets` wrote, or Parquet files."""
+    try:
+        entries = list(os.scandir(path))
+        inside = {entry.name for entry in entries}
+        if "dataset_dict.json" in inside or {"state.json", "dataset_info.json"} <= inside:
+            return True
+        below = [
+            name for entry in entries if entry.name == "data" and entry.is_dir() for name in os.listdir(entry.path)
+        ]
+    except OSError:
+        return False  # the walk says why
+    return any(name.lower().endswith(".parquet") for name in (*inside, *below)) and not walk(path).files

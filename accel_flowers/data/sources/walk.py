@@ -1,29 +1,36 @@
 """One walk over folders of images, with one set of rules, for training, inspection, evaluation and prediction.
 
-- An image is what is named like one (.jpg, .png, ... in any case).
+- An image is what is named like one (.jpg, .png, ... in any case), also of a kind that is not read here (HEIC, raw): it is
+  refused by name, for what is passed over without a word is lost. Of a name without a suffix, or with one that a browser
+  has spoilt ("1.jpg_large"), the first bytes decide.
+- What this program itself has written is no data: run directories and `model/` folders, and W&B's folder, are passed over.
 - Hidden files and folders (".name", "__MACOSX") are passed over.
 - A link to a file is that file. A link to a folder is followed where classes or their parts may lie, so in the folder
   itself and one level below, and not where it leads back up, for nothing lies below that is not here already.
 - What is named like an image and is no regular file (a broken link, a pipe, an empty folder) is told with its cause.
 - A folder that cannot be listed is an error: nobody can say what is missing.
 
-Images are not opened here.
+Images are not decoded here.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accel_flowers.core.errors import UserError
-from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS
+from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.reading import read_start
+from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS, START, begins_like_image
 
 HIDDEN, NO_IMAGE, FAR_LINK = "hidden", "not named like a picture", "links to folders that are not followed"
+OWN = "folders that this program wrote (runs, models)"
 """Why something is left out."""
+_SPOILT_SUFFIX = re.compile(r"(\.(jpe?g|png|webp|gif|tiff?|bmp|heic|avif))[^A-Za-z0-9.].*$", re.IGNORECASE)
 
 
 def is_hidden(name: str) -> bool:
@@ -34,6 +41,31 @@ def is_hidden(name: str) -> bool:
 def looks_like_image(name: str) -> bool:
     """Whether a file of this name is taken for an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def _has_no_telling_name(name: str) -> bool:
+    """Whether what a file is called says neither that it is an image nor that it is none."""
+    return not os.path.splitext(name)[1] or _SPOILT_SUFFIX.search(name) is not None
+
+
+def _holds_image(path: str) -> bool:
+    try:
+        return begins_like_image(read_start(path, START))
+    except OSError:
+        return False
+
+
+def is_own_output(folder: str) -> bool:
+    """Whether this program (or W&B for it) wrote a folder: a run directory, a `model/`, or `wandb/`."""
+
+    def has(*names: str) -> bool:
+        return all(os.path.lexists(os.path.join(folder, name)) for name in names)
+
+    is_run = has("config.yaml") and any(map(has, ("split.json", "metrics.jsonl", "checkpoints")))
+    begun = has("checkpoints", ".lock")
+    is_model = has("config.json", "model.safetensors")
+    is_wandb = os.path.basename(folder) == "wandb" and any(map(has, ("latest-run", "debug.log", "debug-internal.log")))
+    return is_run or begun or is_model or is_wandb
 
 
 @dataclass
@@ -72,7 +104,7 @@ def walk(root: str | Path) -> Walk:
 
 
 def _visit(folder: str, prefix: str, found: Walk) -> bool:
-    """Returns whether anything that looks like an image lies below."""
+    """Returns whether anything that looks like an image lies below, or was passed over as none of the data."""
     holds_images = False
     with os.scandir(folder) as listed:
         entries = sorted(listed, key=lambda entry: entry.name)
@@ -88,6 +120,9 @@ def _visit(folder: str, prefix: str, found: Walk) -> bool:
         if is_folder and linked and not _is_followed(folder, entry.path, prefix.count("/")):
             found.ignored.append(name)
             found.left_out[FAR_LINK] += 1
+        elif is_folder and is_own_output(entry.path):
+            found.left_out[OWN] += 1
+            holds_images = True  # so that a folder of runs is no class without images
         elif is_folder:
             below = _visit(entry.path, name + "/", found)
             if named_like_image and not below:
@@ -95,7 +130,7 @@ def _visit(folder: str, prefix: str, found: Walk) -> bool:
             elif not below:
                 found.empty_folders.append(name)
             holds_images |= below or named_like_image
-        elif not named_like_image:
+        elif not named_like_image and not (_has_no_telling_name(entry.name) and _holds_image(entry.path)):
             found.ignored.append(name)
             found.left_out[NO_IMAGE] += 1
         elif os.path.isfile(entry.path) if linked else entry.is_file():
@@ -112,6 +147,26 @@ def _is_followed(folder: str, link: str, depth: int) -> bool:
     return depth < 2 and not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
+def left_out_in_words(left_out: Mapping[str, int]) -> str:
+    """For a log: "left out: 3 not named like a picture, 1 hidden"; empty where nothing was."""
+    told = ", ".join(f"{number:,} {reason}" for reason, number in sorted(left_out.items()))
+    return f"left out: {told}" if told else ""
+
+
+def describe_left_out(ignored: Sequence[str], left_out: Mapping[str, int]) -> list[str]:
+    """What every command tells of what it passes over in a data set, a line each; none where nothing was.
+
+    Args:
+        ignored: files that are no images by name, and links to folders that are not followed.
+        left_out: reason → how many.
+    """
+    lines = []
+    if others := left_out.get(NO_IMAGE):
+        lines.append(f"{others:,} files that are no pictures by name, for example {printable(ignored[0])}")
+    rest = left_out_in_words({reason: number for reason, number in left_out.items() if reason != NO_IMAGE})
+    return [*lines, rest] if rest else lines
+
+
 @dataclass
 class Found:
     """Files of images that a person named, one by one, by their folders or by patterns.
@@ -125,9 +180,8 @@ class Found:
     left_out: Counter[str] = field(default_factory=Counter)
 
     def left_out_in_words(self) -> str:
-        """For a log: "left out: 3 not named like a picture, 1 hidden"; empty where nothing was."""
-        told = ", ".join(f"{number:,} {reason}" for reason, number in sorted(self.left_out.items()))
-        return f"left out: {told}" if told else ""
+        """For a log; empty where nothing was."""
+        return left_out_in_words(self.left_out)
 
 
 def find_files(paths: Sequence[Path]) -> Found:
@@ -168,7 +222,9 @@ def _matches(pattern: str, found: Found) -> list[Path]:
     images = set()
     # What lies below a folder that is matched, too, comes by its walk or not at all.
     for path in sorted(path for path in matched if folders.isdisjoint(path.parents)):
-        if path in folders:
+        if path in folders and is_own_output(str(path)):
+            found.left_out[OWN] += 1
+        elif path in folders:
             images.update(_below(path, found))
         elif looks_like_image(path.name) and _is_meant(path, pattern):
             images.add(path)
@@ -185,7 +241,8 @@ def _matches(pattern: str, found: Found) -> list[Path]:
 def _is_meant(path: Path, pattern: str) -> bool:
     """Whether a file that a pattern matches is one that a walk would find: `**` goes through every link and folder."""
     written = Path(os.path.expanduser(pattern)).parts
-    if any(is_hidden(part) for part in path.parts if part not in written):
+    below = [folder for folder in (path, *path.parents) if folder.name not in written]
+    if any(is_hidden(place.name) or (place is not path and is_own_output(str(place))) for place in below):
         return False
     return "**" not in written or not any(
         folder.is_symlink() and Path(os.path.realpath(folder.parent)).is_relative_to(os.path.realpath(folder))

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import lzma
+import os
+import stat
+import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import make_folder_once, refused
 from accel_flowers.data.sources.walk import is_hidden, looks_like_image
+from accel_flowers.data.sources.zip_names import name_members
 from accel_flowers.data.table import LAYOUT
+
+_log = logging.getLogger(__name__)
 
 _ALWAYS_UNPACKED, _MAX_GROWTH = 2**30, 20
 """Bytes that any zip may unpack to, and how many times its own size a larger one may."""
@@ -22,16 +30,20 @@ def unzip(path: Path) -> Path:
     import datasets  # seconds that no folder needs
 
     state = path.stat()
-    key = hashlib.blake2b(f"{path.absolute()}|{state.st_size}|{state.st_mtime_ns}".encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(
+        f"names 2|{path.absolute()}|{state.st_size}|{state.st_mtime_ns}".encode(), digest_size=8
+    ).hexdigest()
     target = Path(datasets.config.HF_DATASETS_CACHE) / "accel_flowers_zip" / f"{path.stem}-{key}"
-    if target.is_dir():
-        return target
     try:
         with zipfile.ZipFile(path) as archive:
             _check_unpacked_size(path, archive)
+            name_members(path, archive)
             members = _visible_members(path, archive)
             if not members:
                 raise UserError(f"The zip '{path}' holds no pictures. {LAYOUT}")
+            if target.is_dir():
+                _mend(target, archive, members)
+                return target
             with make_folder_once(target) as partial:
                 for member in members:
                     archive.extract(member, partial)
@@ -60,6 +72,28 @@ def unzip(path: Path) -> Path:
             f"The zip '{path}' cannot be unpacked: {str(error).rstrip('.') or 'it is cut short'}."
         ) from None
     return target
+
+
+def _mend(target: Path, archive: zipfile.ZipFile, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Bring back what a cleaner of temporary files has taken from an unpacked zip; another run may be reading the rest."""
+    lost = [member for member in members if not _is_whole(target / member.filename, member)]
+    if not lost:
+        return
+    _log.info(f"{len(lost):,} files of the unpacked zip were gone from {target}: unpacked again")
+    with tempfile.TemporaryDirectory(dir=target.parent) as aside:
+        for member in lost:
+            unpacked = Path(archive.extract(member, aside))
+            place = target / os.path.relpath(unpacked, aside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            unpacked.replace(place)
+
+
+def _is_whole(file: Path, member: zipfile.ZipInfo) -> bool:
+    try:
+        state = os.lstat(file)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(state.st_mode) and state.st_size == member.file_size
 
 
 def _check_unpacked_size(path: Path, archive: zipfile.ZipFile) -> None:

@@ -1,0 +1,109 @@
+"""Signals before, between and after the steps, seen from inside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from accelerate import Accelerator, PartialState
+
+from accel_flowers.cli import main as cli
+from accel_flowers.config.schema import CheckpointConfig
+from accel_flowers.core.errors import Interrupted, Stopped
+from accel_flowers.core.signals import signals_stop
+from accel_flowers.distributed.environment import Launcher
+from accel_flowers.distributed.health import HealthMonitor
+from accel_flowers.distributed.preemption import PreemptionHandler
+
+
+@pytest.fixture
+def preemption() -> Iterator[PreemptionHandler]:
+    with PreemptionHandler(Accelerator(cpu=True), CheckpointConfig(), HealthMonitor(PartialState())) as handler:
+        yield handler
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # where Python looks for signals
+
+
+@pytest.mark.holds("A signal before the first step or after the last is told")
+@pytest.mark.parametrize("number", Interrupted.SIGNALS)
+def test_a_signal_outside_of_the_steps_is_told(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(number)
+    monkeypatch.setattr("accel_flowers.cli.train.load_recipe", lambda name: send(number))
+    with pytest.raises(SystemExit) as end:
+        cli(["train", "quickstart"])
+    assert end.value.code == Interrupted.RESUME_ME
+    said = capsys.readouterr().err
+    assert said.startswith(f"accel-flowers: stopped by {number.name} while no step was done; what was saved is kept")
+    assert "--resume auto" in said
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_does_not_disturb_the_way_out() -> None:
+    way_out: list[str] = []
+
+    def work() -> None:
+        with signals_stop("in the test"):
+            try:
+                send(signal.SIGTERM)
+            finally:
+                send(signal.SIGHUP)
+                way_out.append("done")
+
+    with pytest.raises(Stopped, match="SIGTERM in the test"):
+        work()
+    assert way_out == ["done"]
+
+
+def test_what_is_ignored_stays_ignored(preemption: PreemptionHandler) -> None:
+    """As nohup and a shell's background jobs have it."""
+    preemption.__exit__()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_stop("in the test"), preemption:
+            send(signal.SIGHUP)
+        assert preemption.after_step(1) == (False, False)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.holds("A signal to stop, to any process")
+def test_a_second_ctrl_c_does_not_wait(preemption: PreemptionHandler) -> None:
+    send(signal.SIGTERM)
+    send(signal.SIGINT)
+    assert preemption.after_step(1) == (False, True)
+    with pytest.raises(KeyboardInterrupt):
+        send(signal.SIGINT)
+
+
+@pytest.mark.holds("Processes do not outlive their launcher")
+@pytest.mark.parametrize("variables", [{"TORCHELASTIC_RUN_ID": "x"}, {"ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_MIXED_PRECISION": "no"}])  # fmt: skip
+def test_a_launcher_that_is_gone_is_noticed(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    launcher = Launcher()
+    listening = PreemptionHandler(
+        Accelerator(cpu=True, mixed_precision="no"),
+        CheckpointConfig(),
+        HealthMonitor(PartialState()),
+        launcher=launcher,
+    )
+    assert listening.after_step(1) == (False, False)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert listening.after_step(2) == (False, True)
+
+
+def test_a_shell_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    launcher = Launcher()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    assert not launcher.is_gone()
