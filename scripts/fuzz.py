@@ -38,6 +38,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from accel_flowers.cli.main import end_with  # noqa: E402
 from tests.damage import KINDS, Input, Stock, build_stock, make_input  # noqa: E402
 
 ALLOWED = (0, 1, 2)
@@ -136,8 +137,6 @@ def _run(made: Input, place: Path, said: Path, limit: float) -> int | None:
 
 def _read(read: Callable[[], int], place: Path, said: Path) -> None:
     """In the forked process: never returns."""
-    from accel_flowers.cli.main import end_with
-
     code = 70
     try:
         os.setsid()  # what it starts can be ended with it

@@ -27,7 +27,7 @@ from accel_flowers.tracking.run_dir import check_run_id
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.tensorboard import TensorBoardTracker
 from accel_flowers.tracking.wandb import WandbTracker
-from accel_flowers.tracking.wandb_environment import files_under, obey_environment, wandb_root
+from accel_flowers.tracking.wandb_environment import files_under, obey_environment, said_by_environment, wandb_root
 from accel_flowers.tracking.wandb_tables import cells_to_show
 from accel_flowers.training.train import train
 from tests.runs import tiny_config
@@ -64,7 +64,12 @@ def test_the_mode_of_the_environment_is_obeyed(
     word: str, asked: TrackingConfig, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", word)
-    assert obey_environment(asked, tmp_path).wandb == mode
+    obeyed = obey_environment(asked, tmp_path)
+    assert obeyed.wandb == mode
+    told = said_by_environment(asked, obeyed)
+    assert told == (
+        [] if mode == asked.wandb else [f"W&B is {mode} and not {asked.wandb}, because WANDB_MODE is {word}"]
+    )
 
 
 @pytest.mark.parametrize("word", ["off", "Offline", "shared", "true", "0"])
@@ -352,7 +357,7 @@ def test_an_image_of_the_matrix_grows_no_further() -> None:
     assert len(shapes) == 1
 
 
-def test_tensorboard_is_told_what_the_run_runs_on(tmp_path: Path) -> None:
+def test_tensorboard_shows_what_the_run_runs_on(tmp_path: Path) -> None:
     tracker = TensorBoardTracker(tmp_path)
     tracker.open("r", 1)
     tracker.describe({"classes": ["rose"]})

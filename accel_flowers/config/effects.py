@@ -76,6 +76,7 @@ _CONDITIONS: dict[str, Callable[[Config], str]] = {
     "schedule.min_factor": _of_schedule("cosine", "one_cycle"),
     "tracking.wandb_project": _of_projects,
     "tracking.wandb_name": _of_wandb,
+    "tracking.wandb_registry": _of_wandb,
 }
 """Field → why it has no effect; empty where it has one."""
 

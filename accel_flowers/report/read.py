@@ -87,7 +87,7 @@ def read_run(run_dir: Path) -> RunRecord:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     config = config_from_yaml(text, source=str(path))  # first: it sees that there are sections at all
-    environment = parse_yaml(text, str(path)).get(ENVIRONMENT_KEY)
+    environment = parse_yaml(text, str(path)).get(ENVIRONMENT_KEY) or {}
     split = load_split(run_dir / SPLIT_FILE)
     predictions = load_predictions(run_dir / PREDICTIONS_FILE) if os.path.exists(run_dir / PREDICTIONS_FILE) else None
     if predictions:

@@ -31,14 +31,24 @@ def obey_environment(config: TrackingConfig, run_dir: Path) -> TrackingConfig:
     """
     if config.wandb == "off":
         return config
+    mode = mode_of_environment() or config.wandb
+    if mode == "off":
+        return config.model_copy(update={"wandb": mode})
     before = _recorded(run_dir)
     return config.model_copy(
         update={
-            "wandb": mode_of_environment() or config.wandb,
+            "wandb": mode,
             "wandb_project": config.wandb_project or _variable("WANDB_PROJECT") or before.wandb_project or DEFAULT_PROJECT,
             "wandb_name": config.wandb_name or _variable("WANDB_NAME") or before.wandb_name,
         }
     )  # fmt: skip
+
+
+def said_by_environment(asked: TrackingConfig, obeyed: TrackingConfig) -> list[str]:
+    """What to tell where the environment has another mode than was asked for."""
+    if asked.wandb == obeyed.wandb:
+        return []
+    return [f"W&B is {obeyed.wandb} and not {asked.wandb}, because WANDB_MODE is {_variable('WANDB_MODE')}"]
 
 
 def mode_of_environment() -> Literal["off", "online", "offline"] | None:

@@ -29,7 +29,7 @@ from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.batch import BatchContext, build_batch_transform
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable
 from accel_flowers.data.validate import validate_all
-from accel_flowers.data.workers import local_cores, plan_workers
+from accel_flowers.data.workers import fit_shared_memory, local_cores, plan_workers
 from accel_flowers.distributed.collectives import (
     broadcast_from_main,
     check_same_everywhere,
@@ -48,7 +48,7 @@ from accel_flowers.models.seen import SEEN_PARTS, Digests, short_digests
 from accel_flowers.tracking.run_dir import how_to_build_on
 from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
-from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
+from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
 from accel_flowers.training.step import TrainStep
@@ -114,6 +114,7 @@ def build_run(
     sizes = {recipe.train_size, recipe.eval_size}
     network = _build_network(config.model, table.class_names, sizes, accelerator, seed=config.train.seed)
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
+    check_training_mode(network, recipe.train_size, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)
     if not config.debug.overfit_batches:
         plan = _fit_to_images(plan, data, accelerator)
@@ -403,6 +404,12 @@ def _build_loaders(
                 f"loading: {num_workers} workers for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
                 f"the training takes {trained_per_second:.0f}",
             )
+    needing = {part: images.bytes_of_one() for part, images in parts.items() if images.needs_workers and num_workers}
+    scored = [config.train.eval_batch_size * size for part, size in needing.items() if part != "train"]
+    held = [stream.plan.micro_batch * needing.get("train", 0), max(scored, default=0)]
+    num_workers, told = fit_shared_memory(num_workers, held, num_local_processes(accelerator))
+    if told:
+        log_on_main(accelerator, told)
     return [
         build_loader(
             images,

@@ -23,7 +23,7 @@ from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.core.machine import check_can_train
 from accel_flowers.core.signals import signals_stop
 from accel_flowers.data.split import save_split
-from accel_flowers.data.workers import local_cores, start_forkserver
+from accel_flowers.data.workers import local_cores, start_forkserver, workers_as_user_error
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
 from accel_flowers.distributed.health import HealthTimes
 from accel_flowers.distributed.launch import launched_precision
@@ -44,7 +44,7 @@ from accel_flowers.tracking.run_dir import (
     write_config,
 )
 from accel_flowers.tracking.trackers import build_trackers, check_trackers, start_trackers, tell_end
-from accel_flowers.tracking.wandb_environment import obey_environment
+from accel_flowers.tracking.wandb_environment import obey_environment, said_by_environment
 from accel_flowers.training.build import build_run
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
@@ -102,7 +102,9 @@ def train(
     run_dir = Path(config.run_dir)
     if not owns_process:
         attach_to_notebook()
-    config = config.model_copy(update={"tracking": obey_environment(config.tracking, run_dir)})
+    tracking = obey_environment(config.tracking, run_dir)
+    told = said_by_environment(config.tracking, tracking)
+    config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
@@ -231,7 +233,7 @@ def _train_to_the_end(session: Session) -> dict[str, Scores]:
     """The loop and the final scores, again from the last checkpoint where a loss is no number and the recipe says so."""
     while True:
         try:
-            with oom_as_user_error():
+            with oom_as_user_error(), workers_as_user_error():
                 loop(session)
             return finish(session)
         except Diverged as diverged:

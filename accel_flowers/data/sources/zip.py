@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import lzma
@@ -51,10 +52,9 @@ def unzip(path: Path) -> Path:
         raise
     except OSError as error:
         place = refused(error)
-        # Of names inside the archive one may be a file and the folder of another.
-        in_archive = isinstance(error, (FileExistsError, NotADirectoryError)) and ".part/" in str(error.filename)
-        if place is None or in_archive or error.filename == str(path):
-            raise UserError(f"The zip '{path}' cannot be unpacked: {error}.") from None
+        of_its_names = error.errno in (errno.ENOTDIR, errno.EEXIST) and target.parent.is_dir()
+        if place is None or of_its_names or error.filename == str(path):
+            raise UserError(f"The zip '{path}' cannot be unpacked: {error.strerror or error}.") from None
         raise UserError(
             f"The zip '{path}' is unpacked in '{target.parent}', which cannot be written ({place}). Give another "
             "place with the environment variable HF_HOME, or unpack it yourself and give the folder."
@@ -121,6 +121,8 @@ def _visible_members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipIn
         name = PurePosixPath(member.filename)
         if name.is_absolute() or ".." in name.parts:
             raise UserError(f"The zip '{path}' holds '{member.filename}', which leads out of its folder. Make it anew.")
+        if not member.filename:
+            raise UserError(f"The zip '{path}' holds a file without a name. Make it anew.")
         if not member.is_dir() and not any(is_hidden(part) for part in name.parts):
             if str(name) in members:
                 raise UserError(f"The zip '{path}' holds '{name}' twice, of which one would be lost. Make it anew.")
