@@ -114,7 +114,9 @@ def train(
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
         log_on_main(processes, *told, *settings_without_effect(config, os.environ))
         broadcast_from_main(processes, lambda: check_trackers(trackers))
-        precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
+        precision = broadcast_from_main(
+            processes, lambda: choose_precision(config, processes, run_dir=run_dir, bare=owns_process)
+        )
         accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
         together.when_it_ends(lambda error: tell_end(accelerator, error))
         with (
