@@ -144,6 +144,7 @@ def _read(read: Callable[[], int], place: Path, said: Path) -> None:
         output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", errors="backslashreplace") for stream in (1, 2))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

@@ -105,8 +105,12 @@ class WandbTracker(Tracker):
         with writing(f"W&B's folder '{self._root}'", "Give another one with WANDB_DIR."):
             self._root.mkdir(parents=True, exist_ok=True)
         self._opened.enter_context(files_under(self._root, offline=offline))
-        with _as_user_errors():
-            self.run = self._begin(run_id, offline=offline)
+        try:
+            with _as_user_errors():
+                self.run = self._begin(run_id, offline=offline)
+        except BaseException:
+            self._opened.close()
+            raise
         if self.run.offline:
             _keep_paths_relative(self.run, self._root)
         self._define_metrics()
@@ -230,7 +234,19 @@ class WandbTracker(Tracker):
             best.add_file(str(file))
         self._log_artifact(best, ["best"] if last_weights is not None else ["best", "last"])
         if self._config.wandb_registry:
-            self.run.link_artifact(best, self._config.wandb_registry)
+            self._link(best, self._config.wandb_registry)
+
+    def _link(self, artifact: Any, registry_path: str) -> None:
+        """A version in a registry; the run has its model and its end, whatever the registry answers."""
+        if self.run.offline:
+            _log.info(
+                f"W&B links no model of an offline run: link it to {registry_path} on its page when it is uploaded"
+            )
+            return
+        try:
+            self.run.link_artifact(artifact, registry_path)
+        except Exception as error:  # noqa: BLE001 - of several kinds: no such registry, no right to it, no network
+            _log.warning(f"W&B does not link the model to {registry_path} ({error_text(error)})")
 
     def _log_artifact(self, artifact: Any, aliases: list[str]) -> None:
         if artifact.digest not in self._artifacts:
