@@ -169,3 +169,18 @@ def test_without_a_launcher_there_is_nothing_to_notice(monkeypatch: pytest.Monke
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError):
         check_launch()
+
+
+@pytest.mark.holds("What would shard the model is refused")
+@pytest.mark.parametrize(
+    "asked", [["--use_fsdp"], ["--use_deepspeed"], ["--use_megatron_lm"], ["--use_parallelism_config"]], ids=str
+)
+def test_what_shards_the_model_is_refused(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
+    """FSDP, DeepSpeed and the like, by the very variables that Accelerate's launcher makes of its flags."""
+    what = asked[0].removeprefix("--use_").upper()
+    environment = {**environment_of(monkeypatch, "--cpu", "--num_processes", "1"), f"ACCELERATE_USE_{what}": "true"}
+    with pytest.raises(UserError, match="is not supported") as caught:
+        check_launch(environment)
+    assert "unset it.)" in str(caught.value)
+    assert "launch-config multi_gpu" in str(caught.value)
+    check_launch({**environment, f"ACCELERATE_USE_{what}": "false"})

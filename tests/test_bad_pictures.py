@@ -17,6 +17,7 @@ import pytest
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decide_split import decide_split
+from accel_flowers.data.decoding.jpeg import decode_pixels
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_image, verify_image
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, load_split
@@ -24,6 +25,7 @@ from accel_flowers.inference.outputs import RowOutput
 from accel_flowers.inference.predict import find_images, predict_files
 from accel_flowers.inspection.command import inspect_source
 from accel_flowers.inspection.text import in_words
+from tests import images
 from tests.bad_images import ACCEPTED, REFUSED, Verdict, write_corpus
 from tests.runs import PROJECT, write_recipe
 
@@ -234,3 +236,29 @@ def test_names_that_no_training_takes_are_told(
     (tmp_path / "b/1.jpg").write_bytes((root / "outside.dat").read_bytes())
     with pytest.raises(UserError, match="Rename it"):
         load_images(str(tmp_path))
+
+
+@pytest.mark.holds("Every picture is read, refused by name or listed as left out; none hangs or eats the memory")
+def test_ballast_is_refused_at_once() -> None:
+    """Comments, padding and chunks by the million, in which decoders spend minutes."""
+    jpeg, png = images.save(images.scene(), "JPEG"), images.save(images.scene(), "PNG")
+    scan = jpeg.index(b"\xff\xda")
+    plain, numbers = b"P3\n48 32\n255\n", b"1 " * (48 * 32 * 3)
+    files = {
+        "comment.ppm": b"P6\n#" + b"x" * 1_000_000 + b"\n1 1\n255\nabc",
+        "spaces.ppm": b"P6\n" + b" " * 1_000_000 + b"1 1\n255\nabc",
+        "comments.ppm": plain + b"#x\n" * 3_000 + numbers,
+        "spaces in numbers.ppm": plain + b" " * 1_000_000 + numbers,
+        "fill.jpg": jpeg[:scan] + b"\xff" * 1_000_000 + jpeg[scan:],
+        "fill at the start.jpg": jpeg[:2] + b"\xff" * 1_000_000 + jpeg[2:],
+        "segments.jpg": jpeg[:2] + b"\xff\xfe\0\2" * 17_000_000 + jpeg[2:],
+        "chunks.png": png[:33] + images.png_chunk(b"prVt", b"a\0b") * 4_600_000 + png[33:],
+    }
+    begun = time.monotonic()
+    for name, data in files.items():
+        for look in (decode_image, verify_image, decode_pixels):
+            with pytest.raises(BadImageError, match=r"no picture|no photo|has not ended"):
+                look(data, name)
+    assert time.monotonic() - begun < 10
+    for text in (b"P2 # a comment\n2 1\n# another\n255\n9\n# and one more\n8\n", b"P1\n2 2\n1010"):
+        assert decode_image(text, "x").size[0] == 2

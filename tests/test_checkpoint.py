@@ -115,6 +115,8 @@ def test_ties_are_broken_by_the_loss() -> None:
         found.append(state.update_best(value, loss=loss, epoch=epoch, lower_is_better=False))
     assert found == [True, True, False, False, True]
     assert (state.best_epoch, state.best_step, state.best_loss, state.epochs_since_improvement) == (5, 5, 0.4, 0)
+    state.update_best(0.5, loss=1.0, epoch=8, lower_is_better=False)
+    assert state.epochs_since_improvement == 3, "where a step is longer than an epoch, not each has an evaluation"
     earlier = TrainState(best_value=0.9, best_epoch=3, best_step=3)  # as an earlier version wrote it
     assert not earlier.update_best(0.9, loss=0.1, epoch=4, lower_is_better=False)
     assert earlier.update_best(0.95, loss=0.2, epoch=5, lower_is_better=False)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from accel_flowers.cli.common import expand_home
+from accel_flowers.config.habits import _ALIASES, as_ours
 from accel_flowers.config.loading import config_from_flags, config_from_yaml, load_recipe, recipe_names
 from accel_flowers.config.paths import with_absolute_paths
 from accel_flowers.config.schema import Config, config_to_dict
@@ -374,8 +375,6 @@ def test_all_values_that_are_not_allowed_come_in_one_message() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--train.epoch", "3"], ["Unrecognized options: --train.epoch", "--train.epochs INT"]),
-        (["--about.summary", "x"], ["Unrecognized options: --about.summary"]),
         (["--data.path"], ["--data.path", "Missing value"]),
         (["--train.epochs", "many"], ["--train.epochs", "many", "Passes over the training images"]),
         (["--loss.class-weights", "all"], ["--loss.class-weights", "all", "balanced"]),
@@ -486,3 +485,41 @@ def test_what_is_no_path_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_home_directory_is_found_behind_a_flag(word: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/me")
     assert expand_home(word) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data", "photos", "--epochs", "3"], ["--data.path", "photos", "--train.epochs", "3"]),
+        (["--lr=0.1", "--batch_size", "8"], ["--optim.lr=0.1", "--train.global-batch-size", "8"]),
+        (["--output_dir", "x", "--seed", "1"], ["--run-dir", "x", "--train.seed", "1"]),
+        (["--train.no-compile", "--run_dir", "-x", "--resume", "auto"], None),
+        (["--debug.fast_dev_run", "--optim.options", "{a: 1}", "--help"], None),
+    ],
+)
+def test_habits_from_elsewhere_are_taken(words: list[str], expected: list[str] | None) -> None:
+    assert as_ours(words) == (expected or words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--device", "cuda:0"], "There is no flag --device here: .*CUDA_VISIBLE_DEVICES=0"),
+        (["--report_to", "wandb"], "--tracking.wandb online"),
+        (["--resume", "runs/first"], "--run-dir runs/first --resume auto"),
+        (["--resume"], "--run-dir DIR --resume auto"),
+        (["--resume=x"], "--run-dir x --resume auto"),
+        (["--train.epoch", "3"], "Did you mean '--train.epochs'"),
+        (["--about.summary", "x"], "There is no flag --about.summary"),
+    ],
+)
+def test_habits_without_a_flag_of_ours_are_answered_in_a_line(words: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told) as answered:
+        as_ours(words)
+    assert len(str(answered.value)) < 140
+    assert "\n" not in str(answered.value)
+
+
+def test_every_alias_names_a_flag() -> None:
+    words = [word for flag in _ALIASES.values() for word in (flag, "1")]
+    assert as_ours(words) == words

@@ -18,6 +18,8 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, make_split, parse_fractions, save_split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import check_readable
+from accel_flowers.inspection.command import inspect_source
+from accel_flowers.inspection.text import in_words
 from tests.conftest import draw_image, make_folder
 
 
@@ -120,15 +122,47 @@ def test_equal_files_stay_on_one_side(folder: Path) -> None:
 def test_class_that_is_too_small(folder: Path, tmp_path: Path) -> None:
     small = make_folder(tmp_path / "small", per_class=2)
     assert refusal(small) == (
-        "The class 'daisy' has 2 different pictures of its own, too few for one each in train, val, test: "
-        "add pictures or remove the class, or ask for two parts with --data.split 80/20."
+        "3 classes have too few different pictures of their own for one each in train, val, test: 'daisy' (2), 'rose' (2), "
+        "'tulip' (2). Add pictures or remove the classes, or ask for two parts with --data.split 80/20."
     )
     decide(small, "80/20")
     copy(folder, "rose/00.png", *(f"rose/{number:02d}.png" for number in range(1, 10)))
     assert refusal(folder, "80/20") == (
-        "The class 'rose' has 1 different pictures of its own, too few for one each in train, val: "
+        "The class 'rose' has 1 different picture of its own, too few for one each in train, val: "
         "add pictures or remove the class."
     )
+
+
+@pytest.mark.holds("All mistakes of a data set are told at once, and by inspect before")
+def test_all_small_classes_and_bad_files_are_told_at_once(tmp_path: Path) -> None:
+    names = tuple(f"class {number}" for number in range(6))
+    root = tmp_path / "photos"
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        for picture in range(1 + number // 2):
+            draw_image("rose", 10 * number + picture).save(root / name / f"{picture}.png")
+    (root / "gone").mkdir()
+    for name in ("gone/1.png", "class 0/bad.png"):
+        (root / name).write_bytes(b"")
+    told = refusal(root)
+    assert "2 pictures of" in told
+    assert "class 0/bad.png: the file is empty" in told
+    assert "holds no picture of 'gone' that can be read" in told
+    assert (
+        "4 classes have too few different pictures of their own for one each in train, val, test: 'class 0' (1), "
+        "'class 1' (1), 'class 2' (2), 'class 3' (2). Add pictures or remove the classes."
+    ) in told
+    found = inspect_source(root)
+    assert found.harmful
+    assert found.few == {"class 0": 1, "class 1": 1, "class 2": 2, "class 3": 2, "gone": 0}
+    assert "5 classes too small to be split" in in_words(found)
+    shutil.rmtree(root / "gone")
+    shutil.rmtree(root / "class 0")
+    shutil.rmtree(root / "class 1")
+    found = inspect_source(root)
+    assert not found.harmful, "training and validation can be drawn"
+    assert "WARNING  2 classes too small to be split" in in_words(found)
+    assert "ask for two parts with --data.split 80/20" in " ".join(in_words(found).split())
 
 
 def test_class_that_holds_only_images_of_another(folder: Path) -> None:
@@ -157,7 +191,7 @@ def test_many_bad_images_are_counted(folder: Path, monkeypatch: pytest.MonkeyPat
     told = refusal(folder).splitlines()
     assert told[0] == "27 pictures of 'DIR' cannot be read:"
     assert told[21] == "  and 7 more"
-    assert len(told) == 23
+    assert len(told) == 24, "and the classes, of which too little is left"
 
 
 def test_bad_images_are_skipped_and_listed(folder: Path) -> None:
@@ -384,7 +418,7 @@ def test_val_is_drawn_after_doubles_have_gone(tmp_path: Path) -> None:
 def test_train_folder_too_small_to_draw_val_from(tmp_path: Path) -> None:
     make_parts(tmp_path, train=1, test=3)
     assert refusal(tmp_path).startswith(
-        "The class 'daisy' has 1 different pictures of its own, too few for one each in train, val: "
+        "2 classes have too few different pictures of their own for one each in train, val: "
     )
 
 

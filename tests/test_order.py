@@ -23,6 +23,7 @@ from accel_flowers.data.sampler import (
     epoch_order,
     permutation,
     random_key,
+    shrunk_to,
 )
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -253,3 +254,24 @@ def test_every_once_dealt_out_keeps_its_batches(num_samples: int, size: int, num
     dealt = deal(SequentialBatchSampler(num_samples, size), num_processes)
     handed_out = Counter(tuple(batch) for batch in chain.from_iterable(dealt))
     assert handed_out == Counter(tuple(batch) for batch in SequentialBatchSampler(num_samples, size))
+
+
+@pytest.mark.parametrize(
+    ("size", "micro", "processes", "num_samples", "expected"),
+    [
+        (32, None, 1, 32, (32, None)),
+        (32, None, 1, 19, (16, None)),
+        (32, 4, 2, 19, (16, 4)),
+        (32, 4, 2, 5, (4, None)),
+        (25, None, 1, 10, (10, None)),
+        (12, None, 3, 10, (6, None)),
+        (32, 4, 1, 1, (1, None)),
+        (32, None, 4, 3, (32, None)),
+    ],
+)
+def test_a_batch_is_no_larger_than_the_images(
+    size: int, micro: int | None, processes: int, num_samples: int, expected: tuple[int, int | None]
+) -> None:
+    plan = shrunk_to(BatchPlan(1, 1, size, processes, micro), num_samples)
+    assert (plan.global_batch_size, plan.micro_batch_size) == expected
+    assert plan.num_processes == processes

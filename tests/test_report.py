@@ -204,7 +204,7 @@ def test_a_png_has_a_title_and_the_page_its_own(made: Path) -> None:
 
 def test_curves_say_of_which_part_they_are_and_why_they_differ(made: Path) -> None:
     text = text_of(made / "one/report.html")
-    assert "Training: 36 pictures, as they are learnt from: changed by chance" in text
+    assert "Training: 36 pictures, as they are learnt from: with random changes" in text
     assert "So training may stand above validation." in text
     assert "So training may stand below validation." in text, "the accuracy has both, too"
     config = Config.model_validate({"loss": {"label_smoothing": 0.1, "class_weights": "balanced"}})

@@ -11,7 +11,7 @@ import pytest
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.launch import identify_launcher, is_restart_of
-from accel_flowers.tracking.run_dir import RunDirLock, check_run_dir, open_run_dir, write_config
+from accel_flowers.tracking.run_dir import METRICS_FILE, RunDirLock, check_run_dir, open_run_dir, write_config
 from tests.conftest import make_folder
 from tests.faults import Launched, differences, fault_recipe
 from tests.runs import TWO_PROCESSES, tiny_config
@@ -88,6 +88,7 @@ def test_only_the_launcher_that_began_a_run_goes_on_with_it(launched: pytest.Mon
     with RunDirLock() as lock:
         environment = open_run_dir(run_dir, lock)
         write_config(run_dir, config, environment)
+        (run_dir / METRICS_FILE).write_text('{"step": 1}\n')  # one that did no step would give way
         with pytest.raises(UserError, match="holds a run already"):
             check_run_dir(run_dir, config, lock)
         launched.setenv("TORCHELASTIC_RESTART_COUNT", "1")

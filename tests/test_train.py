@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import re
 import shlex
 from collections.abc import Callable
@@ -162,9 +163,10 @@ def test_early_stopping_and_best_by_loss(photos: Path, tmp_path: Path) -> None:
 
 
 def test_evaluations_are_counted_and_not_epochs(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """24 training images in steps of 48: an evaluation after every second epoch."""
+    """24 training images in steps of 48, as where no smaller batch can be shared: an evaluation after every second epoch."""
+    monkeypatch.setattr("accel_flowers.training.build.shrunk_to", lambda plan, _: plan)
     train(tiny_config(folder, tmp_path / "run", train={"epochs": 4, "global_batch_size": 48}))
     assert len(metrics(tmp_path / "run", "val/loss")) == 2
     assert "best of 2 validation evaluations" in capsys.readouterr().err
@@ -331,6 +333,24 @@ def test_a_run_is_a_model_and_weights(place: str, finished: Path, photos: Path) 
     assert read_weights(finished / place).keys() == read_weights(finished / "model/model.safetensors").keys()
     if not place.startswith("checkpoints"):
         assert load_model(finished / place).spec == load_spec(finished / "model")
+
+
+def test_few_images_and_few_epochs_are_trained_on(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """30 training images and a batch of 64: an epoch has steps all the same. The warm-up ends before the run does."""
+    logging.getLogger("accel_flowers").addHandler(caplog.handler)
+    sections = {
+        "schedule": {"name": "cosine", "warmup_epochs": 3},
+        "train": {"epochs": 1, "global_batch_size": 64, "micro_batch_size": None},
+    }
+    config = tiny_config(photos, tmp_path / "run", **sections).model_copy(update={"resume": "auto"})
+    train(config)
+    logging.getLogger("accel_flowers").removeHandler(caplog.handler)
+    assert "train.global_batch_size 64 is more than the 30 pictures to train on: 16 is taken" in caplog.text
+    assert "schedule.warmup_epochs 3 is no shorter than the run (train.epochs 1): 0.2 is taken" in caplog.text
+    assert len(metrics(tmp_path / "run", "train/loss")) == 2
+    train(config)
 
 
 def test_transforms_and_network_must_fit(photos: Path, tmp_path: Path) -> None:

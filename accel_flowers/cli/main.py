@@ -87,6 +87,18 @@ def _code_of(work: Callable[[], int], *, speaks: bool) -> int:
         else:
             time.sleep(_LET_MAIN_SPEAK)
         return 2
+    except OSError as error:
+        place = _place_that_refuses(error)
+        if place is None:
+            raise  # a bug
+        write_error(f"the system refuses what is needed here ({place}): make room or mend the permissions")
+        return 2
+
+
+def _place_that_refuses(error: OSError) -> str | None:
+    from accel_flowers.core.files import refused  # a library that help does without
+
+    return refused(error)
 
 
 def _message(error: UserError) -> str:

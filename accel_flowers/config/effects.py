@@ -99,3 +99,18 @@ def settings_without_effect(config: Config, environment: Mapping[str, str]) -> l
         if value.lower() != usual:
             lines.append(f"without effect: {flag} {value.lower()} of accelerate launch; here that is {here}")
     return lines
+
+
+_SHARE_OF_WARMUP = 0.2
+"""Of a run that is no longer than the warm-up of its recipe; that of quickstart, 3 of 15 epochs."""
+
+
+def fit_warmup(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with a warm-up that ends before the run does, and a line where it had to be cut."""
+    asked, epochs = config.schedule.warmup_epochs, config.train.epochs
+    if asked < epochs:
+        return config, []
+    fits = _SHARE_OF_WARMUP * epochs
+    line = f"schedule.warmup_epochs {asked:g} is no shorter than the run (train.epochs {epochs}): {fits:g} is taken"
+    schedule = config.schedule.model_copy(update={"warmup_epochs": fits})
+    return config.model_copy(update={"schedule": schedule}), [line]

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 import tyro
 from pydantic import BaseModel, ValidationError
 
+from accel_flowers.config.habits import as_ours
 from accel_flowers.config.schema import Config, Section
 from accel_flowers.core.errors import UserError, did_you_mean
 from accel_flowers.core.reading import read_text
@@ -143,13 +144,13 @@ def config_from_flags(recipe: Config, words: Sequence[str], *, program: str, spe
         speaks: False on all processes but one, so that tyro's messages come once.
 
     Raises:
-        UserError: naming every value that is not allowed.
-        SystemExit: status 2 for an unknown flag or a word that is no value for its flag, after tyro's message.
+        UserError: naming every value that is not allowed, or a flag that there is not.
+        SystemExit: status 2 for a word that is no value for its flag, after tyro's message.
     """
     unchecked = tyro.cli(
         Config,
         default=recipe,
-        args=list(words),
+        args=as_ours(words),
         prog=program,
         description=_DESCRIPTION,
         console_outputs=speaks,

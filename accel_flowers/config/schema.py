@@ -424,15 +424,6 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
 
-    @model_validator(mode="after")
-    def _warmup_ends_before_the_run(self) -> Config:
-        if self.schedule.warmup_epochs >= self.train.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must be shorter than the run of "
-                f"train.epochs {self.train.epochs}"
-            )
-        return self
-
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """Plain values for YAML, JSON and trackers."""

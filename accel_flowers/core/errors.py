@@ -4,6 +4,8 @@ import pickle
 import signal
 from collections.abc import Sequence
 
+_SHOWN_FILES = 3
+
 
 class UserError(ValueError):
     """A mistake that the user can mend: bad recipe, bad flag, bad folder, bad file.
@@ -62,7 +64,8 @@ class Diverged(Exception):
     """
 
     def __init__(self, step: int, lr: float, what: str, files: Sequence[str] = ()) -> None:
-        held = f"; the micro-batch held {', '.join(files)}" if files else ""
+        more = f" and {len(files) - _SHOWN_FILES} more" if len(files) > _SHOWN_FILES else ""
+        held = f"; the micro-batch held {', '.join(files[:_SHOWN_FILES])}{more}" if files else ""
         super().__init__(f"In step {step}, at learning rate {lr:.3g}, {what}{held}.")
         self.step = step
 

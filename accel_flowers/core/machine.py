@@ -50,6 +50,16 @@ def check_can_train() -> None:
         )
 
 
+def shared_memory(folder: str = "/dev/shm") -> int | None:
+    """Bytes that are free for what processes hand to each other; 0 = none can be made, None = the system has another way."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None  # macOS
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return 0  # it is missing, or cannot be written
+    room = os.statvfs(folder)
+    return room.f_bavail * room.f_frsize
+
+
 def _cgroup_quota(root: Path) -> float | None:
     """Cores' worth of time that the control group of this process and those above it get; None = no limit.
 

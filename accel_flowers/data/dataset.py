@@ -169,6 +169,11 @@ class ImageDataset(Dataset[Batch]):
         self.__getitems__(keys)
         return len(keys) / (time.perf_counter() - begun)
 
+    def bytes_of_one(self) -> int:
+        """Bytes that one image takes in a batch, by a trial."""
+        made = self.__getitems__([SampleKey(0, 0, 0)])
+        return made["pixels"].nbytes if not isinstance(made, BadImageError) and "pixels" in made else 0
+
     def _data(self, sample: int) -> bytes:
         return read_image(self._images, int(self._rows[sample]))
 

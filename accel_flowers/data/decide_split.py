@@ -6,18 +6,31 @@ Runs on the main process alone; its result is a `Split` that all processes obey.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.data.sources.walk import describe_left_out
-from accel_flowers.data.split import PARTS, Split, group_by_content, load_split, make_split, parse_fractions
+from accel_flowers.data.split import (
+    PARTS,
+    Split,
+    TooFewGroups,
+    group_by_content,
+    load_split,
+    make_split,
+    parse_fractions,
+)
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import stop_or_skip, validate_all
 
 _PRECEDENCE = ("test", "val", "train")
 """Of equal images in several given parts the first of these keeps its copy: what is measured stays as it was given."""
+
+
+_SHOWN = 100
+"""Classes that an error lists before it says how many more there are."""
 
 
 def decide_split(
@@ -61,21 +74,28 @@ def decide_split(
         for name, cause in bad.items()
         if name not in left_out_before and (given is None or name in given.parts)
     }
-    stop_or_skip(table.source, new, on_bad_image)
+    mistakes: list[str] = []  # all of them in one message: to find the next takes another look at every image
+    with _noted(mistakes):
+        stop_or_skip(table.source, new, on_bad_image)
 
     rows = [row for row, (_, cause) in enumerate(found) if cause is None and table.files[row] not in left_out_before]
     files = [table.files[row] for row in rows]
     labels = [int(table.labels[row]) for row in rows]
     groups = group_by_content([found[row][0] for row in rows])
     if each_class:
-        _check_classes_left(table, labels)
+        with _noted(mistakes):
+            _check_classes_left(table, labels)
 
-    if given is not None:
+    parts: list[str] = []
+    if given is not None and not mistakes:
         parts = _obey(given, Path(split), table, files, bad, goes_on)
-    elif table.given_parts is not None:
+    elif given is None and table.given_parts is not None:
         parts = [table.given_parts[row] for row in rows]
-    else:
-        parts = _draw(table, labels, groups, fractions, seed)
+    elif given is None:
+        with _noted(mistakes):
+            parts = _draw(table, labels, groups, fractions, seed)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
     doubles = _doubles_across_parts(files, groups, parts)
     if given is None and "val" not in parts:
         # Split folders are taken as they stand; where there is no val, it is drawn from train.
@@ -95,6 +115,15 @@ def decide_split(
         left_out=dict(sorted({**left_out_before, **bad, **doubles}.items())),
         duplicates=_duplicates(files, groups),
     )
+
+
+@contextmanager
+def _noted(mistakes: list[str]) -> Iterator[None]:
+    """Go on behind a mistake, to see whether there are more."""
+    try:
+        yield
+    except UserError as error:
+        mistakes.append(str(error))
 
 
 def _check_classes_left(table: ImageTable, labels: Sequence[int]) -> None:
@@ -150,13 +179,31 @@ def _draw(
 ) -> list[str]:
     try:
         return make_split(labels, groups, fractions, seed=seed)
-    except ValueError as error:
-        label, number = error.args
-        fewer = ", or ask for two parts with --data.split 80/20" if len(fractions) > 2 else ""
-        raise UserError(
-            f"The class '{table.class_names[label]}' has {number} different pictures of its own, too few for one each in "
-            f"{', '.join(fractions)}: add pictures or remove the class{fewer}."
-        ) from None
+    except TooFewGroups as error:
+        numbers = {table.class_names[label]: number for label, number in error.groups_of.items()}
+        raise UserError(too_few_for_a_split(numbers, fractions)) from None
+
+
+def too_few_for_a_split(numbers: Mapping[str, int], parts: Collection[str]) -> str:
+    """What to do about classes that are too small to be split, all at once.
+
+    Args:
+        numbers: class → different images of its own, fewer than there are parts.
+        parts: that are to be drawn.
+    """
+    fewer = ""
+    if len(parts) > 2 and min(numbers.values()) > 1:
+        fewer = ", or ask for two parts with --data.split 80/20"
+    if len(numbers) == 1:
+        ((name, number),) = numbers.items()
+        told = f"The class '{name}' has {number} different picture{'' if number == 1 else 's'} of its own"
+        return f"{told}, too few for one each in {', '.join(parts)}: add pictures or remove the class{fewer}."
+    told = ", ".join(f"'{name}' ({number})" for name, number in sorted(numbers.items())[:_SHOWN])
+    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    return (
+        f"{len(numbers)} classes have too few different pictures of their own for one each in {', '.join(parts)}: "
+        f"{told}{more}. Add pictures or remove the classes{fewer}."
+    )
 
 
 def _doubles_across_parts(files: Sequence[str], groups: Sequence[int], parts: Sequence[str]) -> dict[str, str]:

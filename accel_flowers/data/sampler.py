@@ -128,6 +128,24 @@ class BatchPlan:
         return min(step * self.global_batch_size // self.num_samples, self.epochs)
 
 
+def shrunk_to(plan: BatchPlan, num_samples: int) -> BatchPlan:
+    """The plan with a global batch of no more than there are training images: else whole epochs would pass within a step.
+
+    It is halved, so that it stays what most numbers of processes can share, and with it the micro-batch where that must
+    be. Where no smaller one can be shared the plan stays what it is.
+    """
+    size, processes = plan.global_batch_size, plan.num_processes
+    if size <= num_samples:
+        return plan
+    halves = (size >> times for times in range(1, size.bit_length()) if size % (1 << times) == 0)
+    for fits in (*halves, num_samples // processes * processes):
+        if processes <= fits <= num_samples and fits % processes == 0:
+            shared = plan.micro_batch_size and fits % (plan.micro_batch_size * processes) == 0
+            micro_batch = plan.micro_batch_size if shared else None
+            return BatchPlan(plan.num_samples, plan.epochs, fits, processes, micro_batch)
+    return plan
+
+
 @dataclass
 class StreamBatchSampler:
     """Batch sampler over the micro-batches of all processes in global order, from one step to the end of the run.

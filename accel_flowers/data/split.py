@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import write_text_durably
+from accel_flowers.core.files import write_text_durably, writing
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import permutation, random_key
 
@@ -149,6 +149,18 @@ def parse_fractions(text: str) -> dict[str, float]:
     return {part: share / 100 for part, share in zip(PARTS, shares, strict=False) if share > 0}
 
 
+class TooFewGroups(ValueError):
+    """Classes that cannot have something of their own in each part.
+
+    Attributes:
+        groups_of: label → the number of its groups.
+    """
+
+    def __init__(self, groups_of: Mapping[int, int]) -> None:
+        super().__init__(dict(groups_of))
+        self.groups_of = groups_of
+
+
 def make_split(labels: Sequence[int], groups: Sequence[int], fractions: Mapping[str, float], *, seed: int) -> list[str]:
     """Assign each sample a part.
 
@@ -162,7 +174,7 @@ def make_split(labels: Sequence[int], groups: Sequence[int], fractions: Mapping[
         The part of each sample.
 
     Raises:
-        ValueError: a class has fewer groups than there are parts; its args are the label and the number of groups.
+        TooFewGroups: classes that have fewer groups than there are parts.
     """
     members: dict[int, list[int]] = defaultdict(list)
     for sample, group in enumerate(groups):
@@ -171,11 +183,13 @@ def make_split(labels: Sequence[int], groups: Sequence[int], fractions: Mapping[
     for samples in members.values():
         groups_of_class[min(labels[sample] for sample in samples)].append(samples)
 
+    few = {label: len(groups_of_class[label]) for label in sorted(set(labels))}
+    few = {label: number for label, number in few.items() if number < len(fractions)}
+    if few:
+        raise TooFewGroups(few)
     part_of: dict[int, str] = {}
     for label in sorted(set(labels)):
         its_groups = groups_of_class[label]
-        if len(its_groups) < len(fractions):
-            raise ValueError(label, len(its_groups))
         size = sum(len(samples) for samples in its_groups)
         shuffled = [its_groups[place] for place in permutation(random_key(seed, "split", label), len(its_groups))]
         parts = {part: list(shuffled[place]) for place, part in enumerate(fractions)}  # nobody goes empty-handed
@@ -196,7 +210,11 @@ def group_by_content(digests: Sequence[str]) -> list[int]:
 
 
 def save_split(split: Split, path: Path) -> None:
-    """Write `split.json`: sorted, one file a line, so that two splits can be compared by eye and by diff."""
+    """Write `split.json`: sorted, one file a line, so that two splits can be compared by eye and by diff.
+
+    Raises:
+        UserError: the disk refuses.
+    """
     document: dict[str, Any] = {
         "format": _FORMAT,
         "class_names": split.class_names,
@@ -204,7 +222,8 @@ def save_split(split: Split, path: Path) -> None:
         "left_out": dict(split.left_out),
         "duplicates": split.duplicates,
     }
-    write_text_durably(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    with writing(f"'{path}'", "Make room, or give another run directory with --run-dir DIR."):
+        write_text_durably(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def load_split(path: Path) -> Split:

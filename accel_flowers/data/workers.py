@@ -6,10 +6,14 @@ import math
 import os
 import signal
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver, parent_process, set_forkserver_preload
+from multiprocessing.queues import Queue
 
-from accel_flowers.core.errors import Interrupted
-from accel_flowers.core.machine import available_cores
+from accel_flowers.core.console import write_error
+from accel_flowers.core.errors import Interrupted, UserError, error_text
+from accel_flowers.core.machine import available_cores, shared_memory
 from accel_flowers.core.parallel import shorten_socket_paths
 
 _HEADROOM = 1.5
@@ -17,6 +21,11 @@ _HEADROOM = 1.5
 _MOST = 16
 _MOST_UNTRIED = 8
 """Where it is not known how much the device takes: feeding a forward pass of a small network wants about so many."""
+
+_PAGES = 2**17
+"""Bytes of a batch beside its pixels: numbers of its samples, each tensor in pages of its own."""
+_CANNOT_HAND_OVER = 73
+"""Exit code of a worker whose batch cannot be sent (EX_CANTCREAT of sysexits.h)."""
 
 
 def local_cores(num_local_processes: int) -> int:
@@ -45,6 +54,57 @@ def plan_workers(
     return min(most, math.ceil(_HEADROOM * trained_per_second / loaded_per_second))
 
 
+def fit_shared_memory(
+    num_workers: int, batch_bytes: Sequence[int], num_local_processes: int = 1
+) -> tuple[int, str | None]:
+    """As many workers as there is room for in the shared memory through which they hand over their batches.
+
+    Docker gives a container 64 MiB unless it is asked for more.
+
+    Args:
+        num_workers: those that are wanted.
+        batch_bytes: of a batch of each loader whose workers live at the same time.
+        num_local_processes: processes of this machine, which share it.
+
+    Returns:
+        The number, and what to tell where it is less than was wanted.
+    """
+    free = shared_memory()
+    if not num_workers or free is None:
+        return num_workers, None
+    room = 0.9 * free / num_local_processes
+    # Each worker makes two batches ahead; one is in use, and one on its way.
+    fits = next((n for n in range(num_workers, 0, -1) if (2 * n + 2) * (sum(batch_bytes) + _PAGES) <= room), 0)
+    if fits == num_workers:
+        return num_workers, None
+    return fits, (
+        f"loading: {fits} workers for each process instead of {num_workers}, because "
+        + (f"/dev/shm has room for {free / 2**20:.0f} MiB only" if free else "/dev/shm is missing or cannot be written")
+        + " (in Docker: --shm-size 8g)"
+    )
+
+
+@contextmanager
+def workers_as_user_error() -> Iterator[None]:
+    """Turn the end of a loader's worker into a message with its cause.
+
+    Raises:
+        UserError: a worker could not hand over a batch, or was ended from outside.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        free = shared_memory()
+        room = "" if free is None else f" or of shared memory (/dev/shm, {free / 2**20:.0f} MiB free now)"
+        raise UserError(
+            f"A worker of the loader is gone: most often for lack of memory{room}.\n"
+            "Leave it more (in Docker: --shm-size 8g), or load without workers: --data.num-workers 0.\n"
+            "What was saved is kept."
+        ) from None
+
+
 def start_forkserver() -> None:
     """Start the process that forks the workers, deaf to the signals that stop a run.
 
@@ -64,6 +124,7 @@ def start_forkserver() -> None:
 def end_with_the_training(worker: int) -> None:
     """Make a worker deaf to the signals that stop a run, but for those that the training itself sends it."""
     del worker
+    Queue._on_queue_feeder_error = staticmethod(_end_for_a_batch)  # type: ignore[attr-defined]
     if not hasattr(signal, "sigwaitinfo"):
         return  # macOS cannot say who sent a signal; nothing that is trained there would be lost
     training = parent_process()
@@ -76,3 +137,12 @@ def end_with_the_training(worker: int) -> None:
         os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
+
+
+def _end_for_a_batch(error: Exception, batch: object) -> None:
+    """In a worker whose batch could not be sent: Python drops it with a traceback, and the training would wait for ever."""
+    del batch
+    try:
+        write_error(f"a worker of the loader cannot hand over its batch: {error_text(error)}")
+    finally:
+        os._exit(_CANNOT_HAND_OVER)  # whatever became of the line

@@ -87,6 +87,13 @@ register_rendezvous_handler(_SCHEME, _find_others)
 
 _PATIENCE = timedelta(hours=6)
 """For the main process, which looks at all images or fetches them while the others wait; lost ones are noticed otherwise."""
+_NOT_SUPPORTED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+}
+"""Variables of Accelerate's launcher. Taken for plain copies they would run as those without a word, crash, or hang."""
 _SPEAK_AFTER = 20.0
 """Seconds after which it is said that the others have not come yet."""
 _OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
@@ -99,7 +106,8 @@ def check_launch(environment: dict[str, str] | None = None) -> None:
     (Accelerate 1.15 starts several CPU processes only through mpirun): the rendezvous address is set, the rank is not.
 
     Raises:
-        UserError: saying which configuration starts two CPU processes, or which variables to unset.
+        UserError: saying which configuration starts two CPU processes, what to take instead of a sharded
+            model, or which variables to unset.
     """
     given = os.environ if environment is None else environment
     launched_by_accelerate = "ACCELERATE_MIXED_PRECISION" in given and "ACCELERATE_DYNAMO_BACKEND" in given
@@ -109,6 +117,13 @@ def check_launch(environment: dict[str, str] | None = None) -> None:
             'CPU processes only with mpirun. Use `accelerate launch --config_file "$(accel-flowers launch-config cpu_2_processes)"`, '
             "or ask for one process. (If you set MASTER_PORT yourself, unset it.)"
         )
+    for name, what in _NOT_SUPPORTED.items():
+        if given.get(name, "").lower() in ("true", "1", "yes", "on", "y", "t"):
+            raise UserError(
+                f"The launch configuration asks for {what}, which is not supported: each process needs a whole copy of\n"
+                'the model. Take `accelerate launch --config_file "$(accel-flowers launch-config multi_gpu)"`, with a smaller\n'
+                f"--train.micro-batch-size where memory is short. (If {name} is left over: unset it.)"
+            )
     wrong = left_over(given)
     if wrong is not None:
         raise UserError(

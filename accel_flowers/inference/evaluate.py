@@ -23,7 +23,7 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, quoted
 from accel_flowers.data.validate import check_readable
-from accel_flowers.data.workers import local_cores, plan_workers
+from accel_flowers.data.workers import fit_shared_memory, local_cores, plan_workers, workers_as_user_error
 from accel_flowers.distributed.collectives import (
     broadcast_from_main,
     log_on_main,
@@ -74,7 +74,7 @@ def evaluate(
     split_file = Path(split_file) if split_file is not None else None
     spec = load_spec(model_dir)
     facts = {**versions(), "model": spec.model_dump(mode="json", exclude={"scores"})}
-    with process_session(facts, owns_process=owns_process) as together:
+    with process_session(facts, owns_process=owns_process) as together, workers_as_user_error():
         accelerator = together.build_accelerator(mixed_precision=_available_precision(spec.precision))
         saved = main_process_first(accelerator, lambda: load_model(model_dir))
         table = main_process_first(
@@ -88,12 +88,17 @@ def evaluate(
         )
         log_on_main(accelerator, *describe_table(table), *_absent_classes(table, split.files_of(wanted)))
         images = ImageDataset(table, wanted, split, saved.transform, seed=0)
+        local = num_local_processes(accelerator)
+        if num_workers is None:
+            num_workers = plan_workers(local_cores(local), on_cpu=accelerator.device.type == "cpu")
+        batch_bytes = spec.eval_batch_size * images.bytes_of_one() if num_workers else 0
+        num_workers, told = fit_shared_memory(num_workers, [batch_bytes], local)
+        if told:
+            log_on_main(accelerator, told)
         loader = build_loader(
             images,
             SequentialBatchSampler(len(images), spec.eval_batch_size),
-            num_workers=num_workers
-            if num_workers is not None
-            else plan_workers(local_cores(num_local_processes(accelerator)), on_cpu=accelerator.device.type == "cpu"),
+            num_workers=num_workers,
             pin_memory=accelerator.device.type == "cuda",
         )
         accelerator.prepare_model(saved.network, evaluation_mode=True)

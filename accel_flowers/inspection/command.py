@@ -11,7 +11,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import check_writable
 from accel_flowers.data.decide_split import decide_split
 from accel_flowers.data.sources.load import load_images
-from accel_flowers.data.split import Split, load_split
+from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.inspection.analysis import Seen
 from accel_flowers.inspection.findings import Findings, ImageFacts, find
@@ -70,6 +70,7 @@ def inspect_source(
         ignored=table.ignored,
         left_out=table.left_out,
         notes=table.notes,
+        parts_to_draw=_parts_to_draw(table, given),
         max_bits=max_bits,
     )
     if html:
@@ -86,6 +87,15 @@ def inspect_source(
         )
         write_sheet(sheet, table, split, config.data, seed=config.train.seed, recipe=recipe or "")
     return findings
+
+
+def _parts_to_draw(table: ImageTable, split: Split | None) -> tuple[str, ...]:
+    """What a training would have to draw, by the usual split."""
+    if split is not None:
+        return ()
+    if table.given_parts is None:
+        return PARTS
+    return () if "val" in table.given_parts else ("train", "val")
 
 
 def _images(table: ImageTable, seen: Sequence[Seen], split: Split | None) -> list[ImageFacts]:

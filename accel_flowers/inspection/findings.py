@@ -80,6 +80,8 @@ class Findings:
         long: one side more than `LONG_RATIO` times the other.
         converted: stored in other colours than plain RGB or grey.
         turned: EXIF asks for a turn or a mirror image.
+        few: class → different images of its own, where they are too few for one in each part that has to be drawn.
+        parts_to_draw: these parts.
         far: unlike all others, with the distance in units of the usual one; the farthest first.
         modes: how files store colours → number.
         formats: kind of file → number.
@@ -99,6 +101,8 @@ class Findings:
     long: tuple[ImageFacts, ...]
     converted: tuple[ImageFacts, ...]
     turned: tuple[ImageFacts, ...]
+    few: Mapping[str, int]
+    parts_to_draw: tuple[str, ...]
     far: tuple[tuple[ImageFacts, float], ...]
     modes: Mapping[str, int]
     formats: Mapping[str, int]
@@ -115,7 +119,12 @@ class Findings:
     @property
     def harmful(self) -> bool:
         """There is an error to fix before training."""
-        return bool(self.unreadable) or any(group.harmful for group in self.copies)
+        return bool(self.unreadable) or self.cannot_be_split or any(group.harmful for group in self.copies)
+
+    @property
+    def cannot_be_split(self) -> bool:
+        """A class has too few images even for training and validation."""
+        return any(number < 2 for number in self.few.values())
 
     @property
     def class_sizes(self) -> dict[str, int]:
@@ -146,6 +155,7 @@ def find(
     ignored: Sequence[str] = (),
     left_out: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
+    parts_to_draw: Sequence[str] = (),
     max_bits: int = MAX_BITS,
 ) -> Findings:
     """Put together what was seen.
@@ -158,6 +168,7 @@ def find(
         ignored: files that are no images by their names.
         left_out: reason → how many files and folders were passed over.
         notes: how the data set was understood where that is not plain.
+        parts_to_draw: of a split that a training would draw; none where the data set or a file gives it.
         max_bits: images whose perceptual hashes differ in more bits are different images.
     """
     images = sorted(images, key=lambda image: image.file)
@@ -178,6 +189,8 @@ def find(
         long=tuple(p for p, (short, long) in zip(good, sides, strict=True) if long > LONG_RATIO * short),
         converted=tuple(p for p in good if p.seen.mode not in PLAIN_MODES),
         turned=tuple(p for p in good if p.seen.orientation != 1),
+        few=_few(good, class_names, parts_to_draw),
+        parts_to_draw=tuple(parts_to_draw),
         far=_far(good),
         modes=_counted(p.seen.mode for p in good),
         formats=_counted(p.seen.format for p in good),
@@ -186,6 +199,17 @@ def find(
         left_out=dict(sorted((left_out or {}).items())),
         notes=tuple(notes),
     )
+
+
+def _few(images: Sequence[ImageFacts], class_names: Sequence[str], parts: Sequence[str]) -> dict[str, int]:
+    """Classes too small to be split, counted as the split counts: an image under two classes belongs to the first."""
+    drawn = [image for image in images if image.part in (None, "train")]
+    order = {name: label for label, name in enumerate(class_names)}
+    owner: dict[str, str] = {}
+    for image in sorted(drawn, key=lambda image: order[image.class_name]):
+        owner.setdefault(image.seen.digest, image.class_name)
+    numbers = Counter(owner.values())
+    return {name: numbers[name] for name in class_names if numbers[name] < len(parts)}
 
 
 def _counted(values: Iterable[_T]) -> dict[_T, int]:

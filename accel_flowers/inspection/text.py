@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
 from accel_flowers.core.order import natural_key
+from accel_flowers.data.decide_split import too_few_for_a_split
 from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
 
@@ -66,6 +67,7 @@ def topics(findings: Findings) -> list[Topic]:
             "unusual. Colours and detail are compared, not what is shown.",
             tuple(Item((p.file,), f"{distance:.1f} times the usual distance") for p, distance in findings.far),
         ),
+        _few(findings),
         _unbalanced(findings),
         Topic(
             "small", "warning", f"{_number(len(findings.small), 'picture')} smaller than {SMALL_SIDE} pixels",
@@ -141,6 +143,15 @@ def _stands_in(group: Copies) -> str:
     told = ["under " + " and ".join(group.class_names)] if len(group.class_names) > 1 else []
     told += ["in " + " and ".join(group.parts)] if len(group.parts) > 1 else []
     return ", ".join(told)
+
+
+def _few(findings: Findings) -> Topic:
+    return Topic(
+        "few", "error" if findings.cannot_be_split else "warning",
+        f"{_number(len(findings.few), 'class')} too small to be split".replace("classs", "classes"),
+        too_few_for_a_split(findings.few, findings.parts_to_draw) if findings.few else "",
+        tuple(Item((), f"{name}: {number:,}") for name, number in findings.few.items()),
+    )  # fmt: skip
 
 
 def _unbalanced(findings: Findings) -> Topic:
@@ -245,6 +256,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             for name, counts in findings.class_counts.items()
         },
         "unbalanced": findings.unbalanced,
+        "too_small_to_split": dict(findings.few),
         "unreadable": [{"file": name, "cause": cause} for name, cause in findings.unreadable.items()],
         "identical": [_group_as_json(group) for group in findings.identical],
         "alike": [_group_as_json(group) for group in findings.alike],

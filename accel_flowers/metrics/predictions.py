@@ -115,6 +115,8 @@ def load_predictions(path: Path) -> SavedPredictions:
         label_of = {name: label for label, name in enumerate(class_names)}
         columns = {name: table[name].to_pylist() for name in wanted}
         labels = np.array([label_of[name] for name in columns["label"]], dtype=np.int64)
+        if not len(labels):
+            raise ValueError("it has no rows")
         losses = np.array(columns["loss"], dtype=np.float32)
         probabilities = np.array(columns["probabilities"], dtype=np.float32).reshape(len(labels), len(class_names))
         if not (np.isfinite(losses).all() and np.isfinite(probabilities).all()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,18 +79,17 @@ def read_run(run_dir: Path) -> RunRecord:
     if not holds_run(run_dir):
         inside = run_dir.parent if holds_run(run_dir.parent) else None
         hint = f" Did you mean {inside}?" if inside else ""
-        there = f"'{run_dir}' is no run directory: it has no {CONFIG_FILE}" if run_dir.exists() else None
+        there = f"'{run_dir}' is no run directory: it has no {CONFIG_FILE}" if os.path.exists(run_dir) else None
         raise UserError(f"{there or f'There is no directory {str(run_dir)!r}'}.{hint} A run makes one: --run-dir DIR.")
     path = run_dir / CONFIG_FILE
     try:
         text = read_text(path, max_bytes=MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
-    config = config_from_yaml(text, source=str(path))
+    config = config_from_yaml(text, source=str(path))  # first: it sees that there are sections at all
     environment = parse_yaml(text, str(path)).get(ENVIRONMENT_KEY) or {}
-    config = config_from_yaml(text, source=str(path))
     split = load_split(run_dir / SPLIT_FILE)
-    predictions = load_predictions(run_dir / PREDICTIONS_FILE) if (run_dir / PREDICTIONS_FILE).exists() else None
+    predictions = load_predictions(run_dir / PREDICTIONS_FILE) if os.path.exists(run_dir / PREDICTIONS_FILE) else None
     if predictions:
         _check_fit(run_dir, predictions, split, overfits=config.debug.overfit_batches is not None)
     return RunRecord(
@@ -99,7 +99,7 @@ def read_run(run_dir: Path) -> RunRecord:
         environment=dict(environment) if isinstance(environment, dict) else {},
         split=split,
         lines=tuple(read_metrics(run_dir / METRICS_FILE)),
-        spec=load_spec(run_dir / MODEL_DIR) if (run_dir / MODEL_DIR / SPEC_FILE).exists() else None,
+        spec=load_spec(run_dir / MODEL_DIR) if os.path.exists(run_dir / MODEL_DIR / SPEC_FILE) else None,
         predictions=predictions,
     )
 

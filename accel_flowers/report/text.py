@@ -254,8 +254,8 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
             "Validation: the same pictures, in evaluation mode."
         )
     return (
-        f"Training: {images(counts['train'])}, as they are learnt from: changed by chance, with dropout, while the weights still "
-        f"move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
+        f"Training: {images(counts['train'])}, as they are learnt from: with random changes and dropout where there are any, "
+        f"while the weights still move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
         f"{'above' if loss else 'below'} validation."
     )
 

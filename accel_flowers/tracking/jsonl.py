@@ -53,4 +53,5 @@ def forget_after(path: Path, step: int, *, scored: bool) -> None:
         return bool(line["step"] <= step and not groups & again)
 
     kept = [line for line in read_metrics(path) if stays(line)]
-    write_text_durably(path, "".join(json.dumps(line) + "\n" for line in kept))
+    with writing(f"'{path}'", "Make room and go on with --resume auto."):
+        write_text_durably(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -19,11 +19,13 @@ import platform
 import secrets
 import shlex
 import shutil
+import stat
 import tempfile
 import time
 from importlib import metadata
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -123,8 +125,8 @@ def _has_begun(run_dir: Path) -> bool:
     metrics = run_dir / METRICS_FILE
     return (
         any(step.strip("0") for step in steps)
-        or (run_dir / MODEL_DIR).exists()
-        or (metrics.exists() and metrics.stat().st_size > 0)
+        or os.path.exists(run_dir / MODEL_DIR)
+        or (os.path.exists(metrics) and metrics.stat().st_size > 0)
     )
 
 
@@ -180,7 +182,7 @@ class RunDirLock:
 
     def __init__(self, patience_seconds: float = 10.0) -> None:
         self._patience_seconds = patience_seconds
-        self._file: IO[str] | None = None
+        self._file: FileIO | None = None
         self.holds_run: bool | None = None
         """Whether the directory held a run when it was looked at; None = it was not."""
 
@@ -192,7 +194,7 @@ class RunDirLock:
         """
         if self._file is not None:
             return
-        file = (run_dir / _LOCK_FILE).open("a+")
+        file = _open_lock(run_dir / _LOCK_FILE)
         deadline = time.monotonic() + self._patience_seconds
         while True:
             try:
@@ -202,17 +204,16 @@ class RunDirLock:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     break  # a file system without locks: as good as none
                 if time.monotonic() > deadline:
-                    file.seek(0)
-                    holder = file.read().strip()
+                    holder = file.read(200).decode(errors="replace").strip()
                     file.close()
                     raise UserError(
                         f"'{run_dir}' is being trained by {holder or 'another process'}: wait for it, end it, or give "
                         "another directory with --run-dir DIR."
                     ) from None
                 time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: whoever comes second is refused all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         self._file = file
 
     def __enter__(self) -> RunDirLock:
@@ -222,6 +223,20 @@ class RunDirLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _open_lock(path: Path) -> FileIO:
+    """The lock's file, made where it is not there.
+
+    Raises:
+        UserError: the directory cannot be written to, or what has the name is no regular file.
+    """
+    with writing(f"The run directory '{path.parent}'", "Give another one with --run-dir DIR."):
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666), "r+")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"'{path}' is no regular file, so no run can be kept from another by it: remove it.")
+    return file
 
 
 def open_run_dir(run_dir: Path, lock: RunDirLock) -> dict[str, Any]:
@@ -338,7 +353,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         UserError: the file cannot be read, or a line is none that a run wrote; the message says which.
     """
     try:
-        lines = read_text(path, max_bytes=_MAX_METRICS_BYTES).split("\n") if path.exists() else []
+        lines = read_text(path, max_bytes=_MAX_METRICS_BYTES).split("\n") if os.path.exists(path) else []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     return [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], start=1)]
@@ -351,4 +366,14 @@ def _parse_line(line: str, place: str) -> dict[str, Any]:
         raise UserError(f"{place} is damaged ({error}). Remove the line, or mend it.") from None
     if not isinstance(values, dict) or type(values.get("step")) is not int:
         raise UserError(f"{place} is no line of a run's scores: it needs a 'step'. Remove the line, or mend it.")
+    odd = [name for name, value in values.items() if not _is_quantity(value)]
+    if odd:
+        raise UserError(f"{place} is damaged: '{odd[0]}' is no number. Remove the line, or mend it.")
     return values
+
+
+def _is_quantity(value: object) -> bool:
+    """Also nan and infinity, which Python writes so, and nothing; an integer that no float can hold is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        return False
+    return not isinstance(value, int) or abs(value) < 2**63

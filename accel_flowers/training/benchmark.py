@@ -33,7 +33,7 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import content_digest
 from accel_flowers.data.transforms.build import build_transform
-from accel_flowers.data.workers import local_cores
+from accel_flowers.data.workers import local_cores, workers_as_user_error
 from accel_flowers.distributed.session import process_session
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.training.build import build_run
@@ -129,7 +129,7 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
         UserError: a mistake in the configuration, the folder or the weights; several processes.
     """
     check_can_train()
-    with process_session({}, owns_process=owns_process) as together, oom_as_user_error():
+    with process_session({}, owns_process=owns_process) as together, oom_as_user_error(), workers_as_user_error():
         if together.processes.num_processes > 1:
             raise UserError(
                 "A benchmark measures one process: start it without a launcher, or with one of its configurations for one "

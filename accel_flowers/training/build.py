@@ -22,14 +22,14 @@ from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
-from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key
+from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key, shrunk_to
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.batch import BatchContext, build_batch_transform
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable
 from accel_flowers.data.validate import validate_all
-from accel_flowers.data.workers import local_cores, plan_workers
+from accel_flowers.data.workers import fit_shared_memory, local_cores, plan_workers
 from accel_flowers.distributed.collectives import (
     broadcast_from_main,
     check_same_everywhere,
@@ -48,7 +48,7 @@ from accel_flowers.models.seen import SEEN_PARTS, Digests, short_digests
 from accel_flowers.tracking.run_dir import how_to_build_on
 from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.debugging import subsample_for_debugging
-from accel_flowers.training.memory import can_run_out_of_memory, fit_micro_batch
+from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
 from accel_flowers.training.step import TrainStep
@@ -114,7 +114,10 @@ def build_run(
     sizes = {recipe.train_size, recipe.eval_size}
     network = _build_network(config.model, table.class_names, sizes, accelerator, seed=config.train.seed)
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
+    check_training_mode(network, recipe.train_size, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)
+    if not config.debug.overfit_batches:
+        plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
     task = _build_task(config, data, accelerator)
     if state.micro_batch_size:
@@ -125,6 +128,18 @@ def build_run(
     # After the trial of the memory, which says what is left for images.
     opened = _open_parts(config, data, recipe, accelerator)
     return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)
+
+
+def _fit_to_images(plan: BatchPlan, data: DataParts, accelerator: Accelerator) -> BatchPlan:
+    num_images = len(data.split.files_of("train"))
+    fits = shrunk_to(plan, num_images)
+    if fits != plan:
+        log_on_main(
+            accelerator,
+            f"train.global_batch_size {plan.global_batch_size} is more than the {num_images} pictures to train on: "
+            f"{fits.global_batch_size} is taken",
+        )
+    return fits
 
 
 def read_transforms(config: Config) -> Recipe:
@@ -389,6 +404,12 @@ def _build_loaders(
                 f"loading: {num_workers} workers for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
                 f"the training takes {trained_per_second:.0f}",
             )
+    needing = {part: images.bytes_of_one() for part, images in parts.items() if images.needs_workers and num_workers}
+    scored = [config.train.eval_batch_size * size for part, size in needing.items() if part != "train"]
+    held = [stream.plan.micro_batch * needing.get("train", 0), max(scored, default=0)]
+    num_workers, told = fit_shared_memory(num_workers, held, num_local_processes(accelerator))
+    if told:
+        log_on_main(accelerator, told)
     return [
         build_loader(
             images,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
@@ -71,7 +72,7 @@ class TrainState:
     best_step: int = 0
     """Optimizer step of the best value."""
     epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
-    """Evaluations since the best value."""
+    """Epochs since the best one; more than evaluations where a step is longer than an epoch."""
     epochs_scored: int = 0
     """Epochs that were evaluated; less than those that lie behind where a signal cut the evaluation off."""
     evaluations: int | None = None
@@ -112,9 +113,7 @@ class TrainState:
             is_best = loss < self.best_loss
         if is_best:
             self.best_value, self.best_loss, self.best_epoch, self.best_step = value, loss, epoch, self.step
-            self.epochs_since_improvement = 0
-        else:
-            self.epochs_since_improvement += 1
+        self.epochs_since_improvement = epoch - self.best_epoch
         if self.evaluations is not None or not self.epochs_scored:
             self.evaluations = (self.evaluations or 0) + 1
         self.epochs_scored = epoch
@@ -233,9 +232,12 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoints that are there under their final name, rising."""
-        if not self._root.is_dir():
+        if not os.path.isdir(self._root):
             return []
-        directories = (entry for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink())
+        try:
+            directories = [entry for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink()]
+        except OSError as error:
+            raise UserError(f"The checkpoints in '{self._root}' cannot be read: {error.strerror}.") from None
         names = (_NAME.fullmatch(entry.name) for entry in directories)
         return sorted(int(name[1]) for name in names if name)
 

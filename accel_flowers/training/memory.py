@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 
 from accel_flowers.config.schema import OptimConfig
-from accel_flowers.core.errors import OutOfMemory, UserError
+from accel_flowers.core.errors import OutOfMemory, UserError, error_text
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.distributed.collectives import true_everywhere
@@ -91,6 +91,42 @@ def fit_micro_batch(
     return micro_batch, found
 
 
+def check_training_mode(network: nn.Module, size: tuple[int, int], micro_batch: int) -> None:
+    """See that a network takes a micro-batch in training mode, which may refuse what evaluation takes: a batch norm wants
+    more than one value a channel. Weights, statistics, modes and chance stay as they are.
+
+    Args:
+        network: not prepared.
+        size: height and width of the images.
+        micro_batch: images of a forward pass.
+
+    Raises:
+        UserError: it does not; with the network's own words.
+    """
+    few = min(micro_batch, 2)
+    modes = [(module, module.training) for module in network.modules()]
+    before = [buffer.clone() for buffer in network.buffers()]
+    like = next(network.parameters())
+    set_training_mode(network)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network(torch.zeros((few, 3, *size), dtype=like.dtype, device=like.device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if _is_lack_of_memory(error):
+            raise
+        advice = "--train.micro-batch-size 2 or more" if micro_batch == 1 else "larger pictures (data.train_transforms)"
+        raise UserError(
+            f"{type(network).__name__} cannot be trained on {micro_batch} picture(s) of {size[0]} x {size[1]} pixels at "
+            f"once: {error_text(error)}.\nTake {advice}, another --model.name, or freeze the network's layers (--model.freeze)."
+        ) from None
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in zip(network.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+
 @contextmanager
 def oom_as_user_error() -> Iterator[None]:
     """Turn a lack of memory in the middle of a run into a message.
@@ -136,8 +172,9 @@ def _try_steps(step: TrainStep, optim: OptimConfig, batch: Batch, accelerator: A
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
         return time.perf_counter() - begun
-    except (RuntimeError, MemoryError) as error:
-        if not _is_lack_of_memory(error):
+    except (RuntimeError, MemoryError, ValueError) as error:
+        # A batch norm that does not take one image at once: then so few do not fit, whatever the memory.
+        if not _is_lack_of_memory(error) and "more than 1 value per channel" not in str(error):
             raise
         return _first_line(error)
     finally:

@@ -95,6 +95,12 @@ class StepProfiler:
         self._undo = [*(hook.remove for hook in hooks), lambda: setattr(self._accelerator, "backward", backward)]
 
     def _write(self, finished: Any) -> None:
+        try:
+            self._write_files(finished)
+        except (OSError, RuntimeError) as error:  # a full disk: no reason to end a run
+            self.table = f"the profile cannot be written to {self._directory}: {error}"
+
+    def _write_files(self, finished: Any) -> None:
         self._directory.mkdir(exist_ok=True)
         finished.export_chrome_trace(str(self._directory / TRACE_FILE))
         events = finished.key_averages()

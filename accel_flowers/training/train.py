@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from accel_flowers.config.effects import settings_without_effect
+from accel_flowers.config.effects import fit_warmup, settings_without_effect
 from accel_flowers.config.loading import PARTS_KEY
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
@@ -23,7 +23,7 @@ from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.core.machine import check_can_train
 from accel_flowers.core.signals import signals_stop
 from accel_flowers.data.split import save_split
-from accel_flowers.data.workers import local_cores, start_forkserver
+from accel_flowers.data.workers import local_cores, start_forkserver, workers_as_user_error
 from accel_flowers.distributed.collectives import broadcast_from_main, log_on_main
 from accel_flowers.distributed.health import HealthTimes
 from accel_flowers.distributed.launch import launched_precision
@@ -96,7 +96,7 @@ def train(
         RankLost: another process is gone.
     """
     check_can_train()
-    config = shorten(config)
+    config, told = fit_warmup(shorten(config))
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
@@ -231,7 +231,7 @@ def _train_to_the_end(session: Session) -> dict[str, Scores]:
     """The loop and the final scores, again from the last checkpoint where a loss is no number and the recipe says so."""
     while True:
         try:
-            with oom_as_user_error():
+            with oom_as_user_error(), workers_as_user_error():
                 loop(session)
             return finish(session)
         except Diverged as diverged:

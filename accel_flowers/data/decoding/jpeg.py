@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from accel_flowers.data.decoding.ballast import ballast
 from accel_flowers.data.decoding.pillow import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED, decode_image, exif_orientation
 from accel_flowers.data.decoding.turbo import jpeg_pixels, jpeg_size
 
@@ -35,7 +36,7 @@ def read_header(data: bytes) -> JpegHeader | None:
     """The header of a JPEG of the usual kind, upright and in colour; None for all others."""
     if data[:3] != b"\xff\xd8\xff":
         return None
-    said = jpeg_size(data)
+    said = None if ballast(data) else jpeg_size(data)
     if said is None:
         return None
     height, width, colour = said

@@ -38,6 +38,7 @@ from PIL.ExifTags import Base as Tag
 from PIL.Image import Transpose
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.decoding.ballast import ballast
 from accel_flowers.data.decoding.turbo import jpeg_pixels, jpeg_size
 
 READ_EXTENSIONS: Final[frozenset[str]] = frozenset({
@@ -336,6 +337,8 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
         )
     if plugin is _Tiff and data[8:10] == b"CR":
         raise BadImageError(name, _not_read("a raw photo"))
+    if bomb := ballast(data):
+        raise BadImageError(name, bomb)
     # Further frames (GIF, animated PNG) and tags (TIFF) are read on opening, with warnings about what is odd in them.
     animated_png = plugin is PngImagePlugin.PngImageFile and b"acTL" in data
     may_warn = animated_png or plugin in (GifImagePlugin.GifImageFile, AvifImagePlugin.AvifImageFile, _Tiff)

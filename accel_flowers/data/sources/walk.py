@@ -108,6 +108,7 @@ def _visit(folder: str, prefix: str, found: Walk) -> bool:
     holds_images = False
     with os.scandir(folder) as listed:
         entries = sorted(listed, key=lambda entry: entry.name)
+    in_class = any(looks_like_image(entry.name) for entry in entries)
     for entry in entries:
         if is_hidden(entry.name):
             found.left_out[HIDDEN] += 1
@@ -117,7 +118,7 @@ def _visit(folder: str, prefix: str, found: Walk) -> bool:
         linked = entry.is_symlink()
         # `entry` knows without asking the disk, but raises for a link that leads to itself.
         is_folder = os.path.isdir(entry.path) if linked else entry.is_dir()
-        if is_folder and linked and not _is_followed(folder, entry.path, prefix.count("/")):
+        if is_folder and linked and not _is_followed(folder, entry.path, prefix.count("/"), in_class=in_class):
             found.ignored.append(name)
             found.left_out[FAR_LINK] += 1
         elif is_folder and is_own_output(entry.path):
@@ -142,9 +143,15 @@ def _visit(folder: str, prefix: str, found: Walk) -> bool:
     return holds_images
 
 
-def _is_followed(folder: str, link: str, depth: int) -> bool:
-    """Whether a link to a folder is followed; deeper, folders linked into each other would be walked in every order."""
-    return depth < 2 and not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
+def _is_followed(folder: str, link: str, depth: int, *, in_class: bool) -> bool:
+    """Whether a link to a folder is followed; deeper, folders linked into each other would be walked in every order.
+
+    One that leads from a class to another folder of the data set would give images of another class this one's label.
+    """
+    target = Path(os.path.realpath(link))
+    if depth > 1 or Path(os.path.realpath(folder)).is_relative_to(target):
+        return False
+    return depth == 0 or not in_class or not target.is_relative_to(os.path.realpath(os.path.dirname(folder)))
 
 
 def left_out_in_words(left_out: Mapping[str, int]) -> str:
