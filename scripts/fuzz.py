@@ -45,6 +45,7 @@ ALLOWED = (0, 1, 2)
 """Done; done, but some pictures could not be read; a mistake that is told."""
 MEMORY = 6 << 30
 """Bytes of address space beyond what the process has already: a file that eats more ends in a traceback."""
+SECONDS_BETWEEN_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ def main() -> int:
         gc.collect()
         gc.freeze()  # forked processes share it
         faults, ends = [], Counter[str]()
-        begun = time.monotonic()
+        begun = spoke = time.monotonic()
         for number in numbers:
+            if time.monotonic() > spoke + SECONDS_BETWEEN_LINES:
+                spoke = time.monotonic()
+                print(f"{ends.total()} of {len(numbers)}, {len(faults)} faults", file=sys.stderr, flush=True)
             fault, end = _try(stock, root / "input", number, asked)
             ends[end] += 1
             if fault:
