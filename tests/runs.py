@@ -56,8 +56,9 @@ def tiny_config(photos: Path, run_dir: Path, **sections: dict[str, Any]) -> Conf
 
 
 def write_recipe(path: Path, **sections: dict[str, Any]) -> Path:
-    """The same as a file (JSON is YAML)."""
-    path.write_text(json.dumps(tiny_recipe(**sections)))
+    """The same as a file (JSON is YAML), for the command line; float32 on any machine."""
+    train = {"precision": "launcher", **sections.get("train", {})}
+    path.write_text(json.dumps(tiny_recipe(**{**sections, "train": train})))
     return path
 
 

@@ -245,7 +245,7 @@ def test_else_nothing_is_tried(
 @pytest.mark.multiprocess
 def test_two_processes_take_what_the_main_one_finds(photos: Path, tmp_path: Path, cache: Path) -> None:
     """That they compute in the same precision is checked by the run itself before the first step."""
-    recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 1})
+    recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 1, "precision": "auto"})
     variables = {"ACCELERATE_MIXED_PRECISION": "bf16", "XDG_CACHE_HOME": str(cache)}
 
     def run(name: str) -> tuple[str, str]:
@@ -264,3 +264,40 @@ def test_two_processes_take_what_the_main_one_finds(photos: Path, tmp_path: Path
         assert main.count("tried before") == 1
         assert f"2 x cpu, precision {taken};" in main
         assert environment_of(tmp_path / taken)["precision"] == taken
+
+
+class OnCpu:
+    """Processes as `choose_precision` looks at them."""
+
+    device, num_processes = torch.device("cpu"), 1
+
+
+@pytest.mark.parametrize(("slow", "taken"), [("bf16", "no"), ("no", "bf16")])
+def test_without_a_launcher_the_command_line_takes_the_faster(
+    slow: str, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(trial, "bf16_instructions", lambda: ["avx512_bf16"])
+    monkeypatch.setattr(trial, "build_network", slow_in(slow))
+    config = tiny_config(tmp_path, tmp_path / "run")
+    assert trial.choose_precision(config, OnCpu(), bare=True) == taken  # type: ignore[arg-type]
+    monkeypatch.setattr(trial, "build_network", never)
+    assert trial.choose_precision(config, OnCpu()) is None, "a program of somebody's own is left as it is"  # type: ignore[arg-type]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert trial.choose_precision(config, OnCpu(), bare=True) is None, "the launcher says so"  # type: ignore[arg-type]
+
+
+def test_a_processor_without_instructions_tries_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr(trial, "bf16_instructions", list)
+    monkeypatch.setattr(trial, "build_network", never)
+    assert trial.choose_precision(tiny_config(tmp_path, tmp_path / "run"), OnCpu(), bare=True) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_recipe_may_name_it_and_the_run_goes_on_so(precision: str, folder: Path, tmp_path: Path) -> None:
+    config = tiny_config(folder, tmp_path / "run", train={"epochs": 1, "precision": precision})
+    train(config)
+    assert environment_of(tmp_path / "run")["precision"] == precision
+    auto = config.model_copy(update={"resume": "auto", "train": config.train.model_copy(update={"precision": "auto"})})
+    assert trial.choose_precision(auto, OnCpu(), run_dir=tmp_path / "run", bare=True) == precision  # type: ignore[arg-type]

@@ -326,8 +326,8 @@ class TrainConfig(Section):
     """Stop after so many epochs without a better best_metric, or an equal one at a lower loss; None = never."""
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
-    precision: Literal["auto", "launcher"] = "auto"
-    """launcher: the precision that `accelerate launch` gives; auto: the same, but on a CPU a trial of a few seconds takes float32 instead of bf16 where that trains this network faster. It is remembered in the run and, for others, in the user's cache directory."""
+    precision: Literal["auto", "launcher", "no", "bf16", "fp16"] = "auto"
+    """no (float32), bf16 or fp16; launcher: what `accelerate launch` gives; auto: the same, but on a CPU a trial of a few seconds takes float32 instead of bf16 where that trains this network faster, and a run without a launcher takes bf16 where a GPU has it or the trial finds it faster. It is remembered in the run and, for others, in the user's cache directory."""
     compile: bool = False
     """Compile the model with torch.compile."""
     log_every_steps: int = Field(default=10, ge=1)

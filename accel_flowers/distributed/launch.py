@@ -96,7 +96,9 @@ _NOT_SUPPORTED = {
 """Variables of Accelerate's launcher. Taken for plain copies they would run as those without a word, crash, or hang."""
 _SPEAK_AFTER = 20.0
 """Seconds after which it is said that the others have not come yet."""
-_OTHER_PRECISION = "Give another --mixed_precision to accelerate launch: no, or bf16 where the device has it."
+_OTHER_PRECISION = (
+    "Give another --train.precision, or --mixed_precision to accelerate launch: no, or bf16 where the device has it."
+)
 
 
 def check_launch(environment: dict[str, str] | None = None) -> None:
@@ -198,6 +200,11 @@ def destroyed_at_the_end(processes: PartialState, *, seconds_to_leave: float = 1
 def _end_with(words: str) -> None:
     write_error(words)
     os._exit(1)
+
+
+def launcher_says_precision() -> bool:
+    """Whether there is a launcher that says one, be it "no"."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def launched_precision() -> str:

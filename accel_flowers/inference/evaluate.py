@@ -150,6 +150,7 @@ def describe_scores(scores: Scores) -> str:
     own = "".join(f", {name} {value:.4f}" for name, value in scores.own.items())
     lines = [
         f"{scores.num_images} pictures ({scores.part}): {_in_short(scores)}{own}",
+        printable(scores.baseline_in_words()),
         f"{'':<{width}}  precision  recall      F1  pictures",
     ]
     lines += [

@@ -135,7 +135,8 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
                 "A benchmark measures one process: start it without a launcher, or with one of its configurations for one "
                 "process (accel-flowers launch-config single_gpu, or cpu)."
             )
-        accelerator = together.build_accelerator(mixed_precision=choose_precision(config, together.processes))
+        precision = choose_precision(config, together.processes, bare=owns_process)
+        accelerator = together.build_accelerator(mixed_precision=precision)
         with (
             stricter(config.debug),
             fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),

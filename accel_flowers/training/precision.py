@@ -30,7 +30,7 @@ from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.distributed.collectives import Processes
-from accel_flowers.distributed.launch import launched_precision
+from accel_flowers.distributed.launch import launched_precision, launcher_says_precision
 from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze, set_training_mode
@@ -73,36 +73,63 @@ class PrecisionChoice:
         """What to train in where the launcher says bf16."""
         return "no" if self.ratio > MIN_SPEEDUP else "bf16"
 
-    def words(self, name: str) -> str:
+    @property
+    def bare_precision(self) -> Precision:
+        """What to train in where there is no launcher."""
+        return "bf16" if self.ratio * MIN_SPEEDUP < 1 else "no"
+
+    def words(self, name: str, *, bare: bool = False) -> str:
         """The line for people."""
+        if bare:
+            tried = "tried before" if self.remembered else "tried just now"
+            other = "no" if self.bare_precision == "bf16" else "bf16"
+            taken = "bf16 is taken" if self.bare_precision == "bf16" else "float32 is taken"
+            found = f"{name} trains {1 / self.ratio:.2f} times as fast in bf16 as in float32 on this CPU"
+            return f"precision: {found} ({tried}): {taken} (--train.precision {other} for the other)"
         found = f"{name} trains {self.ratio:.2f} times as fast in float32 as in bf16 on this CPU"
         tried = "tried before" if self.remembered else "tried just now"
         taken = "float32 is taken, not the launcher's bf16" if self.precision == "no" else "the launcher's bf16 stays"
         return f"precision: {found} ({tried}): {taken}"
 
 
-def choose_precision(config: Config, processes: Processes, *, run_dir: Path | None = None) -> str | None:
-    """None for the launcher's precision; float32 instead of its bf16 where the run began so, or a trial on this CPU finds
-    it faster.
+def choose_precision(
+    config: Config, processes: Processes, *, run_dir: Path | None = None, bare: bool = False
+) -> str | None:
+    """The precision of a run; None for what the launcher says.
+
+    A recipe may name it. Else a run goes on as it began; a new one takes float32 instead of the launcher's bf16 where a
+    trial on this CPU finds it faster. Without a launcher it takes bf16 instead of float32 where a GPU has it, or a CPU has
+    instructions for it and the trial finds it faster.
 
     On the main process alone: the others wait, so that they do not train while it measures.
+
+    Args:
+        config: of the run.
+        processes: of the run.
+        run_dir: may hold a run that goes on.
+        bare: whether a run without a launcher's word may take bf16: so on the command line.
     """
+    if config.train.precision in ("no", "bf16", "fp16"):
+        return config.train.precision
     launched = launched_precision()
-    if config.train.precision == "launcher" or launched != "bf16":
+    bare = bare and not launcher_says_precision()
+    if config.train.precision == "launcher" or (launched != "bf16" and not bare):
         return None
     if run_dir is not None and holds_run(run_dir):
         began_in = recorded_precision(run_dir, launched)
         if began_in not in (None, launched):
             _log.info(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
         return began_in
+    if bare and processes.device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     # What torch.compile would make of the network is another network's speed.
-    if processes.device.type != "cpu" or config.train.compile:
+    if processes.device.type != "cpu" or config.train.compile or (bare and not bf16_instructions()):
         return None
     choice = try_precisions(config, num_processes=processes.num_processes)
     if choice is None:
         return None
-    _log.info(choice.words(config.model.name))
-    return choice.precision
+    _log.info(choice.words(config.model.name, bare=bare))
+    return choice.bare_precision if bare else choice.precision
 
 
 def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | None:

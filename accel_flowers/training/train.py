@@ -103,7 +103,7 @@ def train(
     if not owns_process:
         attach_to_notebook()
     tracking = obey_environment(config.tracking, run_dir)
-    told = said_by_environment(config.tracking, tracking)
+    told = [*told, *said_by_environment(config.tracking, tracking)]
     config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
@@ -114,7 +114,9 @@ def train(
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
         log_on_main(processes, *told, *settings_without_effect(config, os.environ))
         broadcast_from_main(processes, lambda: check_trackers(trackers))
-        precision = broadcast_from_main(processes, lambda: choose_precision(config, processes, run_dir=run_dir))
+        precision = broadcast_from_main(
+            processes, lambda: choose_precision(config, processes, run_dir=run_dir, bare=owns_process)
+        )
         accelerator = together.build_accelerator(mixed_precision=precision, trackers=trackers, run_dir=run_dir)
         together.when_it_ends(lambda error: tell_end(accelerator, error))
         with (
