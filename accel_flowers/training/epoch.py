@@ -117,6 +117,8 @@ def finish(session: Session) -> dict[str, Scores]:
     )
 
     count = state.evaluations or state.epochs_scored
+    if run.config.debug.overfit_batches:
+        count = 1  # of what was learnt no choice is biased
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
