@@ -187,7 +187,7 @@ class WandbTracker(Tracker):
         """Keep it beside the configuration; the architecture is a tag, unless the environment has tags."""
         self.run.config.update(facts, allow_val_change=True)
         if "WANDB_TAGS" not in os.environ:
-            self.run.tags = (*(self.run.tags or ()), self.run.config["model"]["name"])
+            self.run.tags = tuple(dict.fromkeys([*(self.run.tags or ()), self.run.config["model"]["name"]]))
 
     def log(self, values: dict[str, Any], step: int | None = None, *, kind: str | None = None, **_: Any) -> None:
         """Show values once.
