@@ -45,6 +45,7 @@ ALLOWED = (0, 1, 2)
 """Done; done, but some pictures could not be read; a mistake that is told."""
 MEMORY = 6 << 30
 """Bytes of address space beyond what the process has already: a file that eats more ends in a traceback."""
+SECONDS_BETWEEN_LINES = 60
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,11 @@ def main() -> int:
         gc.collect()
         gc.freeze()  # forked processes share it
         faults, ends = [], Counter[str]()
-        begun = time.monotonic()
+        begun = spoke = time.monotonic()
         for number in numbers:
+            if time.monotonic() > spoke + SECONDS_BETWEEN_LINES:
+                spoke = time.monotonic()
+                print(f"{ends.total()} of {len(numbers)}, {len(faults)} faults", file=sys.stderr, flush=True)
             fault, end = _try(stock, root / "input", number, asked)
             ends[end] += 1
             if fault:
@@ -144,6 +148,7 @@ def _read(read: Callable[[], int], place: Path, said: Path) -> None:
         output = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
+        sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", errors="backslashreplace") for stream in (1, 2))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))

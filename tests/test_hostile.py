@@ -33,11 +33,13 @@ from accel_flowers.data.transforms import build as transforms
 from accel_flowers.inference.predict import find_images
 from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, read_state
 from accel_flowers.models.weights import read_weights
+from accel_flowers.report.read import read_run
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.training import checkpoint
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
+from tests.made_runs import make_run
 from tests.runs import tiny_config, write_recipe
 
 NAME = "squeezenet1_1"
@@ -853,3 +855,13 @@ def test_image_that_no_transform_takes(num_workers: int, tmp_path: Path, capfd: 
     err = ends_with_2(capfd, "train", recipe, *words, "--run-dir", tmp_path / "run")
     last = err.splitlines()[-1]
     assert re.match(r"accel-flowers: \S*\w+/0\d\.png: its 1 x 1 pixels cannot be transformed: ", last), err
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "- a", "x", "environment: [1]"])
+def test_a_run_whose_configuration_is_none(text: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", tmp_path / "photos", ("a", "b"), draw=False, finished=False)
+    (tmp_path / "run/config.yaml").write_text(text)
+    if text.startswith("environment"):
+        assert read_run(tmp_path / "run").environment == {}
+        return
+    assert "config.yaml" in refusal(lambda: read_run(tmp_path / "run"))

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
 from accel_flowers.cli.main import main
 from accel_flowers.config.schema import DataConfig
+from accel_flowers.core.errors import UserError
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decide_split import decide_split
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image, decode_thumbnail, verify_image
@@ -29,6 +30,7 @@ from accel_flowers.data.split import Split, save_split
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.data.validate import validate_image
 from accel_flowers.inspection.analysis import NUM_FEATURES, Seen, analyze_image, look_at_rows
+from accel_flowers.inspection.command import inspect_source
 from accel_flowers.inspection.findings import ImageFacts, find
 from accel_flowers.inspection.near_duplicates import agree, group_alike, near_pairs
 from accel_flowers.inspection.outliers import MAX_FAR, far_from_all
@@ -88,6 +90,14 @@ def found_kinds(findings: dict[str, Any]) -> set[str]:
 
 
 # Clean images
+
+
+def test_a_sheet_among_the_photos_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be a photo of no class from then on."""
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"'transforms.png' lies among the pictures of '.'.* --transforms-out \.\./"):
+        inspect_source(".", recipe="quickstart")
+    assert not (folder / "transforms.png").exists()
 
 
 def test_clean_images_give_no_finding(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:

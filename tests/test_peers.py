@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from accel_flowers.data.content import content_facts
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
@@ -90,6 +91,8 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
         time.sleep(0.5)  # so that each has heard of the other's training
         ranks.signal(1, signal.SIGKILL)
         began = time.monotonic()
+        time.sleep(0.2)
+        ranks.signal(0, signal.SIGTERM)  # a launcher tells the others at once to stop, sooner than they know why
         codes = ranks.codes(SOON)
         assert codes == [1, -signal.SIGKILL], ranks.said(0)
         assert time.monotonic() - began < SOON
@@ -214,6 +217,41 @@ def test_processes_that_see_other_names_do_not_start(words: list[str | Path], tm
         said = ranks.said(0)
     assert "digest of their names and classes: " in said
     assert "number of pictures" not in said
+
+
+@pytest.mark.holds("Processes that differ do not start")
+@pytest.mark.multiprocess
+def test_processes_that_see_other_bytes_do_not_start(words: list[str | Path], tmp_path: Path) -> None:
+    """The same names and sizes: only what one of the files holds differs."""
+    other = make_folder(tmp_path / "other-disk", per_class=12)
+    image = other / "rose/00.png"
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1
+    image.write_bytes(content)
+    with Ranks(tmp_path, words, [*words, "--data.path", other]) as ranks:
+        assert ranks.codes(60) == [2, 2], ranks.said(0)
+        said = ranks.said(0)
+    assert "content of 'rose/00.png': " in said
+    assert said.count(" on process 0, ") == 1
+
+
+@pytest.mark.holds("Processes that differ do not start")
+def test_of_many_images_the_sizes_of_all_are_compared(tmp_path: Path) -> None:
+    """More than are read: the sample is the same for all, and one that is in none is known by its size."""
+    (tmp_path / "photos/a").mkdir(parents=True)
+    (tmp_path / "photos/b").mkdir()
+    for number in range(400):
+        (tmp_path / f"photos/{'ab'[number % 2]}/{number:03d}.png").write_bytes(b"%d" % number)
+    table = load_images(str(tmp_path / "photos"))
+    before = content_facts(table, table.files, seed=0)
+    assert content_facts(table, table.files, seed=0) == before
+    assert content_facts(table, table.files, seed=1).keys() != before.keys()
+    outside = next(file for file in table.files if f"content of '{file}'" not in before)
+    (tmp_path / "photos" / outside).write_bytes(b"another size")
+    after = content_facts(table, table.files, seed=0)
+    assert {name for name in before if after[name] != before[name]} == {"digest of the pictures' sizes"}
+    (tmp_path / "photos" / outside).unlink()
+    assert content_facts(table, table.files, seed=0).keys() == before.keys()
 
 
 @pytest.mark.holds("Processes that differ do not start")

@@ -27,9 +27,9 @@ from accel_flowers.metrics.classification import Predictions, summarize
 from accel_flowers.metrics.intervals import compare_paired, holm
 from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions, load_predictions, save_predictions
 from accel_flowers.models.saved import load_spec
-from accel_flowers.report import draw as draw_module
 from accel_flowers.report import text as words
 from accel_flowers.report.compare import compare_runs
+from accel_flowers.report.data import class_of_files, find_data
 from accel_flowers.report.draw import draw_report
 from accel_flowers.report.findings import answers, find_part, least_confident, worst_mistakes
 from accel_flowers.report.labels import find_label_candidates
@@ -142,7 +142,7 @@ def test_the_class_of_an_image_is_its_label_and_not_its_folder(tmp_path: Path) -
     """A dataset of the hub: all its images stand in a folder that is called as one of the classes."""
     names = ("train", "other")
     run_dir = make_run(tmp_path / "run", tmp_path / "photos", names, per_part=4, draw=False)
-    assert draw_module._data(read_run(run_dir), Photos(None)).counts == {
+    assert find_data(read_run(run_dir), Photos(None)).counts == {
         name: {"train": 4, "val": 4, "test": 4} for name in names
     }
     split = load_split(run_dir / "split.json")
@@ -151,9 +151,9 @@ def test_the_class_of_an_image_is_its_label_and_not_its_folder(tmp_path: Path) -
     saved = load_predictions(run_dir / "predictions.parquet")
     files = {part: [renamed[file] for file in rows.files] for part, rows in saved.parts.items()}
     save_predictions(run_dir / "predictions.parquet", saved.parts, files, names)
-    about = draw_module._data(read_run(run_dir), Photos(None))
+    about = find_data(read_run(run_dir), Photos(None))
     assert about.counts is None, "no file of a run says the class of its training images"
-    assert draw_module._class_of_files(read_run(run_dir), Photos(None)) == {
+    assert class_of_files(read_run(run_dir), Photos(None)) == {
         file: names[label]
         for part, rows in saved.parts.items()
         for file, label in zip(files[part], rows.labels, strict=True)
@@ -165,12 +165,12 @@ def test_the_class_of_a_hub_image_is_not_taken_from_its_name(tmp_path: Path) -> 
     run_dir = make_run(tmp_path / "run", tmp_path / "photos", ("rose", "other"), per_part=4, finished=False)
     run = read_run(run_dir)
     folders = {file: file.split("/")[0] for file in run.split.parts}
-    assert draw_module._class_of_files(run, Photos(None)) == folders
+    assert class_of_files(run, Photos(None)) == folders
     of_hub = run.config.model_copy(update={"data": run.config.data.model_copy(update={"path": "hub:a/b"})})
-    assert draw_module._class_of_files(replace(run, config=of_hub), Photos(None)) == {}
+    assert class_of_files(replace(run, config=of_hub), Photos(None)) == {}
     shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "photos")
     photos = Photos(str(tmp_path / "zipped.zip"))
-    assert draw_module._class_of_files(replace(run, config=of_hub), photos) == folders
+    assert class_of_files(replace(run, config=of_hub), photos) == folders
 
 
 def test_classes_stand_in_natural_order(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def test_evaluate_tells_known_images_from_others(
         return capsys.readouterr().out
 
     text = said("--data", moved)
+    assert "always one of the 3 largest classes would get 0.3333 of them right, guessing 0.3333" in text
     assert "30 of these 36 trained this model and 3 chose its best epoch" in text
     assert f"3 that it has not seen: accuracy {test.accuracy:.4f}" in text
     assert json.loads(said("--data", moved, "--json"))["seen"]["others"]["num_images"] == 3

@@ -13,7 +13,9 @@ from accelerate import Accelerator, PartialState
 from accel_flowers.cli import main as cli
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted, Stopped
-from accel_flowers.core.signals import signals_stop
+from accel_flowers.core.signals import seconds_waited, signals_stop
+from accel_flowers.data.loader import each_batch
+from accel_flowers.distributed import preemption as preemption_module
 from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
 from accel_flowers.distributed.preemption import PreemptionHandler
@@ -107,3 +109,26 @@ def test_a_shell_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     launcher = Launcher()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     assert not launcher.is_gone()
+
+
+@pytest.mark.holds("A signal to stop, to any process")
+def test_a_batch_that_does_not_come_keeps_nobody(
+    preemption: PreemptionHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that hangs: there is no step that could answer the signal."""
+
+    class Hangs:
+        def __iter__(self) -> Iterator[None]:
+            time.sleep(30)
+            return iter(())
+
+    monkeypatch.setattr(preemption_module, "_LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(preemption_module, "_LOOK_EVERY", 0.1)
+    before = signal.getsignal(signal.SIGALRM)
+    send(signal.SIGTERM)
+    time.sleep(0.4)  # a step may take as long as it does
+    with pytest.raises(Stopped, match="waited for pictures"):
+        next(each_batch(Hangs()))  # type: ignore[arg-type]
+    assert seconds_waited() == 0
+    preemption.__exit__()
+    assert signal.getsignal(signal.SIGALRM) == before

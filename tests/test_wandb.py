@@ -467,3 +467,21 @@ def test_a_folder_that_was_moved_is_uploaded_whole(offline_run: Path, tmp_path: 
     assert got["config.json"] == (copy / "model/config.json").stat().st_size
     assert {"worst_pictures.table.json", "confusion_matrix_table.table.json", "output.log"} <= set(got)
     assert len([name for name in got if name.endswith(".jpg")]) >= 3
+
+
+def test_the_model_is_linked_to_a_registry_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    registry = "wandb-registry-model/flowers"
+    tracker = WandbTracker(tmp_path, TrackingConfig(wandb="offline", wandb_registry=registry))
+    tracker.open("r 1", 1)
+    with caplog.at_level(logging.INFO, logger="accel_flowers"):
+        tracker.keep_model(tmp_path / "model", None)
+        assert f"W&B links no model of an offline run: link it to {registry}" in caplog.text
+        tracker.run._settings.mode = "online"  # as far as the program sees, where no server answers
+        tracker._link(wandb.Artifact("never-logged", type="model"), registry)
+    tracker.run._settings.mode = "offline"
+    tracker.finish()
+    assert f"W&B does not link the model to {registry} (" in caplog.text
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert '"name": "model-r_1"' in json.dumps(records_of(file)), "what W&B takes as a name"

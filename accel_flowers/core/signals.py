@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from accel_flowers.core.errors import Interrupted, Stopped
+
+_waits_since: float | None = None
+
+
+@contextmanager
+def waiting_for_batch() -> Iterator[None]:
+    """Note that this process waits for its loader, where no step would answer a signal."""
+    global _waits_since
+    _waits_since = time.monotonic()
+    try:
+        yield
+    finally:
+        _waits_since = None
+
+
+def seconds_waited() -> float:
+    """How long this process has been waiting for a batch; 0 = it does not."""
+    return 0.0 if _waits_since is None else time.monotonic() - _waits_since
 
 
 @contextmanager
@@ -27,8 +46,7 @@ def signals_stop(what: str) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         del frame
-        for other in before:
-            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_IGN)
+        leave_undisturbed()
         raise Stopped(f"stopped by {signal.Signals(number).name} {what}")
 
     before = handle_signals(stop)
@@ -36,6 +54,36 @@ def signals_stop(what: str) -> Iterator[None]:
         yield
     finally:
         restore_signals(before)
+
+
+@contextmanager
+def undisturbed_way_out(*, owns_process: bool) -> Iterator[None]:
+    """Let no signal to stop disturb what an error of the block leads to, until whoever has set the handlers is left.
+
+    A launcher that has lost one process tells the others to stop at once: sooner than they know, and can say, who is lost.
+
+    Args:
+        owns_process: False where signals are somebody else's; then nothing is done.
+    """
+    try:
+        yield
+    except BaseException:
+        if owns_process:
+            leave_undisturbed()
+        raise
+
+
+def leave_undisturbed() -> None:
+    """Be deaf to the signals to stop, but for Ctrl-C, which ends at once."""
+    for number in handle_signals(signal.SIG_IGN):
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+
+def current_handlers() -> dict[signal.Signals, Any]:
+    """What is set now, for `restore_signals`; nothing outside the main thread."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return {number: signal.getsignal(number) for number in Interrupted.SIGNALS} if in_main else {}
 
 
 def handle_signals(handler: Any) -> dict[signal.Signals, Any]:

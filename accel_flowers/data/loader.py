@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from accel_flowers.core.signals import waiting_for_batch
 from accel_flowers.data.dataset import Batch, ImageDataset, pack, unpack
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.sampler import SequentialBatchSampler, StreamBatchSampler
@@ -20,7 +21,13 @@ def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
         BadImageError: an image could be read before the training, and now it cannot.
     """
     packed: Any
-    for packed in loader:
+    with waiting_for_batch():
+        waiting = iter(loader)
+    while True:
+        with waiting_for_batch():
+            packed = next(waiting, None)
+        if packed is None:
+            return
         if isinstance(packed, BadImageError):
             raise packed
         yield unpack(packed)

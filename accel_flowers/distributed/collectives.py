@@ -21,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_SHOWN = 10
+"""Differences that a message lists."""
+
 
 class Processes(Protocol):
     """How many processes there are and which one this is: Accelerate's PartialState knows from the start, its
@@ -125,8 +128,9 @@ def check_same_everywhere(processes: Processes, facts: Mapping[str, object]) -> 
                 f"  {name}: {first.get(name)!r} on process 0, {everywhere[other].get(name)!r} on process {other}"
             )
     if lines:
+        lines[_SHOWN:] = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
         raise UserError(
-            "The processes do not agree, so they cannot train together:\n" + "\n".join(lines) + "\n"
+            "The processes do not agree, so they cannot work together:\n" + "\n".join(lines) + "\n"
             "Give all machines the same versions, the same words and the same pictures."
         )
 

@@ -12,13 +12,18 @@ from typing import Any
 from accelerate import Accelerator
 
 from accel_flowers.config.schema import CheckpointConfig
-from accel_flowers.core.errors import Interrupted
-from accel_flowers.core.signals import handle_signals, restore_signals
+from accel_flowers.core.errors import Interrupted, Stopped
+from accel_flowers.core.signals import handle_signals, leave_undisturbed, restore_signals, seconds_waited
 from accel_flowers.distributed.collectives import FlagAllReduce
 from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
 
 _log = logging.getLogger(__name__)
+
+_LONGEST_WAIT = 15.0
+"""Seconds that a process waits for a batch once it was told to stop; who sends the signal kills it half a minute later."""
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at that."""
 
 
 class PreemptionHandler:
@@ -47,6 +52,7 @@ class PreemptionHandler:
         self._listens = listens
         self._signalled = self._interrupted = False
         self._launcher = launcher or Launcher()
+        self._alarm_before: Any = None
         self._saved_at = time.monotonic()
         self._handlers_before: dict[signal.Signals, Any] = {}
 
@@ -55,8 +61,15 @@ class PreemptionHandler:
             self._handlers_before = handle_signals(self._on_signal)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
+        del kind, trace
+        if self._alarm_before is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._alarm_before)
+            self._alarm_before = None
         restore_signals(self._handlers_before)
+        if error is not None and self._handlers_before:
+            leave_undisturbed()  # until the session is left, which puts back what was set before it
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -65,6 +78,20 @@ class PreemptionHandler:
                 raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait for the step
             self._interrupted = True
         self._signalled = True
+        if self._alarm_before is None:
+            self._alarm_before = signal.signal(signal.SIGALRM, self._on_alarm) or signal.SIG_DFL
+            signal.setitimer(signal.ITIMER_REAL, _LOOK_EVERY, _LOOK_EVERY)
+
+    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
+        """After a signal: a batch that does not come, from a disk that hangs, keeps nobody from leaving."""
+        del number, frame
+        if seconds_waited() > _LONGEST_WAIT:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            leave_undisturbed()
+            raise Stopped(
+                f"stopped by a signal while it waited for pictures, which did not come for {seconds_waited():.0f} s.\n"
+                "What was saved is kept: go on with --resume auto."
+            )
 
     def _must_stop(self) -> bool:
         """Whether this process was told to stop, or has lost the launcher that would have told it."""

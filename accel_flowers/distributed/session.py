@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.tracking import GeneralTracker
 
 from accel_flowers.config.schema import CheckpointConfig
+from accel_flowers.core.signals import current_handlers, restore_signals, undisturbed_way_out
 from accel_flowers.distributed.collectives import check_same_everywhere
 from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor, HealthTimes
@@ -74,6 +75,7 @@ def process_session(
         RankLost: (from the block) another process failed, fell silent or is gone.
     """
     launcher = Launcher()
+    handlers = current_handlers() if owns_process else {}
     processes = start_processes()
     try:
         # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
@@ -81,10 +83,12 @@ def process_session(
             destroyed_at_the_end(processes, seconds_to_leave=times.leave),
             ExitStack() as at_end,
             HealthMonitor(processes, times) as health,
+            undisturbed_way_out(owns_process=owns_process),
         ):
             check_same_everywhere(processes, facts)
             yield ProcessSession(processes, health, owns_process, launcher, at_end)
     finally:
+        restore_signals(handlers)
         # Accelerate keeps its state in its classes: a notebook's next run, or its launcher, must find them as new.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -14,6 +14,7 @@ from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.order import natural_key
+from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decide_split import describe_table
 from accel_flowers.data.loader import build_loader
@@ -26,6 +27,7 @@ from accel_flowers.data.validate import check_readable
 from accel_flowers.data.workers import fit_shared_memory, local_cores, plan_workers, workers_as_user_error
 from accel_flowers.distributed.collectives import (
     broadcast_from_main,
+    check_same_everywhere,
     log_on_main,
     main_process_first,
     num_local_processes,
@@ -86,6 +88,9 @@ def evaluate(
         wanted, split, known = broadcast_from_main(
             accelerator, lambda: _choose_part(table, split_file, part, model_dir)
         )
+        check_same_everywhere(accelerator, table_facts(table))
+        if accelerator.num_processes > 1:
+            check_same_everywhere(accelerator, content_facts(table, split.files_of(wanted), seed=0))
         log_on_main(accelerator, *describe_table(table), *_absent_classes(table, split.files_of(wanted)))
         images = ImageDataset(table, wanted, split, saved.transform, seed=0)
         local = num_local_processes(accelerator)
@@ -145,6 +150,7 @@ def describe_scores(scores: Scores) -> str:
     own = "".join(f", {name} {value:.4f}" for name, value in scores.own.items())
     lines = [
         f"{scores.num_images} pictures ({scores.part}): {_in_short(scores)}{own}",
+        printable(scores.baseline_in_words()),
         f"{'':<{width}}  precision  recall      F1  pictures",
     ]
     lines += [

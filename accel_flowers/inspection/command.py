@@ -11,6 +11,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import check_writable
 from accel_flowers.data.decide_split import decide_split
 from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.sources.walk import looks_like_image
 from accel_flowers.data.split import PARTS, Split, load_split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.inspection.analysis import Seen
@@ -58,6 +59,11 @@ def inspect_source(
     for path, flag in ((html, "--html"), (sheet if recipe else None, "--transforms-out")):
         if path is not None:
             check_writable(path, flag)  # now, and not after a long look at all images
+    if recipe and looks_like_image(sheet.name) and _lies_in(sheet, source):
+        raise UserError(
+            f"'{sheet}' lies among the pictures of '{source}' and would be taken for one of them. Give another place with "
+            f"--transforms-out ../{sheet.name}."
+        )
     config = load_recipe(recipe) if recipe else None
     given = load_split(split_file) if split_file else None
     table = load_images(source, label_column=label_column)
@@ -87,6 +93,11 @@ def inspect_source(
         )
         write_sheet(sheet, table, split, config.data, seed=config.train.seed, recipe=recipe or "")
     return findings
+
+
+def _lies_in(file: Path, source: str) -> bool:
+    folder = os.path.expanduser(source)
+    return os.path.isdir(folder) and Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
 
 
 def _parts_to_draw(table: ImageTable, split: Split | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ user's own, which is a function of the same `Predictions`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ class Scores:
     """Counts; rows: true class, columns: predicted class, in the order of `per_class`."""
     own: Mapping[str, float]
     """Of the registered metrics, by their names ("my/kappa")."""
-    seen: Seen | None = None
+    seen: Seen | None = field(default=None, compare=False)  # the same scores, whatever is known of the images
     """What of the images the model knows; None where its folder does not record it, and for the scores of a run."""
 
     @classmethod
@@ -124,6 +124,13 @@ class Scores:
             confusion_matrix=tuple(map(tuple, scores["confusion_matrix"])),
             own={name: scores[name] for name in registry.registered("metric")},
         )
+
+    def baseline_in_words(self) -> str:
+        """What the accuracy is to be held against: an answer that looks at no image."""
+        largest = max(each.count for each in self.per_class.values())
+        names = [name for name, each in self.per_class.items() if each.count == largest]
+        always = names[0] if len(names) == 1 else f"one of the {len(names)} largest classes"
+        return f"always {always} would get {largest / self.num_images:.4f} of them right, guessing {1 / len(self.per_class):.4f}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for JSON: "part", what `summarize` returns and, where it is known, "seen"."""

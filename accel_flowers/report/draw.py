@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from accel_flowers.core.files import writing
-from accel_flowers.data.split import PARTS
-from accel_flowers.data.table import HUB_PREFIX
 from accel_flowers.html.pages import Thumbnails, data_uri, write_page
 from accel_flowers.models.saved import load_model
 from accel_flowers.report import text as words
+from accel_flowers.report.course import find_course
+from accel_flowers.report.data import find_data
 from accel_flowers.report.findings import (
     Answer,
     PartFindings,
@@ -25,14 +24,10 @@ from accel_flowers.report.labels import LabelCandidate, find_label_candidates
 from accel_flowers.report.photos import Photos
 from accel_flowers.report.plots import (
     MOST_CLASSES,
-    Course,
     Plot,
     classes_plot,
     confusion_plot,
-    counts_plot,
-    course_plot,
     reliability_plot,
-    sizes_plot,
 )
 from accel_flowers.report.read import RunRecord, read_run
 from accel_flowers.report.settings import settings_of
@@ -118,59 +113,6 @@ class Results:
     plots: ResultPlots
 
 
-@dataclass(frozen=True)
-class Training:
-    """The course of the training: its figures, and what they say in words."""
-
-    plots: tuple[Plot, ...]
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Twins:
-    """Identical files, with the classes and parts in which they stand."""
-
-    files: tuple[str, ...]
-    classes: tuple[str, ...]
-    parts: tuple[str, ...]
-
-    @property
-    def torn(self) -> bool:
-        """Under two classes."""
-        return len(self.classes) > 1
-
-
-@dataclass(frozen=True)
-class Data:
-    """The images of a run.
-
-    Attributes:
-        num_images: in all parts.
-        parts: those that hold an image.
-        totals: part → images.
-        counts: class → part → images; None where the class of some images is not known.
-        balance, sizes: sentences on the classes' and on the images' sizes; may be empty.
-        twins: groups of identical files, those under two classes first.
-        left_out: (file, cause).
-        plots: figures.
-    """
-
-    num_images: int
-    parts: tuple[str, ...]
-    totals: Mapping[str, int]
-    counts: Mapping[str, Counter[str]] | None
-    balance: str
-    sizes: str
-    twins: tuple[Twins, ...]
-    left_out: tuple[tuple[str, str], ...]
-    plots: tuple[Plot, ...]
-
-    @property
-    def torn(self) -> int:
-        """Groups of identical files under two classes."""
-        return sum(each.torn for each in self.twins)
-
-
 def draw_report(run_dir: Path, data: str | None = None) -> Path:
     """Write `report.html` into a run directory, and the plots as PNGs beside it.
 
@@ -186,7 +128,7 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
     """
     run = read_run(run_dir)
     photos = Photos(data or run.config.data.path)
-    training, about_data = _training(run), _data(run, photos)
+    training, about_data = find_course(run), find_data(run, photos)
     results = _results(run, photos) if run.predictions else None
     path = run_dir / REPORT_FILE
     write_page(
@@ -304,117 +246,3 @@ def _show(chosen: Sequence[Answer], doubtful: set[str], run: RunRecord, photos: 
         Shown(answer, data_uri(heat[answer.file]) if answer.file in heat else None, answer.file in doubtful)
         for answer in chosen
     ], method
-
-
-def _training(run: RunRecord) -> Training:
-    train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
-    averaged = Course("averaged weights", *run.course("val_ema/loss"))
-    accuracy = Course("validation", *run.course("val/accuracy"))
-    train_accuracy = Course("training", *run.course("train/accuracy"))
-    kept = averaged if averaged.values else val
-    averaged_accuracy = Course("averaged weights", *run.course("val_ema/accuracy"))
-    rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
-    if len(rates) == 1:
-        rates = [replace(rates[0], label="learning rate")]
-    best = run.spec.scores.get("val", {}).get("epoch") if run.spec else None
-    best_step = run.spec.scores.get("val", {}).get("step") if run.spec else None
-    best_at = next((line["epoch"] for line in run.lines if line.get("step") == best_step and "val/loss" in line), None)
-    counts = {part: len(run.split.files_of(part)) for part in PARTS}
-    plots = []
-    if train.values:
-        plots.append(
-            course_plot(
-                "loss",
-                "loss",
-                "nats",
-                [each for each in (train, val, averaged) if each.values],
-                best=best_at,
-                alt=f"Loss over the epochs. {words.parts_of_curves(counts, run.config, loss=True)}",
-            )
-        )
-    if accuracy.values:
-        plots.append(
-            course_plot(
-                "accuracy",
-                "accuracy",
-                "%",
-                [each for each in (train_accuracy, accuracy, averaged_accuracy) if each.values],
-                best=best_at,
-                percent=True,
-                alt="Share of right answers over the epochs. "
-                + (
-                    words.parts_of_curves(counts, run.config, loss=False)
-                    if train_accuracy.values
-                    else f"Validation: {words.images(counts['val'])}, after each epoch."
-                ),
-            )
-        )
-    if rates:
-        plots.append(course_plot("lr", "learning rate", "", rates, marked=False, alt="Learning rate over the epochs."))
-    return Training(
-        plots=tuple(plots),
-        sentence=words.course_of_training(
-            words.Length(
-                planned=run.config.train.epochs,
-                ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
-                finished=run.predictions is not None,
-                best=best,
-                train_loss=train.values[-1] if train.values else None,
-                val_losses=kept.values,
-                best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,
-            )
-        ),
-    )
-
-
-def _class_of_files(run: RunRecord, photos: Photos) -> dict[str, str]:
-    """File → class, of those whose class is known.
-
-    Of held-out images the predictions say it. Of the others no file of a run does; an archive or a dataset of the hub says it,
-    where it can be read. In a folder it is the image's folder, as long as the folders of the held-out ones are their classes,
-    too; never in a dataset of the hub, which has names such as "train/00000001".
-    """
-    said: dict[str, str] = {}
-    if run.predictions:
-        for rows in run.predictions.parts.values():
-            said |= zip(rows.files, (run.predictions.class_names[label] for label in rows.labels), strict=True)
-    if (run.config.data.path or "").startswith(HUB_PREFIX) or photos.classes:
-        known = {file: name for file, name in photos.classes.items() if name in run.split.class_names}
-        return {file: known[file] for file in run.split.parts if file in known} | said
-    folders = {file: file.split("/")[-2] for file in run.split.parts if "/" in file}
-    if any(folders.get(file) != name for file, name in said.items()):
-        return said
-    return {file: name for file, name in folders.items() if name in run.split.class_names} | said
-
-
-def _data(run: RunRecord, photos: Photos) -> Data:
-    split, class_of = run.split, _class_of_files(run, photos)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in split.class_names}
-    for file, part in split.parts.items():
-        if file in class_of:
-            counts[class_of[file]][part] += 1
-    known = all(file in class_of for file in split.parts)
-    files = sorted(split.parts)
-    sizes = list(photos.sizes(files).values()) if not photos.problem else []
-    twins = [
-        Twins(
-            files=tuple(group),
-            classes=tuple(sorted({class_of[file] for file in group if file in class_of})),
-            parts=tuple(sorted({split.parts.get(file, "left out") for file in group})),
-        )
-        for group in split.duplicates
-    ]
-    plots = [counts_plot(counts)] if known else []
-    if len(set(sizes)) > 1:
-        plots.append(sizes_plot(sizes))
-    return Data(
-        num_images=len(split.parts),
-        parts=tuple(part for part in PARTS if split.files_of(part)),
-        totals={part: len(split.files_of(part)) for part in PARTS},
-        counts=counts if known else None,
-        balance=words.balance({name: counts[name].total() for name in counts} if known else {}),
-        sizes=words.sizes(sizes, len(files)),
-        twins=tuple(sorted(twins, key=lambda each: (not each.torn, each.files))),
-        left_out=tuple(sorted(split.left_out.items())),
-        plots=tuple(plots),
-    )

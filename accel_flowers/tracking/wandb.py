@@ -22,8 +22,6 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from accel_flowers.config.schema import TrackingConfig
 from accel_flowers.core import registry
 from accel_flowers.core.errors import Diverged, Interrupted, RankLost, UserError, error_text
@@ -33,15 +31,13 @@ from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.tracker import Tracker
 from accel_flowers.tracking.wandb_environment import DEFAULT_PROJECT, files_under, wandb_root
+from accel_flowers.tracking.wandb_errors import LOG_IN, as_user_errors, is_refusal
 from accel_flowers.tracking.wandb_tables import tables_of
 
 _log = logging.getLogger(__name__)
 
 SECONDS_TO_CONNECT, SECONDS_TO_FINISH = 20.0, 60.0
 """How long a network that does not answer may keep a run from starting and from ending."""
-_REFUSED = ("401", "403", "not logged in", "invalid", "api key", "permission")
-"""Words of W&B's errors about the key, in contrast to a network that does not answer."""
-_WITHOUT = "or go without it: --tracking.wandb offline, or off"
 
 
 class WandbTracker(Tracker):
@@ -78,7 +74,7 @@ class WandbTracker(Tracker):
         Raises:
             UserError: it does not, or its files cannot be written.
         """
-        with _as_user_errors(), files_under(self._root, offline=self._config.wandb == "offline"):
+        with as_user_errors(), files_under(self._root, offline=self._config.wandb == "offline"):
             import wandb
 
             wandb.setup()  # reads all that the environment sets
@@ -88,8 +84,8 @@ class WandbTracker(Tracker):
                 except wandb.errors.UsageError:
                     raise  # nobody is logged in
                 except Exception as error:  # noqa: BLE001 - of several kinds, by version
-                    if _is_refusal(error):
-                        raise UserError(f"W&B does not let you in: {error_text(error)}. {_LOG_IN}") from None
+                    if is_refusal(error):
+                        raise UserError(f"W&B does not let you in: {error_text(error)}. {LOG_IN}") from None
                     self._answers = False
                     _log.info(f"W&B does not answer ({error_text(error)})")
                     wandb.teardown()
@@ -105,8 +101,12 @@ class WandbTracker(Tracker):
         with writing(f"W&B's folder '{self._root}'", "Give another one with WANDB_DIR."):
             self._root.mkdir(parents=True, exist_ok=True)
         self._opened.enter_context(files_under(self._root, offline=offline))
-        with _as_user_errors():
-            self.run = self._begin(run_id, offline=offline)
+        try:
+            with as_user_errors():
+                self.run = self._begin(run_id, offline=offline)
+        except BaseException:
+            self._opened.close()
+            raise
         if self.run.offline:
             _keep_paths_relative(self.run, self._root)
         self._define_metrics()
@@ -135,8 +135,8 @@ class WandbTracker(Tracker):
         try:
             return wandb.init(mode="online", **init)
         except wandb.errors.CommError as error:
-            if _is_refusal(error):
-                raise UserError(f"W&B does not let you in: {error_text(error)}. {_LOG_IN}") from None
+            if is_refusal(error):
+                raise UserError(f"W&B does not let you in: {error_text(error)}. {LOG_IN}") from None
             _log.info(f"W&B does not answer ({error_text(error)}): the run is written for `wandb sync` instead")
             wandb.teardown()  # its service still holds the run that did not begin
             return wandb.init(mode="offline", **init)
@@ -187,7 +187,7 @@ class WandbTracker(Tracker):
         """Keep it beside the configuration; the architecture is a tag, unless the environment has tags."""
         self.run.config.update(facts, allow_val_change=True)
         if "WANDB_TAGS" not in os.environ:
-            self.run.tags = (*(self.run.tags or ()), self.run.config["model"]["name"])
+            self.run.tags = tuple(dict.fromkeys([*(self.run.tags or ()), self.run.config["model"]["name"]]))
 
     def log(self, values: dict[str, Any], step: int | None = None, *, kind: str | None = None, **_: Any) -> None:
         """Show values once.
@@ -230,7 +230,19 @@ class WandbTracker(Tracker):
             best.add_file(str(file))
         self._log_artifact(best, ["best"] if last_weights is not None else ["best", "last"])
         if self._config.wandb_registry:
-            self.run.link_artifact(best, self._config.wandb_registry)
+            self._link(best, self._config.wandb_registry)
+
+    def _link(self, artifact: Any, registry_path: str) -> None:
+        """A version in a registry; the run has its model and its end, whatever the registry answers."""
+        if self.run.offline:
+            _log.info(
+                f"W&B links no model of an offline run: link it to {registry_path} on its page when it is uploaded"
+            )
+            return
+        try:
+            self.run.link_artifact(artifact, registry_path)
+        except Exception as error:  # noqa: BLE001 - of several kinds: no such registry, no right to it, no network
+            _log.warning(f"W&B does not link the model to {registry_path} ({error_text(error)})")
 
     def _log_artifact(self, artifact: Any, aliases: list[str]) -> None:
         if artifact.digest not in self._artifacts:
@@ -293,42 +305,6 @@ class WandbTracker(Tracker):
                     link.symlink_to(target)
         parts = f"wandb/*run-*-{shlex.quote(self.run.id)}"
         _log.info(f"W&B: this run is uploaded by: cd {shlex.quote(str(self._root))} && wandb sync {parts}")
-
-
-_LOG_IN = f"Log in with `wandb login`, {_WITHOUT}."
-
-
-@contextlib.contextmanager
-def _as_user_errors() -> Iterator[None]:
-    """Reasons of W&B's own why a run cannot start, each as a sentence.
-
-    Raises:
-        UserError: one of them; what else goes wrong is W&B's bug, which ends no run.
-    """
-    import wandb
-
-    try:
-        yield
-    except UserError:
-        raise
-    except wandb.errors.UsageError as error:
-        advice = _LOG_IN if _is_refusal(error) else f"Mend that, {_WITHOUT}."
-        raise UserError(f"W&B does not start: {error_text(error)}. {advice}") from None
-    except ValueError as error:  # pydantic's: of a setting that the environment gives
-        said = "; ".join(f"{mistake['loc'][-1]}: {mistake['msg']}" for mistake in _mistakes(error)) or error_text(error)
-        raise UserError(
-            f"W&B does not take its settings ({said}). Mend WANDB_... of the environment, {_WITHOUT}."
-        ) from None
-    except (wandb.errors.Error, RuntimeError, OSError) as error:  # a home directory that is not there, a full disk
-        raise UserError(f"W&B does not start: {error_text(error)}. Mend that, {_WITHOUT}.") from None
-
-
-def _mistakes(error: ValueError) -> list[Any]:
-    return list(error.errors()) if isinstance(error, ValidationError) else []
-
-
-def _is_refusal(error: Exception) -> bool:
-    return any(word in str(error).lower() for word in _REFUSED)
 
 
 def _keep_paths_relative(run: Any, root: Path) -> None:

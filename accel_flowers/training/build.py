@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config, DataConfig, ModelConfig
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
 from accel_flowers.data.loader import build_loader
@@ -193,6 +194,8 @@ def build_data(
     split, contents = broadcast_from_main(accelerator, decide)
     fingerprint = {**_dataset_fingerprint(table, split), "precision": accelerator.mixed_precision}
     check_same_everywhere(accelerator, fingerprint)
+    if accelerator.num_processes > 1:
+        check_same_everywhere(accelerator, content_facts(table, sorted(split.parts), seed=config.train.seed))
     return DataParts(table, split, contents, seen)
 
 
@@ -315,8 +318,7 @@ def prepare(
 def _dataset_fingerprint(table: ImageTable, split: Split) -> dict[str, object]:
     """What every process must have found in the folder, and been told of the split."""
     return {
-        "number of pictures": len(table.files),
-        "digest of their names and classes": random_key(*table.files, *map(int, table.labels)),
+        **table_facts(table),
         **{f"pictures to {part}": len(split.files_of(part)) for part in PARTS},
         "digest of the split": random_key(*map(str, sorted(split.parts.items()))),
     }

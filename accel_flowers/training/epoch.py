@@ -117,15 +117,19 @@ def finish(session: Session) -> dict[str, Scores]:
     )
 
     count = state.evaluations or state.epochs_scored
+    if run.config.debug.overfit_batches:
+        count = 1  # of what was learnt no choice is biased
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
         progress.line(f"test (evaluated once): {_as_text(results['test'])}  ({len(run.parts['test'])} pictures)")
+    scores = {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
+    progress.line(scores["test" if "test" in scores else "val"].baseline_in_words())
     if run.config.debug.overfit_batches and run.accelerator.is_main_process:
         losses = [line["train/loss"] for line in read_metrics(session.run_dir / METRICS_FILE) if "train/loss" in line]
         progress.line(describe_overfitting(losses[-1], results["val"]["loss"], len(run.spec.class_names)))
     progress.line(f"model: {session.run_dir / MODEL_DIR}")
-    return {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
+    return scores
 
 
 def _score(session: Session, part: str, network: nn.Module) -> Scored:

@@ -103,7 +103,7 @@ def train(
     if not owns_process:
         attach_to_notebook()
     tracking = obey_environment(config.tracking, run_dir)
-    told = said_by_environment(config.tracking, tracking)
+    told = [*told, *said_by_environment(config.tracking, tracking)]
     config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):

@@ -1,0 +1,80 @@
+"""The course of a training: its figures, and what they say of its length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from accel_flowers.data.split import PARTS
+from accel_flowers.report import text as words
+from accel_flowers.report.plots import Course, Plot, course_plot
+from accel_flowers.report.read import RunRecord
+
+
+@dataclass(frozen=True)
+class Training:
+    """The course of the training: its figures, and what they say in words."""
+
+    plots: tuple[Plot, ...]
+    sentence: str
+
+
+def find_course(run: RunRecord) -> Training:
+    """Draw what metrics.jsonl holds so far."""
+    train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
+    averaged = Course("averaged weights", *run.course("val_ema/loss"))
+    accuracy = Course("validation", *run.course("val/accuracy"))
+    train_accuracy = Course("training", *run.course("train/accuracy"))
+    kept = averaged if averaged.values else val
+    averaged_accuracy = Course("averaged weights", *run.course("val_ema/accuracy"))
+    rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
+    if len(rates) == 1:
+        rates = [replace(rates[0], label="learning rate")]
+    best = run.spec.scores.get("val", {}).get("epoch") if run.spec else None
+    best_step = run.spec.scores.get("val", {}).get("step") if run.spec else None
+    best_at = next((line["epoch"] for line in run.lines if line.get("step") == best_step and "val/loss" in line), None)
+    counts = {part: len(run.split.files_of(part)) for part in PARTS}
+    plots = []
+    if train.values:
+        plots.append(
+            course_plot(
+                "loss",
+                "loss",
+                "nats",
+                [each for each in (train, val, averaged) if each.values],
+                best=best_at,
+                alt=f"Loss over the epochs. {words.parts_of_curves(counts, run.config, loss=True)}",
+            )
+        )
+    if accuracy.values:
+        plots.append(
+            course_plot(
+                "accuracy",
+                "accuracy",
+                "%",
+                [each for each in (train_accuracy, accuracy, averaged_accuracy) if each.values],
+                best=best_at,
+                percent=True,
+                alt="Share of right answers over the epochs. "
+                + (
+                    words.parts_of_curves(counts, run.config, loss=False)
+                    if train_accuracy.values
+                    else f"Validation: {words.images(counts['val'])}, after each epoch."
+                ),
+            )
+        )
+    if rates:
+        plots.append(course_plot("lr", "learning rate", "", rates, marked=False, alt="Learning rate over the epochs."))
+    return Training(
+        plots=tuple(plots),
+        sentence=words.course_of_training(
+            words.Length(
+                planned=run.config.train.epochs,
+                ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
+                finished=run.predictions is not None,
+                best=best,
+                train_loss=train.values[-1] if train.values else None,
+                val_losses=kept.values,
+                best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,
+            )
+        ),
+    )
