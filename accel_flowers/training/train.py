@@ -96,7 +96,7 @@ def train(
         RankLost: another process is gone.
     """
     check_can_train()
-    config, cut = fit_warmup(shorten(config))
+    config, told = fit_warmup(shorten(config))
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
@@ -112,7 +112,7 @@ def train(
     with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock(times.lock) as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
-        log_on_main(processes, *cut, *told, *settings_without_effect(config, os.environ))
+        log_on_main(processes, *told, *settings_without_effect(config, os.environ))
         broadcast_from_main(processes, lambda: check_source(config.data))
         broadcast_from_main(processes, lambda: check_trackers(trackers))
         precision = broadcast_from_main(
