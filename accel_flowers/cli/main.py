@@ -15,7 +15,7 @@ from contextlib import nullcontext
 
 from accel_flowers.cli.commands import dispatch, is_of_several_processes
 from accel_flowers.core.console import ResultLost, attach_console, lenient_streams, results, write_error
-from accel_flowers.core.environment import check_working_directory, libraries_first, need_home
+from accel_flowers.core.environment import check_working_directory, libraries_first, need_home, quiet_libraries
 from accel_flowers.core.errors import Interrupted, RankLost, Stopped, UserError, printable
 from accel_flowers.core.signals import signals_stop
 from accel_flowers.distributed.environment import is_left_out, is_main_process, launched_place
@@ -36,6 +36,7 @@ _LET_MAIN_SPEAK = 3
 def main(words: Sequence[str] | None = None) -> None:
     """Run a command; ends the process with its exit code."""
     libraries_first()
+    quiet_libraries()
     words = sys.argv[1:] if words is None else words
     joins = is_of_several_processes(words)
 

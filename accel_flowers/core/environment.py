@@ -32,6 +32,11 @@ def libraries_first() -> None:
     sys.path[:] = [*there, here] if named else there
 
 
+def quiet_libraries() -> None:
+    """Before torch is imported: its profiler would tell of itself and of missing GPUs in lines of its own."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
 def need_home() -> None:
     """Where the user has no home directory, as in some containers, take one among the temporary files: libraries would
     make a folder "~" in the working directory for what they keep."""

@@ -6,6 +6,7 @@ What can be wrong with a configuration, a folder, weights or a launch is found h
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,7 +27,7 @@ from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
 from accel_flowers.data.sampler import BatchPlan, SequentialBatchSampler, StreamBatchSampler, random_key, shrunk_to
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split
-from accel_flowers.data.table import ImageTable
+from accel_flowers.data.table import HUB_PREFIX, ImageTable
 from accel_flowers.data.transforms.batch import BatchContext, build_batch_transform
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable
 from accel_flowers.data.validate import validate_all
@@ -323,11 +324,21 @@ def _dataset_fingerprint(table: ImageTable, split: Split) -> dict[str, object]:
     }
 
 
-def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
-    source = data.path
-    if source is None:
+def check_source(data: DataConfig) -> str:
+    """data.path, seen to be there: the first of all mistakes, and the cheapest to find.
+
+    Raises:
+        UserError: none is given, or there is nothing.
+    """
+    if data.path is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
-    return main_process_first(accelerator, lambda: load_images(source, label_column=data.label_column))
+    if not data.path.startswith(HUB_PREFIX) and not os.path.exists(data.path):
+        load_images(data.path)  # which says what is there instead
+    return data.path
+
+
+def _load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
+    return main_process_first(accelerator, lambda: load_images(check_source(data), label_column=data.label_column))
 
 
 def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:

@@ -87,7 +87,7 @@ def _describe_run(run: Run) -> str:
     words = (
         f"{plan.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}; "
         f"a step is {plan.global_batch_size} pictures: {plan.accumulation} x {plan.micro_batch} on each process; "
-        f"{plan.num_steps} steps in {plan.epochs} epochs"
+        f"{plan.num_steps} steps in {plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
     )
     return words + (f"; going on after step {run.state.step}" if run.state.step else "")
 

@@ -45,7 +45,7 @@ from accel_flowers.tracking.run_dir import (
 )
 from accel_flowers.tracking.trackers import build_trackers, check_trackers, start_trackers, tell_end
 from accel_flowers.tracking.wandb_environment import obey_environment, said_by_environment
-from accel_flowers.training.build import build_run
+from accel_flowers.training.build import build_run, check_source
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
 from accel_flowers.training.epoch import finish, save
@@ -113,6 +113,7 @@ def train(
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
         log_on_main(processes, *told, *settings_without_effect(config, os.environ))
+        broadcast_from_main(processes, lambda: check_source(config.data))
         broadcast_from_main(processes, lambda: check_trackers(trackers))
         precision = broadcast_from_main(
             processes, lambda: choose_precision(config, processes, run_dir=run_dir, bare=owns_process)
