@@ -172,3 +172,26 @@ def test_the_cache_of_the_user(given: str | None, place: str, tmp_path: Path, mo
     if given is not None:
         monkeypatch.setenv("XDG_CACHE_HOME", given)
     assert user_cache() == tmp_path / place / "accel_flowers"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "link", "file", "folder", "nothing"])
+@pytest.mark.parametrize("where", ["{}", ".{}.part", ".{}.old"])
+def test_whatever_lies_where_a_folder_goes_is_in_nobodys_way(tmp_path: Path, kind: str, where: str) -> None:
+    """A pipe that is opened waits for somebody who writes, for ever."""
+    there = tmp_path / where.format("model")
+    if kind == "pipe":
+        os.mkfifo(there)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere/kept").touch()
+        there.symlink_to(tmp_path / "elsewhere")
+    elif kind == "file":
+        there.write_text("old")
+    elif kind == "folder":
+        there.mkdir()
+        os.mkfifo(there / "pipe")
+    with replace_folder(tmp_path / "model") as folder:
+        (folder / "new").touch()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["new"]
+    assert kind != "link" or (tmp_path / "elsewhere/kept").exists()

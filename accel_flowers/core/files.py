@@ -138,7 +138,7 @@ def replace_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
     """
     partial, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     restore_folder(path)
-    shutil.rmtree(partial, ignore_errors=True)  # of a writer that was killed
+    remove_entry(partial)  # of a writer that was killed
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.mkdir(mode=mode)
     try:
@@ -149,10 +149,10 @@ def replace_folder(path: Path, *, mode: int = 0o777) -> Iterator[Path]:
         partial.rename(path)
         flush_to_disk(path.absolute().parent)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # it may hold the very room that is missing
+        remove_entry(partial)  # it may hold the very room that is missing
         restore_folder(path)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove_entry(old)
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def make_folder_once(path: Path) -> Iterator[Path]:
         OSError: the disk refuses.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_entry(partial)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -181,7 +181,19 @@ def make_folder_once(path: Path) -> Iterator[Path]:
                 raise  # else another process was quicker
         flush_to_disk(path.absolute().parent)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_entry(partial)
+
+
+def remove_entry(path: Path) -> None:
+    """Remove what lies there as far as that is possible: a folder with all in it, or a file, a link, a pipe.
+
+    `shutil.rmtree` alone opens what it is given, and so waits for ever at a pipe (Python 3.11).
+    """
+    with suppress(OSError):
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def restore_folder(path: Path) -> None:
@@ -190,7 +202,7 @@ def restore_folder(path: Path) -> None:
     if not old.is_dir():
         return
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        remove_entry(old)
     else:
         old.rename(path)
 

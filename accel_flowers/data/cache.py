@@ -30,7 +30,7 @@ import xxhash
 from torch import Tensor
 
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import replace_folder
+from accel_flowers.core.files import remove_entry, replace_folder
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.core.reading import read_file
@@ -202,7 +202,7 @@ def _make(
             )
         return decode_pixels(data, names[number]).numpy()
 
-    shutil.rmtree(folder, ignore_errors=True)  # it is damaged, and its room is needed
+    remove_entry(folder)  # it is damaged, and its room is needed
     there = [number for number, content in enumerate(contents) if content]
     sample = there[:: max(1, len(there) // SAMPLED_IMAGES)]
     estimate = sum(decode(number).nbytes for number in sample) * len(there) // max(1, len(sample))

@@ -18,7 +18,6 @@ import os
 import platform
 import secrets
 import shlex
-import shutil
 import stat
 import tempfile
 import time
@@ -34,7 +33,7 @@ from accel_flowers.config.loading import ENVIRONMENT_KEY, read_config
 from accel_flowers.config.paths import with_absolute_paths
 from accel_flowers.config.schema import Config, config_to_dict, flat_fields
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import write_text_durably, writing
+from accel_flowers.core.files import remove_entry, write_text_durably, writing
 from accel_flowers.core.machine import available_cores, cpu_name
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
@@ -136,7 +135,7 @@ def _give_way(run_dir: Path, lock: RunDirLock, *, is_trial: bool) -> None:
     if not is_trial and _has_begun(run_dir):  # it was in its start, and its process has come further meanwhile
         raise UserError(_BEGAN_JUST_NOW.format(run_dir))
     for name in ("checkpoints", MODEL_DIR, "plots", "profile", "tensorboard"):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
+        remove_entry(run_dir / name)
     for name in (METRICS_FILE, "predictions.parquet", "report.html", CONFIG_FILE):
         with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
             (run_dir / name).unlink(missing_ok=True)

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.files import flush_to_disk, point_to, replace_folder, restore_folder, writing
+from accel_flowers.core.files import flush_to_disk, point_to, remove_entry, replace_folder, restore_folder, writing
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
@@ -250,7 +249,7 @@ class Checkpoints:
         What lies after the newest was damaged and passed over: the run comes there again.
         """
         for partial in self._root.glob(".step-*.part"):  # a write that was cut off
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_entry(partial)
         present = self._steps()
         steps = [step for step in present if step <= newest]
         states = {step: state for step in steps if (state := self._read_state(step))}
@@ -259,7 +258,7 @@ class Checkpoints:
         bests = sorted({state.best_step for state in states.values() if state.best_step})
         kept |= set(bests[-self._config.keep_best :])
         for step in set(present) - kept:
-            shutil.rmtree(self._directory(step), ignore_errors=True)  # it is in nobody's way: the next one tries again
+            remove_entry(self._directory(step))  # it is in nobody's way: the next one tries again
 
     def _read_state(self, step: int) -> TrainState | None:
         try:
