@@ -150,7 +150,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fingerprint-of-names",
-        "training/build.py",
+        "data/content.py",
         '        "digest of their names and classes": random_key(*table.files, *map(int, table.labels)),\n',
         "",
         ("test_peers.py::test_processes_that_see_other_names_do_not_start",),
@@ -172,15 +172,15 @@ MUTATIONS = (
     Mutation(
         "signal-not-agreed",
         "distributed/preemption.py",
-        "        stop, late = self._agreement.any(self._signalled, late)",
-        "        stop = self._signalled",
+        "        stop, late = self._agreement.any(self._must_stop(), late)",
+        "        stop = self._must_stop()",
         ("test_faults.py::test_stopped_by_a_signal_to_one_process",),
     ),
     Mutation(
         "signal-in-an-evaluation-not-agreed",
         "distributed/preemption.py",
-        "            if self._agreement.any(self._signalled)[0]:",
-        "            if self._signalled:",
+        "            if self._agreement.any(self._must_stop())[0]:",
+        "            if self._must_stop():",
         ("test_interrupted.py::test_a_signal_during_the_evaluation_waits_for_none_of_it",),
     ),
     # Checkpoints and the run directory
@@ -222,8 +222,8 @@ MUTATIONS = (
     Mutation(
         "overwritten-unasked",
         "tracking/run_dir.py",
-        '    if config.resume == "never" and not goes_on:',
-        "    if False:",
+        "        if begun and not is_trial:",
+        "        if False:",
         ("test_train.py::test_nothing_is_overwritten",),
     ),
     # What a run ends with
@@ -237,8 +237,8 @@ MUTATIONS = (
     Mutation(
         "direction-of-the-metric-lost",
         "training/epoch.py",
-        "lower_is_better=lower_is_better(metric))",
-        "lower_is_better=False)",
+        "lower_is_better=lower_is_better(metric)\n",
+        "lower_is_better=False\n",
         ("test_ema.py::test_both_are_scored_and_the_averaged_is_kept",),
     ),
     Mutation(

@@ -55,6 +55,13 @@ def tiny_config(photos: Path, run_dir: Path, **sections: dict[str, Any]) -> Conf
     return Config.model_validate({**recipe, "run_dir": str(run_dir)})
 
 
+def without_photos(folder: Path) -> Path:
+    """A folder that is there and has no photos: whoever reads it says so."""
+    empty = folder / "no photos are read"
+    empty.mkdir()
+    return empty
+
+
 def write_recipe(path: Path, **sections: dict[str, Any]) -> Path:
     """The same as a file (JSON is YAML), for the command line; float32 on any machine."""
     train = {"precision": "launcher", **sections.get("train", {})}

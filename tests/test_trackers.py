@@ -26,7 +26,7 @@ from accel_flowers.tracking.tensorboard import markdown_text
 from accel_flowers.tracking.tracker import Guarded, Tracker
 from accel_flowers.tracking.trackers import build_trackers
 from accel_flowers.training.train import train
-from tests.runs import tiny_config
+from tests.runs import tiny_config, without_photos
 
 METHODS = (
     "check", "open", "store_init_configuration", "describe", "log", "show", "forget_after", "warn", "keep_model", "summarize",
@@ -156,7 +156,7 @@ def test_a_tracker_that_refuses_is_asked_before_anything_is_done(
 
     monkeypatch.setattr(Spy, "check", refuse)
     with pytest.raises(UserError, match="nobody is logged in"):
-        train(tiny_config(tmp_path / "no photos are read", tmp_path / "run", tracking={"also": ["test/spy"]}))
+        train(tiny_config(without_photos(tmp_path), tmp_path / "run", tracking={"also": ["test/spy"]}))
     assert not (tmp_path / "run").exists()
 
 

@@ -87,10 +87,10 @@ def test_forgetting_before_anything_was_logged(path: Path) -> None:
 
 
 def test_values_that_are_no_numbers_survive(path: Path) -> None:
-    JsonlTracker(path).log({"train/loss": float("nan"), "what": "Blüte\n花"}, step=1)
+    JsonlTracker(path).log({"train/loss": float("nan"), "val/f1/Blüte\n花": 0.5}, step=1)
     (line,) = read_metrics(path)
     assert line["train/loss"] != line["train/loss"]
-    assert line["what"] == "Blüte\n花"
+    assert line["val/f1/Blüte\n花"] == 0.5
 
 
 @pytest.mark.parametrize(

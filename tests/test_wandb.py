@@ -30,7 +30,7 @@ from accel_flowers.tracking.wandb import WandbTracker
 from accel_flowers.tracking.wandb_environment import files_under, obey_environment, said_by_environment, wandb_root
 from accel_flowers.tracking.wandb_tables import cells_to_show
 from accel_flowers.training.train import train
-from tests.runs import tiny_config
+from tests.runs import tiny_config, without_photos
 
 ONLINE, OFFLINE, OFF = (TrackingConfig(wandb=mode) for mode in ("online", "offline", "off"))  # type: ignore[arg-type]
 
@@ -76,7 +76,7 @@ def test_the_mode_of_the_environment_is_obeyed(
 def test_a_word_that_is_no_mode_is_told(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", word)
     with pytest.raises(UserError, match=f"WANDB_MODE is '{word}'.*online, offline or disabled"):
-        train(tiny_config(tmp_path / "no photos are read", tmp_path / "run", tracking={"wandb": "offline"}))
+        train(tiny_config(without_photos(tmp_path), tmp_path / "run", tracking={"wandb": "offline"}))
     assert not (tmp_path / "run").exists()
 
 
@@ -111,7 +111,7 @@ def test_a_run_id_that_wandb_refuses_is_told_at_the_start(
 ) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", given)
     with pytest.raises(UserError, match="WANDB_RUN_ID"):
-        train(tiny_config(tmp_path / "no photos are read", tmp_path / "run"))
+        train(tiny_config(without_photos(tmp_path), tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -133,7 +133,7 @@ def test_what_keeps_wandb_from_starting_is_a_sentence(
     wandb.teardown()
     try:
         with pytest.raises(UserError, match=message) as told:
-            train(tiny_config(tmp_path / "no photos are read", tmp_path / "run", tracking={"wandb": "online"}))
+            train(tiny_config(without_photos(tmp_path), tmp_path / "run", tracking={"wandb": "online"}))
     finally:
         wandb.teardown()
     assert "\n" not in str(told.value)
@@ -174,7 +174,7 @@ def test_a_key_that_is_refused_is_told_before_photos_are_read(
     wandb.teardown()
     try:
         with pytest.raises(UserError, match=r"W&B does not let you in: .*not logged in.*Log in with `wandb login`"):
-            train(tiny_config(tmp_path / "no photos are read", tmp_path / "run", tracking={"wandb": "online"}))
+            train(tiny_config(without_photos(tmp_path), tmp_path / "run", tracking={"wandb": "online"}))
     finally:
         wandb.teardown()
     assert not (tmp_path / "run").exists()
