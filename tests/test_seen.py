@@ -56,6 +56,7 @@ def test_evaluate_tells_known_images_from_others(
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, target)
     whole = evaluate(run_dir / "model", moved)
+    assert evaluate(run_dir, moved).seen == whole.seen, "a run is taken for its model"
     test = evaluate(run_dir / "model", photos, split_file=run_dir / "split.json", part="test")
     assert whole.num_images == 36
     assert whole.seen is not None

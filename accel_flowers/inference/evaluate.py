@@ -36,7 +36,7 @@ from accel_flowers.distributed.launch import computes_on_cpu, launched_precision
 from accel_flowers.distributed.session import process_session
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.classification import Predictions, Scores, Seen
-from accel_flowers.models.saved import load_model, load_spec
+from accel_flowers.models.saved import load_model, load_spec, model_folder
 from accel_flowers.models.seen import load_seen, short_digests
 from accel_flowers.tracking.run_dir import versions
 
@@ -72,7 +72,7 @@ def evaluate(
         Interrupted: a signal.
         RankLost: another process failed, fell silent or is gone.
     """
-    model_dir, source = Path(model_dir), os.fspath(data)
+    model_dir, source = model_folder(Path(model_dir)), os.fspath(data)
     split_file = Path(split_file) if split_file is not None else None
     spec = load_spec(model_dir)
     facts = {**versions(), "model": spec.model_dump(mode="json", exclude={"scores"})}
