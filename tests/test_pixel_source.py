@@ -89,7 +89,7 @@ def test_what_is_drawn_comes_through_the_loader(table: ImageTable) -> None:
 
 
 @pytest.mark.holds("Pixels do not depend on where they come from")
-@pytest.mark.parametrize("kind", ["drawn", "photos"])
+@pytest.mark.parametrize("kind", ["drawn", pytest.param("photos", marks=pytest.mark.slow)])
 def test_a_network_meets_the_same_on_all_ways(kind: str, table: ImageTable, tmp_path: Path) -> None:
     """In the runs themselves, in all their epochs: what a training on one way learns, it could learn on the others."""
     photos = os.environ.get("ACCEL_FLOWERS_TEST_PHOTOS")
@@ -152,7 +152,8 @@ def test_the_earlier_name_of_the_reference_goes_on_with_a_run(table: ImageTable,
         train(config.model_copy(update={"resume": "auto"}))
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_a_run_on_the_device(processes: int, table: ImageTable, tmp_path: Path) -> None:
     """Nearly the losses of the run from files; workers and an interruption change nothing, to the last digit."""
     recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 2})
