@@ -6,11 +6,10 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tests.conftest import make_folder
 from tests.faults import Forked
 from tests.ranks import Ranks, finish
 from tests.runs import PROJECT, metrics, write_recipe
+from tests.servers import JsonHandler, serving
 
 
 @pytest.fixture(scope="module")
@@ -189,15 +189,11 @@ def test_matrix_is_drawn_with_any_names() -> None:
 # A network that does not answer
 
 
-class Server(BaseHTTPRequestHandler):
+class Server(JsonHandler):
     """As much of W&B's as it takes to begin a run."""
 
-    protocol_version = "HTTP/1.1"
-
     def do_POST(self) -> None:
-        query = (
-            json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}") if self.path == "/graphql" else {}
-        )
+        query = json.loads(self.body() or "{}") if self.path == "/graphql" else {}
         data: dict[str, Any] = {}
         if "UpsertBucket" in str(query.get("query")):
             project = {"id": "p", "name": "x", "entity": {"id": "e", "name": "me"}}
@@ -208,23 +204,13 @@ class Server(BaseHTTPRequestHandler):
             data = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
         if "viewer" in str(query.get("query")):
             data = {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
-        answer = json.dumps({"data": data}).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        self.answer({"data": data})
 
 
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Server) as server:
         yield server
-        server.shutdown()
 
 
 @pytest.mark.slow

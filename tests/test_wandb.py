@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from accel_flowers.tracking.wandb_environment import files_under, obey_environme
 from accel_flowers.tracking.wandb_tables import cells_to_show
 from accel_flowers.training.train import train
 from tests.runs import tiny_config, without_photos
+from tests.servers import JsonHandler, serving
 
 ONLINE, OFFLINE, OFF = (TrackingConfig(wandb=mode) for mode in ("online", "offline", "off"))  # type: ignore[arg-type]
 
@@ -141,28 +142,18 @@ def test_what_keeps_wandb_from_starting_is_a_sentence(
     assert not (tmp_path / "run").exists()
 
 
-class NobodyIsKnown(BaseHTTPRequestHandler):
+class NobodyIsKnown(JsonHandler):
     """A server that takes no key."""
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
-        answer = b'{"errors": [{"message": "user is not logged in"}]}'
-        self.send_response(401)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        self.body()
+        self.answer({"errors": [{"message": "user is not logged in"}]}, status=401)
 
 
 @pytest.fixture
 def refusing() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), NobodyIsKnown) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(NobodyIsKnown) as server:
         yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
 
 
 @pytest.mark.holds("W&B is asked for the login before photos are read")
@@ -368,20 +359,18 @@ def test_tensorboard_shows_what_the_run_runs_on(tmp_path: Path) -> None:
 # Uploading
 
 
-class Uploads(BaseHTTPRequestHandler):
+class Uploads(JsonHandler):
     """As much of W&B's server as an upload needs; keeps the sizes of what comes."""
 
-    protocol_version = "HTTP/1.1"
-
     def do_GET(self) -> None:
-        self._answer({})
+        self.answer({})
 
     def do_PUT(self) -> None:
-        self.server.got[Path(self.path).name] = len(self._body())  # type: ignore[attr-defined]
-        self._answer({})
+        self.server.got[Path(self.path).name] = len(self.body())  # type: ignore[attr-defined]
+        self.answer({})
 
     def do_POST(self) -> None:
-        body = self._body()
+        body = self.body()
         query = json.loads(body) if self.path == "/graphql" else {"query": ""}
         words, given = query["query"].replace("(", " ").split(), query.get("variables") or {}
         name = words[1] if len(words) > 1 else ""
@@ -413,21 +402,7 @@ class Uploads(BaseHTTPRequestHandler):
             data = {"commitArtifact": {"artifact": {"id": "a", "digest": "d"}}}
         elif "viewer" in query["query"]:
             data = {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
-        self._answer({"data": data, "exitcode": 0, "limits": {}})
-
-    def _body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("content-length", 0)))
-
-    def _answer(self, answer: dict[str, Any]) -> None:
-        text = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        self.answer({"data": data, "exitcode": 0, "limits": {}})
 
 
 class QuietServer(ThreadingHTTPServer):

@@ -29,9 +29,10 @@ def find_course(run: RunRecord) -> Training:
     rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
     if len(rates) == 1:
         rates = [replace(rates[0], label="learning rate")]
-    best = run.spec.scores.get("val", {}).get("epoch") if run.spec else None
-    best_step = run.spec.scores.get("val", {}).get("step") if run.spec else None
-    best_at = next((line["epoch"] for line in run.lines if line.get("step") == best_step and "val/loss" in line), None)
+    best = run.spec.scores.get("val", {}) if run.spec else {}
+    best_at = next(
+        (line["epoch"] for line in run.lines if line.get("step") == best.get("step") and "val/loss" in line), None
+    )
     counts = {part: len(run.split.files_of(part)) for part in PARTS}
     plots = []
     if train.values:
@@ -71,7 +72,7 @@ def find_course(run: RunRecord) -> Training:
                 planned=run.config.train.epochs,
                 ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
                 finished=run.predictions is not None,
-                best=best,
+                best=best.get("epoch"),
                 train_loss=train.values[-1] if train.values else None,
                 val_losses=kept.values,
                 best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,
