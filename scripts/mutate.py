@@ -157,7 +157,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fingerprint-of-the-split",
-        "training/build.py",
+        "training/build_data.py",
         '        "digest of the split": random_key(*map(str, sorted(split.parts.items()))),\n',
         "",
         ("test_peers.py::test_images_that_differ_in_anything_are_told_apart",),

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from accel_flowers.config.schema import TransformSpec
+from accel_flowers.config.field_types import TransformSpec
 from accel_flowers.data.decoding.jpeg import decode_pixels, decode_rows, read_header
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image, decode_thumbnail, verify_image
 from accel_flowers.data.transforms.build import ImageTransform, build_transform

@@ -16,7 +16,7 @@ from accel_flowers.data.content import content_facts
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
-from accel_flowers.training.build import _dataset_fingerprint
+from accel_flowers.training.build_data import dataset_fingerprint
 from tests.conftest import make_folder
 from tests.impatient import ENTRY, TIMES
 from tests.ranks import Ranks
@@ -260,8 +260,8 @@ def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
     table = load_images(str(make_folder(tmp_path / "photos", per_class=3)))
     parts = ("train", "train", "val", "train", "test", "train", "val", "train", "test")
     split = Split(table.class_names, dict(zip(table.files, parts, strict=True)))
-    before = _dataset_fingerprint(table, split)
-    assert _dataset_fingerprint(replace(table), replace(split)) == before
+    before = dataset_fingerprint(table, split)
+    assert dataset_fingerprint(replace(table), replace(split)) == before
 
     names = (*table.files[:-1], "tulip/99.png")
     renamed = Split(table.class_names, dict(zip(names, parts, strict=True)))
@@ -271,7 +271,7 @@ def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
         "parts": (table, replace(split, parts=dict(zip(table.files, reversed(parts), strict=True)))),
     }
     for what, (other_table, other_split) in others.items():
-        now = _dataset_fingerprint(other_table, other_split)
+        now = dataset_fingerprint(other_table, other_split)
         assert [now[name] for name in before if "digest" not in name] == [before[name] for name in before if "digest" not in name]  # fmt: skip
         assert now != before, what
 

@@ -13,8 +13,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from pydantic import ValidationError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from accel_flowers.config.field_types import ACCELERATES_TRACKERS
 from accel_flowers.config.loading import config_from_flags
-from accel_flowers.config.schema import ACCELERATES_TRACKERS, Config, TrackingConfig
+from accel_flowers.config.schema import Config, TrackingConfig
 from accel_flowers.core.errors import Diverged, Interrupted, UserError, printable
 from accel_flowers.core.registry import register
 from accel_flowers.core.yaml_text import parse_yaml

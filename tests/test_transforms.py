@@ -18,7 +18,8 @@ from PIL import Image
 from torchvision import transforms as v1
 from torchvision.transforms import v2
 
-from accel_flowers.config.schema import DataConfig, TransformSpec
+from accel_flowers.config.field_types import TransformSpec
+from accel_flowers.config.schema import DataConfig
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.registry import register

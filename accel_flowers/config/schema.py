@@ -6,163 +6,27 @@ devices, precision. No setting has two owners. This module imports neither torch
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-    ValidationInfo,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from accel_flowers.config.field_types import (
+    ONE_TRANSFORM,
+    PLAIN_VALUE,
+    Options,
+    StandardDeviation,
+    ThreeNumbers,
+    TrackerList,
+    TransformList,
+    UserPath,
+    allowed,
+    is_utf8,
+    known,
+    part_name,
+    transform_parts,
+)
 from accel_flowers.core import registry
-from accel_flowers.core.yaml_text import flow_yaml, parse_yaml
-
-
-def _allowed(words: str) -> WrapValidator:
-    """One message for a value of several possible forms, instead of one for each form that it has not."""
-
-    def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return validate(value)
-        except ValidationError:
-            raise ValueError(f"must be {words}") from None
-
-    return WrapValidator(check)
-
-
-ThreeNumbers = Annotated[tuple[float, float, float], _allowed("three numbers: for red, green and blue")]
-
-
-def _above_zero(value: tuple[float, float, float]) -> tuple[float, float, float]:
-    if min(value) <= 0:
-        raise ValueError("a standard deviation must be above 0")
-    return value
-
-
-StandardDeviation = AfterValidator(_above_zero)
-"""Pixels are divided by it, here and in a saved model."""
-
-_PLAIN_VALUE = TypeAdapter[JsonValue](JsonValue, config=ConfigDict(allow_inf_nan=False))
-
-TransformSpec = Annotated[
-    str | dict[str, Any],
-    AfterValidator(_PLAIN_VALUE.validate_python),  # no dates, sets or circles of YAML's, which no file would hold again
-    _allowed("the name of a transform, or its name with arguments: 'Resize: {size: 256}'"),
-]
-"""`"RandomHorizontalFlip"` or `{"RandomResizedCrop": {"size": 224}}`: a torchvision v2 transform and its arguments."""
-
-TransformList = Annotated[
-    tuple[TransformSpec, ...],
-    # On the command line a list of transforms is one argument in YAML's flow style.
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="YAML",
-        instance_from_str=lambda words: parse_yaml(words[0], "the list of transforms"),
-        is_instance=lambda value: isinstance(value, (list, tuple)),
-        str_from_instance=lambda transforms: [flow_yaml(list(transforms))],
-    ),
-]
-
-
-Options = Annotated[
-    dict[str, Any],
-    AfterValidator(_PLAIN_VALUE.validate_python),
-    _allowed("a mapping of names to plain values: '{gamma: 2}'"),
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="YAML",
-        instance_from_str=lambda words: parse_yaml(words[0], "the options"),
-        is_instance=lambda value: isinstance(value, dict),
-        str_from_instance=lambda options: [flow_yaml(options)],
-    ),
-]
-"""Arguments of a part, by name; on the command line one word in YAML's flow style."""
-
-
-_ONE_TRANSFORM = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="YAML",
-    instance_from_str=lambda words: parse_yaml(words[0], "the transform"),
-    is_instance=lambda value: value is None or isinstance(value, (str, dict)),
-    str_from_instance=lambda transform: [transform if isinstance(transform, str) else flow_yaml(transform)],
-)
-
-
-def _known(kind: registry.Kind, *built_in: str) -> AfterValidator:
-    """The name of a built-in part, or of a registered one of the user's own."""
-
-    def check(name: str) -> str:
-        if name not in built_in and registry.find(kind, name) is None:
-            raise ValueError(registry.unknown(kind, name, built_in))
-        return name
-
-    return AfterValidator(check)
-
-
-def _part_name(spec: str | dict[str, Any]) -> str:
-    """Of a part that is given by its name, or by its name with arguments."""
-    return spec if isinstance(spec, str) else str(next(iter(spec), ""))
-
-
-def _tracker(spec: str | dict[str, Any]) -> str | dict[str, Any]:
-    if isinstance(spec, dict) and (len(spec) != 1 or not isinstance(next(iter(spec.values())), dict | None)):
-        raise ValueError("a tracker with arguments is one name and their values: 'my/live: {port: 80}'")
-    name = _part_name(spec)
-    if name not in ACCELERATES_TRACKERS and registry.find("tracker", name) is None:
-        raise ValueError(registry.unknown("tracker", name, ACCELERATES_TRACKERS))
-    return spec
-
-
-ACCELERATES_TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
-"""Names of the trackers that Accelerate has; whether one is installed is seen when it is built."""
-
-TrackerList = Annotated[
-    tuple[
-        Annotated[
-            str | dict[str, Any],
-            AfterValidator(_PLAIN_VALUE.validate_python),
-            _allowed("the name of a tracker, or its name with arguments: 'my/live: {port: 80}'"),
-            AfterValidator(_tracker),
-        ],
-        ...,
-    ],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="YAML",
-        instance_from_str=lambda words: _as_list(parse_yaml(words[0], "the trackers")),
-        is_instance=lambda value: isinstance(value, (list, tuple)),
-        str_from_instance=lambda trackers: [flow_yaml(list(trackers))],
-    ),
-]
-
-
-def _as_list(value: Any) -> Any:
-    """One tracker need not stand in brackets."""
-    return [value] if isinstance(value, (str, dict)) else value
-
-
-UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A path as people write it, "~/photos" too; other words, such as "80/20", stay as they are."""
-
-
-def _is_utf8(text: str) -> bool:
-    """Not so where the shell gave bytes of another encoding, which no file of a run could hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class Section(BaseModel):
@@ -179,7 +43,7 @@ class Section(BaseModel):
             raise ValueError("true and false are not allowed here")
         if isinstance(value, int) and abs(value) > 2**63:
             raise ValueError("must be a number of 64 bits")
-        if isinstance(value, str) and ("\0" in value or not _is_utf8(value)):
+        if isinstance(value, str) and ("\0" in value or not is_utf8(value)):
             raise ValueError("must be UTF-8 text without NUL characters")
         return None if value == "None" and field.default is None else value
 
@@ -209,7 +73,7 @@ class DataConfig(Section):
     eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
     """The same for validation, test, evaluate and predict."""
     batch_transform: Annotated[
-        str | dict[str, Any] | None, AfterValidator(_PLAIN_VALUE.validate_python), _ONE_TRANSFORM
+        str | dict[str, Any] | None, AfterValidator(PLAIN_VALUE.validate_python), ONE_TRANSFORM
     ] = None
     """What is done to a whole batch of inputs, such as mixing: a registered batch transform, by name or as '{my/mixup: {alpha: 0.2}}'; None = nothing."""
     mean: ThreeNumbers = (0.485, 0.456, 0.406)
@@ -241,15 +105,15 @@ class ModelConfig(Section):
     """Probability of dropout in front of the new last layer; None = what the architecture has."""
     freeze: Annotated[
         Literal["none", "backbone"] | Annotated[int, Field(ge=1)],
-        _allowed("none, backbone, or a number of first stages: 1 or more"),
+        allowed("none, backbone, or a number of first stages: 1 or more"),
     ] = "none"
     """What keeps its weights: none, backbone (everything but the new last layer), or a number: so many first stages."""
 
 
 class LossConfig(Section):
-    task: Annotated[str, _known("task", "classification")] = "classification"
+    task: Annotated[str, known("task", "classification")] = "classification"
     """What a step computes: classification (the network's scores against the labels by `name`), or a registered task."""
-    name: Annotated[str, _known("loss", "cross_entropy")] = "cross_entropy"
+    name: Annotated[str, known("loss", "cross_entropy")] = "cross_entropy"
     """Loss of the scores: cross_entropy, or a registered loss."""
     options: Options = {}
     """Arguments of a registered task or loss, as '{gamma: 2}'."""
@@ -260,7 +124,7 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Annotated[str, _known("optimizer", "sgd", "adam", "adamw", "rmsprop")] = "sgd"
+    name: Annotated[str, known("optimizer", "sgd", "adam", "adamw", "rmsprop")] = "sgd"
     """Optimizer of torch.optim: sgd, adam, adamw or rmsprop; or a registered one."""
     options: Options = {}
     """Arguments of a registered optimizer, as '{betas: [0.9, 0.95]}'."""
@@ -320,7 +184,7 @@ class TrainConfig(Section):
     """Images in one forward pass of evaluation."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random follows from it: split, order, augmentation, dropout, first weights."""
-    best_metric: Annotated[str, _known("metric", "accuracy", "loss", "macro_f1")] = "accuracy"
+    best_metric: Annotated[str, known("metric", "accuracy", "loss", "macro_f1")] = "accuracy"
     """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one. Of equal values that with the lower validation loss is the better."""
     early_stopping_epochs: int | None = Field(default=None, ge=1)
     """Stop after so many epochs without a better best_metric, or an equal one at a lower loss; None = never."""
@@ -389,7 +253,7 @@ class TrackingConfig(Section):
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> TrackingConfig:
-        also = [_part_name(spec) for spec in self.also]
+        also = [part_name(spec) for spec in self.also]
         own = ["wandb"] * (self.wandb != "off") + ["tensorboard"] * self.tensorboard
         if doubled := sorted({name for name in also if (also + own).count(name) > 1}):
             raise ValueError(f"also: {', '.join(doubled)} would be opened twice: name each tracker once")
@@ -456,16 +320,3 @@ def own_parts(config: Config) -> dict[str, dict[str, str]]:
         "metric": [config.train.best_metric],
     }
     return registry.described(names)
-
-
-def transform_parts(*specs: TransformSpec) -> list[str]:
-    """Names of the transforms, also of those inside others, that have the form of a user's own."""
-    found: list[str] = []
-    for spec in specs:
-        name, arguments = (spec, None) if isinstance(spec, str) else next(iter(spec.items()))
-        if registry.is_own_name(str(name)):
-            found.append(str(name))
-        inner = arguments.get("transforms") if isinstance(arguments, dict) else None
-        if isinstance(inner, list):
-            found += transform_parts(*inner)
-    return found

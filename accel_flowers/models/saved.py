@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from accel_flowers import __version__
-from accel_flowers.config.schema import StandardDeviation, TransformSpec, transform_parts
+from accel_flowers.config.field_types import StandardDeviation, TransformSpec, transform_parts
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_folder, write_text_durably, writing

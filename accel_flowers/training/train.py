@@ -45,7 +45,8 @@ from accel_flowers.tracking.run_dir import (
 )
 from accel_flowers.tracking.trackers import build_trackers, check_trackers, start_trackers, tell_end
 from accel_flowers.tracking.wandb_environment import obey_environment, said_by_environment
-from accel_flowers.training.build import build_run, check_source
+from accel_flowers.training.build import build_run
+from accel_flowers.training.build_data import check_source
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
 from accel_flowers.training.epoch import finish, save

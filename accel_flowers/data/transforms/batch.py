@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from accel_flowers.config.schema import TransformSpec
+from accel_flowers.config.field_types import TransformSpec
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 

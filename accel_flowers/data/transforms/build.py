@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from accel_flowers.config.schema import TransformSpec, transform_parts
+from accel_flowers.config.field_types import TransformSpec, transform_parts
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, did_you_mean
 from accel_flowers.data.decoding.jpeg import decode_pixels
