@@ -252,7 +252,7 @@ def measure(asked: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         copy_photos(
-            Path(asked.data_path), scratch / "photos", num_train=asked.steps * asked.batch, num_val=asked.val_images
+            Path(asked.data_path), scratch / "photos", num_train=asked.steps * asked.batch, num_val=asked.val_pictures
         )
         for repeat in range(asked.repeats):
             for kind in KINDS:

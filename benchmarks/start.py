@@ -171,7 +171,7 @@ def main() -> None:
         measure(asked.folder, asked.folder, words, repeats=asked.repeats, timeline=asked.timeline)
         return
     built = {}
-    for count in sorted(set(asked.images)):
+    for count in sorted(set(asked.pictures)):
         with tempfile.TemporaryDirectory() as folder:
             draw(Path(folder), count, asked.side)
             name = f"{count:,} pictures of {asked.side} x {asked.side}"

@@ -32,6 +32,8 @@ def tiny_recipe(**sections: dict[str, Any]) -> dict[str, Any]:
                 {"ColorJitter": {"brightness": 0.2}},
             ],
             "eval_transforms": [{"Resize": {"size": [32, 32]}}],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
             "num_workers": 0,
         },
         "model": {"name": "squeezenet1_1", "weights": "none"},

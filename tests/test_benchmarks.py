@@ -56,7 +56,7 @@ def test_accuracy(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=12)
     done = run("accuracy", "--seeds", "0", "1", "--", *quick(photos, epochs=1))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^test files .*; files - plain: [+-][\d.]+ points, standard error [\d.]+$", done.stdout, re.M)
+    assert re.search(r"^test files .*; files - reference: [+-][\d.]+ points, standard error [\d.]+$", done.stdout, re.M)
 
 
 @pytest.mark.slow

@@ -212,6 +212,7 @@ def test_smaller_micro_batches_keep_the_global_batch(micro_batch: int, accumulat
 LIMITED = """
 import os, resource, sys
 from accel_flowers.cli import main
+from accel_flowers.training import build
 
 resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
 fit = build.fit_micro_batch

@@ -104,7 +104,7 @@ def test_a_network_meets_the_same_on_all_ways(kind: str, table: ImageTable, tmp_
         config = tiny_config(source, tmp_path / way, data={"pixels_from": way, "train_transforms": steps}, **more)
         runs[way] = build_run(config, accelerator)
     plain = runs.pop("reference")
-    level = 1 / (255 * min(plain.config.data.std))
+    level = 1 / (255 * min(plain.config.data.preprocessing().std))
     for way, run in runs.items():
         for name, value in plain.network.state_dict().items():
             assert torch.equal(value, run.network.state_dict()[name])

@@ -73,6 +73,8 @@ def test_damage_is_told(tmp_path: Path) -> None:
         ("predicted", "daisy", "most probable"),
         ("probabilities", [0.5, 0.5], "damaged"),
         ("probabilities", None, "damaged"),
+        ("part", ["val"], "part must be text"),
+        ("file", 7, "file must be text"),
     ],
 )
 def test_values_that_cannot_be_are_told(tmp_path: Path, column: str, value: object, cause: str) -> None:
@@ -87,7 +89,11 @@ def test_values_that_cannot_be_are_told(tmp_path: Path, column: str, value: obje
     if column == "predicted":
         values[0:0] = [("daisy" if values[0] != "daisy" else "薔薇")]
         values.pop(1)
-    changed = table.set_column(place, column, pa.array(values, type=table.schema.field(column).type))
+    if column in ("part", "file"):  # of another type throughout
+        kind, values = pa.array([value]).type, [value] * len(values)
+    else:
+        kind = table.schema.field(column).type
+    changed = table.set_column(place, column, pa.array(values, type=kind))
     pq.write_table(changed, path)
     with pytest.raises(UserError, match=cause):
         load_predictions(path)

@@ -19,12 +19,13 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from accel_flowers.config.field_types import TransformSpec
-from accel_flowers.config.schema import DataConfig
+from accel_flowers.config.schema import Config
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.registry import register
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable, transform_names
 from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.preprocessing import settle_preprocessing
 
 FIELD = "data.train_transforms"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -182,7 +183,9 @@ def test_names_are_those_of_torchvision() -> None:
 @pytest.mark.parametrize("size", [(640, 480), (300, 500), (256, 256), (97, 61), (1000, 333)], ids=str)
 @pytest.mark.parametrize("kind", [v1, v2], ids=["v1", "v2"])
 def test_default_evaluation_gives_the_classic_pixels(kind: Any, size: tuple[int, int]) -> None:
-    transform, told = build_transform(DataConfig().eval_transforms, field="data.eval_transforms")
+    transform, told = build_transform(
+        settle_preprocessing(Config())[0].data.preprocessing().eval_transforms, field="data.eval_transforms"
+    )
     classic = kind.Compose([kind.Resize(256), kind.CenterCrop(224)])
     image = photo(*size)
     assert told == (224, 224)
@@ -207,7 +210,7 @@ def test_chance_has_no_place_in_evaluation(spec: TransformSpec) -> None:
 @pytest.mark.parametrize(
     "specs",
     [
-        DataConfig().eval_transforms,
+        settle_preprocessing(Config())[0].data.preprocessing().eval_transforms,
         [{"Resize": {"size": [32, 32]}}, {"Pad": {"padding": 4}}, {"Grayscale": {"num_output_channels": 3}}],
         [{"CenterCrop": {"size": 32}}, {"RandomEqualize": {"p": 1.0}}],
     ],

@@ -53,15 +53,19 @@ TransformSpec = Annotated[
 ]
 """`"RandomHorizontalFlip"` or `{"RandomResizedCrop": {"size": 224}}`: a torchvision v2 transform and its arguments."""
 
+AUTO = "auto"
+"""What people write for "as the network was trained"; it is None in a configuration."""
+
+_TransformList = tuple[TransformSpec, ...]
 TransformList = Annotated[
-    tuple[TransformSpec, ...],
+    _TransformList | None,
     # On the command line a list of transforms is one argument in YAML's flow style.
     tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
         metavar="YAML",
         instance_from_str=lambda words: parse_yaml(words[0], "the list of transforms"),
-        is_instance=lambda value: isinstance(value, (list, tuple)),
-        str_from_instance=lambda transforms: [flow_yaml(list(transforms))],
+        is_instance=lambda value: value is None or isinstance(value, (list, tuple)),
+        str_from_instance=lambda transforms: [AUTO if transforms is None else flow_yaml(list(transforms))],
     ),
 ]
 

@@ -6,12 +6,13 @@ devices, precision. No setting has two owners. This module imports neither torch
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from accel_flowers.config.field_types import (
+    AUTO,
     ONE_TRANSFORM,
     PLAIN_VALUE,
     Options,
@@ -19,6 +20,7 @@ from accel_flowers.config.field_types import (
     ThreeNumbers,
     TrackerList,
     TransformList,
+    TransformSpec,
     UserPath,
     allowed,
     is_utf8,
@@ -59,6 +61,15 @@ class About(Section):
     """What the source left open and how it was settled here."""
 
 
+class ImageSettings(NamedTuple):
+    """What is done to each image, with nothing left open."""
+
+    train_transforms: tuple[TransformSpec, ...]
+    eval_transforms: tuple[TransformSpec, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
 class DataConfig(Section):
     path: UserPath | None = None
     """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; a folder with a CSV of file and label; a dataset that `datasets` saved, or Parquet; or hub:OWNER/NAME for one of the Hugging Face hub."""
@@ -68,18 +79,18 @@ class DataConfig(Section):
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
-    train_transforms: TransformList = ({"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip")
-    """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself."""
-    eval_transforms: TransformList = ({"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}})
-    """The same for validation, test, evaluate and predict."""
+    train_transforms: TransformList = None
+    """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself. auto (None) = crops at random and mirror images, at the size that model.name was trained with."""
+    eval_transforms: TransformList = None
+    """The same for validation, test, evaluate and predict. auto (None) = the resizing and crop that model.name is scored with by its library."""
     batch_transform: Annotated[
         str | dict[str, Any] | None, AfterValidator(PLAIN_VALUE.validate_python), ONE_TRANSFORM
     ] = None
     """What is done to a whole batch of inputs, such as mixing: a registered batch transform, by name or as '{my/mixup: {alpha: 0.2}}'; None = nothing."""
-    mean: ThreeNumbers = (0.485, 0.456, 0.406)
-    """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1 (default: ImageNet's)."""
-    std: Annotated[ThreeNumbers, StandardDeviation] = (0.229, 0.224, 0.225)
-    """Standard deviation that is divided by, in the same scale."""
+    mean: ThreeNumbers | None = None
+    """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1; auto (None) = the one that model.name was trained with, for most ImageNet's 0.485 0.456 0.406."""
+    std: Annotated[ThreeNumbers, StandardDeviation] | None = None
+    """Standard deviation that is divided by, in the same scale; auto (None) = as mean, for most 0.229 0.224 0.225."""
     num_workers: int | None = Field(default=None, ge=0, le=1024)
     """Loader worker processes for each training process; None = choose from the cores of this machine."""
     pixels_from: Literal["auto", "reference", "files", "cache", "device", "plain"] = "auto"
@@ -88,6 +99,20 @@ class DataConfig(Section):
     """Where decoded images are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
     cache_gib: float = Field(default=20.0, gt=0)
     """Most that all decoded images there may take, in GiB; the longest unused give way."""
+
+    @field_validator("train_transforms", "eval_transforms", "mean", "std", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == AUTO else value
+
+    def preprocessing(self) -> ImageSettings:
+        """The four fields once they are settled (`models/preprocessing.py`), which is before anything is built."""
+        train, evaluation, mean, std = self.train_transforms, self.eval_transforms, self.mean, self.std
+        assert train is not None
+        assert evaluation is not None
+        assert mean is not None
+        assert std is not None
+        return ImageSettings(train, evaluation, mean, std)
 
     @field_validator("pixels_from")
     @classmethod
@@ -311,7 +336,7 @@ def own_parts(config: Config) -> dict[str, dict[str, str]]:
     Names that are not registered are left out: whoever builds them tells.
     """
     names: dict[registry.Kind, list[str]] = {
-        "transform": transform_parts(*config.data.train_transforms, *config.data.eval_transforms),
+        "transform": transform_parts(*(config.data.train_transforms or ()), *(config.data.eval_transforms or ())),
         "batch_transform": transform_parts(*([config.data.batch_transform] if config.data.batch_transform else [])),
         "model": [config.model.name],
         "task": [config.loss.task],

@@ -25,7 +25,9 @@ from accel_flowers.core.errors import UserError, did_you_mean
 Kind = Literal["transform", "batch_transform", "model", "loss", "task", "metric", "optimizer", "tracker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_NAME = re.compile(r"[A-Za-z][\w.-]*/[A-Za-z][\w.-]*")
+TIMM_PREFIX = "timm/"
+"""Of timm's networks, and so of no part of a user's own."""
+_NAME = re.compile(rf"(?!{TIMM_PREFIX})[A-Za-z][\w.-]*/[A-Za-z][\w.-]*")
 _T = TypeVar("_T", bound=Callable[..., Any])
 
 
@@ -82,7 +84,9 @@ def register(kind: Kind, name: str, **options: Any) -> Callable[[_T], _T]:
     if kind not in KINDS:
         raise UserError(f"register: there is no kind '{kind}'.{did_you_mean(kind, KINDS)} Kinds: {', '.join(KINDS)}.")
     if not _NAME.fullmatch(name):
-        raise UserError(f"register: a part's name has a prefix and a slash, such as 'my/{kind}', not '{name}'.")
+        raise UserError(
+            f"register: a part's name has a prefix of its own and a slash, such as 'my/{kind}', not '{name}'."
+        )
 
     def keep(make: _T) -> _T:
         _parts[kind, name] = Part(kind, name, make, options)

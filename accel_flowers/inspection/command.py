@@ -91,7 +91,7 @@ def inspect_source(
             on_bad_image="skip",
             examined=lambda: [(one.digest, one.cause) for one in seen],
         )
-        write_sheet(sheet, table, split, config.data, seed=config.train.seed, recipe=recipe or "")
+        write_sheet(sheet, table, split, config, recipe=recipe or "")
     return findings
 
 

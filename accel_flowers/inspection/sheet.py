@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from accel_flowers.config.schema import DataConfig
+from accel_flowers.config.schema import Config, DataConfig
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_file, writing
 from accel_flowers.data.dataset import ImageDataset
@@ -23,6 +23,7 @@ from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.build import build_transform, check_repeatable
+from accel_flowers.models.preprocessing import settle_preprocessing
 
 NUM_PICTURES, NUM_EPOCHS = 6, 6
 _CELL, _GAP, _HEAD, _LABEL = 200, 12, 44, 26
@@ -37,7 +38,7 @@ def augmented(
     Args:
         table: the images.
         split: who is in train.
-        data: the recipe's section.
+        data: the recipe's section, its preprocessing settled.
         seed: the recipe's `train.seed`.
         samples: places in the training part.
         num_epochs: from the first on.
@@ -48,8 +49,9 @@ def augmented(
     Raises:
         UserError: a mistake in the recipe's lists, or an image that cannot be read.
     """
-    for_training, _ = build_transform(data.train_transforms, field="data.train_transforms")
-    for_evaluation, _ = build_transform(data.eval_transforms, field="data.eval_transforms")
+    preprocessing = data.preprocessing()
+    for_training, _ = build_transform(preprocessing.train_transforms, field="data.train_transforms")
+    for_evaluation, _ = build_transform(preprocessing.eval_transforms, field="data.eval_transforms")
     check_repeatable(for_evaluation, field="data.eval_transforms")
     plain, changed = (ImageDataset(table, "train", split, t, seed=seed) for t in (for_evaluation, for_training))
 
@@ -79,16 +81,17 @@ def choose_samples(table: ImageTable, split: Split, num_images: int = NUM_PICTUR
     return [place for _, _, place in sorted(ranked)[:num_images]]
 
 
-def write_sheet(path: Path, table: ImageTable, split: Split, data: DataConfig, *, seed: int, recipe: str) -> None:
+def write_sheet(path: Path, table: ImageTable, split: Split, config: Config, *, recipe: str) -> None:
     """Write the sheet as a PNG: a row an image; first as in evaluation, then as in epoch 0, 1, ...
 
     Raises:
         UserError: a mistake in the recipe's lists, or the file cannot be written.
     """
+    (settled, _), seed = settle_preprocessing(config), config.train.seed
     samples = choose_samples(table, split)
     if not samples:
         raise UserError("There is no training picture to show.")
-    originals, versions = augmented(table, split, data, seed=seed, samples=samples, num_epochs=NUM_EPOCHS)
+    originals, versions = augmented(table, split, settled.data, seed=seed, samples=samples, num_epochs=NUM_EPOCHS)
     files = [split.files_of("train")[sample] for sample in samples]
     sheet = _draw(files, originals, versions, f"{recipe}, seed {seed}: what the network gets, before it is normalised")
     with (

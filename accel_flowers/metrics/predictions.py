@@ -117,6 +117,8 @@ def load_predictions(path: Path) -> SavedPredictions:
         labels = np.array([label_of[name] for name in columns["label"]], dtype=np.int64)
         if not len(labels):
             raise ValueError("it has no rows")
+        if odd := [name for name in ("part", "file") if not all(isinstance(word, str) for word in columns[name])]:
+            raise ValueError(f"{' and '.join(odd)} must be text")
         losses = np.array(columns["loss"], dtype=np.float32)
         probabilities = np.array(columns["probabilities"], dtype=np.float32).reshape(len(labels), len(class_names))
         if not (np.isfinite(losses).all() and np.isfinite(probabilities).all()):

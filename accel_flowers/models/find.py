@@ -1,4 +1,4 @@
-"""The name of a model → what builds it: a part of the user's own, else torchvision."""
+"""The name of a model → what builds it: a part of the user's own, else timm or torchvision."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 from accel_flowers.models.backbone import Backbone
+from accel_flowers.models.timm import TimmBackbone
 from accel_flowers.models.torchvision import TorchvisionBackbone
 from accel_flowers.models.weights import WeightsReport
 
@@ -20,7 +21,7 @@ def find_backbone(name: str) -> Backbone:
 
     Args:
         name: "prefix/name" of a registered `Backbone` (its class, or one that was made) or of a registered function or
-            module class `(num_classes, dropout=None) -> nn.Module`; else a name of torchvision.
+            module class `(num_classes, dropout=None) -> nn.Module`; "timm/" and a name of timm; else a name of torchvision.
 
     Raises:
         UserError: there is no such model; the message says what would bring it in.
@@ -29,6 +30,8 @@ def find_backbone(name: str) -> Backbone:
     if part is None:
         if registry.is_own_name(name):
             raise UserError(f"model.name: {registry.unknown('model', name)}.")
+        if name.startswith(registry.TIMM_PREFIX):
+            return TimmBackbone(name)
         return TorchvisionBackbone(name)
     make: Any = part.make
     if inspect.isclass(make) and issubclass(make, Backbone):

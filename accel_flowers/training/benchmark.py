@@ -36,6 +36,7 @@ from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.data.workers import local_cores, workers_as_user_error
 from accel_flowers.distributed.session import process_session
 from accel_flowers.models.freezing import set_training_mode
+from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.training.build import build_run
 from accel_flowers.training.debugging import stricter
 from accel_flowers.training.memory import oom_as_user_error
@@ -135,6 +136,7 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
                 "A benchmark measures one process: start it without a launcher, or with one of its configurations for one "
                 "process (accel-flowers launch-config single_gpu, or cpu)."
             )
+        config, _ = settle_preprocessing(config)
         precision = choose_precision(config, together.processes, bare=owns_process)
         accelerator = together.build_accelerator(mixed_precision=precision)
         with (
@@ -259,7 +261,7 @@ def _some_decoded(run: Run, folder: Path) -> ImageDataset:
     some = set(run.parts["train"].files[:_IN_CACHE])
     contents = [content_digest(table.read(row)) if name in some else "" for row, name in enumerate(table.files)]
     decoded, _ = open_cache(folder / "decoded", table.files, contents, table.read, max_bytes=_MOST_BYTES)
-    transform, _ = build_transform(data.train_transforms, field="data.train_transforms")
+    transform, _ = build_transform(data.preprocessing().train_transforms, field="data.train_transforms")
     split = Split(table.class_names, dict.fromkeys(some, "train"))
     return ImageDataset(table, "train", split, transform, seed=run.config.train.seed, decoded=decoded)
 

@@ -108,11 +108,11 @@ def _fit_to_images(plan: BatchPlan, data: DataParts, accelerator: Accelerator) -
 
 def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) -> ModelParts:
     """Move a network to its device, in the memory layout that is fastest there."""
-    channels_last = wants_channels_last(network)
+    channels_last, preprocessing = wants_channels_last(network), data.preprocessing()
     network.to(accelerator.device)
     if channels_last:
         network.to(memory_format=torch.channels_last)
-    return ModelParts(network, Normalizer(data.mean, data.std, channels_last=channels_last))
+    return ModelParts(network, Normalizer(preprocessing.mean, preprocessing.std, channels_last=channels_last))
 
 
 def fit_memory(
@@ -216,13 +216,14 @@ def prepare(
 
 
 def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:
+    preprocessing = config.data.preprocessing()
     context = TaskContext(
         config=config.loss,
         labels=data.train_labels,
         class_names=data.split.class_names,
         device=accelerator.device,
-        mean=config.data.mean,
-        std=config.data.std,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
     )
     return build_task(context)
 
@@ -255,13 +256,14 @@ def _build_network(
 
 
 def _describe_model(config: Config, class_names: tuple[str, ...], accelerator: Accelerator) -> ModelSpec:
+    preprocessing = config.data.preprocessing()
     return ModelSpec(
         architecture=config.model.name,
         dropout=config.model.dropout,
         class_names=class_names,
-        transforms=config.data.eval_transforms,
-        mean=config.data.mean,
-        std=config.data.std,
+        transforms=preprocessing.eval_transforms,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         precision=accelerator.mixed_precision,
         eval_batch_size=config.train.eval_batch_size,
     )

@@ -78,8 +78,9 @@ def read_transforms(config: Config) -> Recipe:
     Raises:
         UserError: a mistake in its lists.
     """
-    for_training, train_size = build_transform(config.data.train_transforms, field="data.train_transforms")
-    for_evaluation, eval_size = build_transform(config.data.eval_transforms, field="data.eval_transforms")
+    preprocessing = config.data.preprocessing()
+    for_training, train_size = build_transform(preprocessing.train_transforms, field="data.train_transforms")
+    for_evaluation, eval_size = build_transform(preprocessing.eval_transforms, field="data.eval_transforms")
     check_repeatable(for_evaluation, field="data.eval_transforms")
     if config.debug.overfit_batches:
         return Recipe(dict.fromkeys(("train", "val"), ("train", for_evaluation)), eval_size, eval_size)

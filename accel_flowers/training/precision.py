@@ -146,7 +146,7 @@ def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | N
     """
     settings = config.train
     try:
-        _, size = build_transform(config.data.train_transforms, field="data.train_transforms")
+        _, size = build_transform(config.data.preprocessing().train_transforms, field="data.train_transforms")
         plan = BatchPlan(1, 1, settings.global_batch_size, num_processes, settings.micro_batch_size)
         key = trial_key(config, size, plan.micro_batch)
         ratio = recall(key)
@@ -171,10 +171,11 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     set_training_mode(network)
     optimizer = build_optimizer(network, config.optim)
     set_lr(optimizer, 0.0)  # the same work, and numbers that stay numbers
-    normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
+    *_, mean, std = config.data.preprocessing()
+    normalizer = Normalizer(mean, std, channels_last=channels_last)
     names = tuple(f"class {label}" for label in range(_NUM_CLASSES))
     labels = torch.arange(_NUM_CLASSES)
-    context = TaskContext(config.loss, labels, names, torch.device("cpu"), config.data.mean, config.data.std)
+    context = TaskContext(config.loss, labels, names, torch.device("cpu"), mean, std)
     step = TrainStep(LocalEngine(), network, optimizer, build_task(context), lambda batch: normalizer(batch["pixels"]))
 
     def make_steps(count: int) -> dict[Precision, Callable[[], object]]:

@@ -30,6 +30,7 @@ from accel_flowers.distributed.launch import launched_precision
 from accel_flowers.distributed.session import ProcessSession, process_session
 from accel_flowers.inference.image_classifier import ImageClassifier, load_model
 from accel_flowers.metrics.classification import Scores
+from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.tracking.run_dir import (
     METRICS_FILE,
@@ -98,13 +99,14 @@ def train(
     """
     check_can_train()
     config, told = fit_warmup(shorten(config))
+    config, contradictions = settle_preprocessing(config)
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
     if not owns_process:
         attach_to_notebook()
     tracking = obey_environment(config.tracking, run_dir)
-    told = [*told, *said_by_environment(config.tracking, tracking)]
+    told = [*told, *contradictions, *said_by_environment(config.tracking, tracking)]
     config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):

@@ -1,0 +1,67 @@
+"""What is done to each image, where a recipe leaves it open: what the network's weights were learned with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from accel_flowers.config.schema import Config
+from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.models.backbone import Preprocessing
+from accel_flowers.models.find import find_backbone
+
+
+def settle_preprocessing(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with transforms, mean and standard deviation settled, and a line for each that the recipe
+    sets to something else than the network's weights were learned with.
+
+    Args:
+        config: `data.train_transforms`, `eval_transforms`, `mean` and `std` may be None.
+
+    Raises:
+        UserError: there is no such network, or a mistake in the recipe's transforms.
+    """
+    seen, data = find_backbone(config.model.name).preprocessing(), config.data
+    open_fields = {name: value for name, value in _fields_of(seen).items() if getattr(data, name) is None}
+    told = _contradictions(config, seen) if config.model.weights != "none" else []
+    return config.model_copy(update={"data": data.model_copy(update=open_fields)}), told
+
+
+def _fields_of(seen: Preprocessing) -> Mapping[str, Any]:
+    """The fields of `DataConfig` that do it."""
+    height, width = seen.size
+    size = height if height == width else [height, width]
+    # Crops are enlarged by chance in training, where the filter matters less than the time: bilinear has the fast ways.
+    resize: dict[str, Any] = {"size": seen.resize}
+    if seen.interpolation != "bilinear":
+        resize["interpolation"] = seen.interpolation
+    return {
+        "train_transforms": ({"RandomResizedCrop": {"size": size}}, "RandomHorizontalFlip"),
+        "eval_transforms": ({"Resize": resize}, {"CenterCrop": {"size": size}}),
+        "mean": seen.mean,
+        "std": seen.std,
+    }
+
+
+def _contradictions(config: Config, seen: Preprocessing) -> list[str]:
+    name, data, lines = config.model.name, config.data, []
+    for field in ("mean", "std"):
+        given, learned = getattr(data, field), getattr(seen, field)
+        if given is not None and max(abs(a - b) for a, b in zip(given, learned, strict=True)) > _SAME:
+            lines.append(f"data.{field} is {_numbers(given)}; {name} was trained with {_numbers(learned)}")
+    if data.eval_transforms is not None:
+        _, size = build_transform(data.eval_transforms, field="data.eval_transforms")
+        if size != seen.size:
+            lines.append(
+                f"data.eval_transforms make {size[0]} x {size[1]} pixels; "
+                f"{name} was trained with {seen.size[0]} x {seen.size[1]}"
+            )
+    return lines
+
+
+_SAME = 2e-3
+"""Of a mean or deviation, pixels scaled to 0..1: half a grey level, which people leave off when they round."""
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
