@@ -80,6 +80,7 @@ def test_one_of_each_family(name: str, photos: Path, tmp_path: Path) -> None:
 @pytest.mark.holds("What training accepts can be read back and asked")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", model_names())
+@pytest.mark.timeout(900)  # the largest take minutes
 def test_every_architecture(name: str, tmp_path: Path) -> None:
     """With the commands that a user has."""
     size = size_of(name)
