@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.parallel import ProcessDied, map_in_order
+from tests.runs import PROJECT
 
 WAYS: list[dict[str, int]] = [{}, {"threads": 1}, {"threads": 3}]
 
@@ -79,3 +84,32 @@ def test_processes_do_the_same_and_tell_when_one_dies() -> None:
     with pytest.raises(ProcessDied) as caught:
         found.extend(results)
     assert caught.value.done == len(found) <= 5
+
+
+ASLEEP = """
+import os, time
+from accel_flowers.core.parallel import map_in_order
+
+def sleep(number):
+    os.write(1, b".")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(map_in_order(sleep, range(9), processes=2))
+"""
+
+
+@pytest.mark.holds("Nothing of a run that is killed lives on")
+@pytest.mark.multiprocess
+def test_no_process_outlives_the_one_that_was_killed(tmp_path: Path) -> None:
+    """Seen by who reads its output: the end comes when the last process that holds the pipe is gone."""
+    program = tmp_path / "asleep.py"
+    program.write_text(ASLEEP)
+    with subprocess.Popen(
+        [sys.executable, program], stdout=subprocess.PIPE, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)}
+    ) as asleep:
+        assert asleep.stdout is not None
+        assert asleep.stdout.read(2) == b"..", "both are at work"
+        asleep.kill()
+        assert select.select([asleep.stdout], [], [], 20)[0], "somebody lives on"
+        assert asleep.stdout.read() == b""

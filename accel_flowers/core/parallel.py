@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -130,6 +131,23 @@ def _begin(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_starter()
+
+
+def end_with_starter() -> None:
+    """In a worker process of `multiprocessing`: end it when the process that asked for it is gone, however that ended.
+
+    A worker's parent is the forkserver, which lives for as long as it has workers: after a kill -9 they would keep each
+    other alive, with their memory and the pipe to which the program wrote, whose reader would wait for ever.
+    """
+    starter = multiprocessing.parent_process()  # not the forkserver: a pipe that only the one that asked holds open
+    assert starter is not None
+
+    def wait() -> None:
+        starter.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _call(item: Any) -> Any:

@@ -14,7 +14,7 @@ from multiprocessing.queues import Queue
 from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, UserError, error_text
 from accel_flowers.core.machine import available_cores, shared_memory
-from accel_flowers.core.parallel import shorten_socket_paths
+from accel_flowers.core.parallel import end_with_starter, shorten_socket_paths
 
 _HEADROOM = 1.5
 """Batches are not equally quick to make, and rates are measured in a moment."""
@@ -122,8 +122,10 @@ def start_forkserver() -> None:
 
 
 def end_with_the_training(worker: int) -> None:
-    """Make a worker deaf to the signals that stop a run, but for those that the training itself sends it."""
+    """Make a worker deaf to the signals that stop a run, but for those that the training itself sends it; and let it
+    end when the training is gone."""
     del worker
+    end_with_starter()
     Queue._on_queue_feeder_error = staticmethod(_end_for_a_batch)  # type: ignore[attr-defined]
     if not hasattr(signal, "sigwaitinfo"):
         return  # macOS cannot say who sent a signal; nothing that is trained there would be lost
