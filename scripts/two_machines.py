@@ -150,7 +150,7 @@ class OnMachine(Launched):
     def __init__(self, machine: Machine, run_dir: Path, *words: str | Path, max_restarts: int = 0) -> None:
         self.machine = machine
         launcher = [
-            *machine.enter, *LAUNCH, "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"),
+            *machine.enter, "env", "ACCELERATE_USE_CPU=true", *LAUNCH, "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"),
             "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(machine.rank),
             "--main_process_ip", ADDRESSES[0], "--main_process_port", str(PORT), "--mixed_precision", "no",
             "--max_restarts", str(max_restarts),

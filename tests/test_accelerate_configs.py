@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
-from accelerate.commands.launch import launch_command_parser
-from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 
 import accel_flowers
 from accel_flowers.cli.launch_config import launch_configs
@@ -18,6 +18,7 @@ from accel_flowers.cli.main import main
 from accel_flowers.config.loading import config_from_flags
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
+from accel_flowers.distributed.environment import asks_for_gpu
 from accel_flowers.distributed.launch import check_launch
 
 DIRECTORY = Path(__file__).parent.parent / "accelerate_configs"
@@ -79,9 +80,25 @@ def test_its_command_can_be_typed(file: Path) -> None:
         assert config_from_flags(Config(), flags, program="train").data.path == "DIR"
 
 
-def test_a_variable_in_front_of_the_command_is_one_that_accelerate_reads() -> None:
-    (command,) = commands_in(DIRECTORY / "cpu_2_processes.yaml")
-    assert command.startswith("ACCELERATE_USE_CPU=true accelerate launch ")
+def given_to_its_processes(file: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What Accelerate's launcher hands to the processes that a configuration asks for."""
+    for name in ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    parsed = launch_command_parser().parse_args(["--config_file", str(file), "-m", "accel_flowers", "train"])
+    args, _, _ = _validate_launch_command(parsed)
+    if args.multi_gpu:
+        return prepare_multi_gpu_env(args)
+    _, environment = prepare_simple_launcher_cmd_env(args)
+    assert isinstance(environment, dict)
+    return environment
+
+
+@pytest.mark.holds("A launch that asks for a GPU does not train on the CPU")
+def test_its_processes_know_whether_it_asks_for_a_gpu(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the very variables that Accelerate's launchers set; that of several processes does not pass `use_cpu` on."""
+    environment = given_to_its_processes(file, monkeypatch)
+    assert asks_for_gpu(environment) is not file.stem.startswith("cpu")
+    assert not asks_for_gpu({**environment, "ACCELERATE_USE_CPU": "true"})
 
 
 # The command that finds them

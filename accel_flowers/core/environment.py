@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,9 +34,21 @@ def libraries_first() -> None:
     sys.path[:] = [*there, here] if named else there
 
 
+_NOISE = (
+    "CUDA initialization: ",  # of a driver that is too old or missing: told by us, where a GPU was to be used
+    "Grad strides do not match bucket view strides",  # 1 x 1 convolutions in channels last have two names for one layout
+)
+"""Beginnings of warnings that no user can do anything about, or that are told in better words."""
+
+
 def quiet_libraries() -> None:
-    """Before torch is imported: its profiler would tell of itself and of missing GPUs in lines of its own."""
+    """Before torch is imported: its profiler would tell of itself and of missing GPUs in lines of its own, and libraries
+    warn each other of what will change between them."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"(torch|torchvision|accelerate)\.")
+    for beginning in _NOISE:
+        warnings.filterwarnings("ignore", message=re.escape(beginning))
 
 
 def need_home() -> None:

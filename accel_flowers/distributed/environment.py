@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -92,3 +93,36 @@ def _number(word: str) -> int | None:
         return int(word)
     except ValueError:
         return None
+
+
+def asks_for_gpu(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this process was started by Accelerate's launcher, and nothing says that it shall compute on the CPU.
+
+    The launcher of several processes does not pass `use_cpu` on; one that hides all GPUs (`gpu_ids: "-1,-1"`) says as much.
+    """
+    given = os.environ if environment is None else environment
+    launched = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= given.keys()
+    on_cpu = given.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "on", "y", "t")
+    return launched and not on_cpu and not _hides_gpus(given)
+
+
+def sign_of_gpu(environment: Mapping[str, str] | None = None, devices: Path = Path("/dev")) -> str | None:
+    """What makes one think that there is a GPU, though torch sees none; None where nothing does.
+
+    Args:
+        environment: a job's variables; CUDA_VISIBLE_DEVICES may also hide all GPUs on purpose.
+        devices: where the system lists them.
+    """
+    given = os.environ if environment is None else environment
+    if _hides_gpus(given):
+        return None
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        if given.get(name, "").strip() not in ("", "NoDevFiles"):  # so SLURM says that a job has none
+            return f"{name} is {given[name]!r}"
+    found = sorted(devices.glob("nvidia[0-9]*"))
+    return f"there is {found[0]}" if found else None
+
+
+def _hides_gpus(given: Mapping[str, str]) -> bool:
+    """Whether CUDA was told of a device that cannot be, which hides all: its documented way."""
+    return given.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("-1")

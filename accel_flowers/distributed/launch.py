@@ -29,6 +29,13 @@ from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, UserError
+from accel_flowers.distributed.devices import (
+    check_gpu_is_there,
+    compare_places,
+    count_on_machine,
+    differences,
+    start_device,
+)
 from accel_flowers.distributed.environment import RANKS, launched_place, left_over, names_of_a_launch
 
 _log = logging.getLogger(__name__)
@@ -139,18 +146,38 @@ def start_processes() -> PartialState:
     """Let the processes of the launcher find each other, before it is decided in which precision they compute; collective.
 
     `build_accelerator` then goes on with them.
+
+    Raises:
+        UserError: the launch is wrong, the GPU that it asks for is not there, or processes would share one.
     """
     check_launch()
+    if not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        check_gpu_is_there()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     size = launched_place()[1]
+    on_cpu, counted = computes_on_cpu(), "LOCAL_WORLD_SIZE" in os.environ
+    trouble = "" if on_cpu else start_device()
     speak = threading.Timer(_SPEAK_AFTER, _tell_for_whom_it_waits, [size])
     speak.daemon = True
     if size > 1:
         speak.start()
     try:
-        return PartialState(cpu=computes_on_cpu(), **_process_group().to_kwargs())
+        processes = PartialState(cpu=on_cpu, **_process_group().to_kwargs())
     finally:
         speak.cancel()
+    try:
+        places = compare_places(processes, trouble)
+    except BaseException:
+        processes.destroy_process_group()
+        raise
+    if processes.is_main_process:
+        for line in differences(places):
+            _log.info(line)
+    if (
+        processes.num_processes > 1 and not counted
+    ):  # srun and MPI do not say it in this variable, and Accelerate then puts 1 there
+        os.environ["LOCAL_WORLD_SIZE"] = str(count_on_machine(places, processes.process_index))
+    return processes
 
 
 def _tell_for_whom_it_waits(size: int) -> None:
