@@ -172,28 +172,28 @@ MUTATIONS = (
     Mutation(
         "signal-not-agreed",
         "distributed/preemption.py",
-        "        stop, late = self._agreement.any(self._must_stop(), late)",
+        "        stop, late = self._flags.any_before(self._must_stop(), late)",
         "        stop = self._must_stop()",
         ("test_faults.py::test_stopped_by_a_signal_to_one_process",),
     ),
     Mutation(
         "signal-in-an-evaluation-not-agreed",
         "distributed/preemption.py",
-        "            if self._agreement.any(self._must_stop())[0]:",
+        "            if self._flags.any_before(self._must_stop(), False)[0]:",
         "            if self._must_stop():",
         ("test_interrupted.py::test_a_signal_during_the_evaluation_waits_for_none_of_it",),
     ),
     # Checkpoints and the run directory
     Mutation(
         "manifest-not-checked",
-        "training/checkpoint.py",
+        "training/checkpoint_folders.py",
         '        return f"{wrong[0]} is not what was written" if wrong else None',
         "        return None",
         ("test_checkpoint.py::test_a_damaged_checkpoint_is_passed_over",),
     ),
     Mutation(
         "best-one-not-checked",
-        "training/checkpoint.py",
+        "training/checkpoint_folders.py",
         "                damage = self._damage(state.best_step)",
         "                pass",
         ("test_checkpoint.py::test_a_damaged_best_one_spoils_those_that_rely_on_it",),
@@ -229,7 +229,7 @@ MUTATIONS = (
     # What a run ends with
     Mutation(
         "best-upside-down",
-        "training/checkpoint.py",
+        "training/state.py",
         "(value < best if lower_is_better else value > best)",
         "(value > best if lower_is_better else value < best)",
         ("test_checkpoint.py::test_the_first_of_equal_values_is_the_best",),
@@ -279,7 +279,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rate-not-halved",
-        "training/checkpoint.py",
+        "training/state.py",
         "        return 0.5**self.rollbacks",
         "        return 1.0",
         ("test_numbers.py::test_rollback_goes_on_with_half_the_rate",),

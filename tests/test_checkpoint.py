@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,7 +30,9 @@ from accel_flowers.core import files
 from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.ddp import gather_buffers, set_buffers
 from accel_flowers.training import checkpoint
-from accel_flowers.training.checkpoint import BEST, LAST, Checkpoints, TrainState
+from accel_flowers.training.checkpoint import Checkpoints
+from accel_flowers.training.checkpoint_folders import BEST, LAST, describe_files
+from accel_flowers.training.state import TrainState
 from tests.runs import PROJECT
 
 
@@ -297,16 +300,10 @@ def test_the_files_hold_nothing_that_runs_code(training: Training) -> None:
 def test_what_is_written_is_the_step_at_which_it_was_begun(
     training: Training, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_write = threading.Event()
-
-    def save_later(*of: Any, **how: Any) -> None:
-        assert may_write.wait(60)
-        save_file(*of, **how)
-
     training.step(2)
     training.state.update_best(0.5, loss=1.0, epoch=1, lower_is_better=True)
     before = copy.deepcopy((weights(training.network), training.optimizer.state_dict(), training.state))
-    monkeypatch.setattr(checkpoint, "save_file", save_later)
+    may_write = hold_the_disk(monkeypatch)
     training.checkpoints.save(training.network, training.optimizer, training.state)
     training.step(3)
     training.state.update_best(0.4, loss=1.0, epoch=2, lower_is_better=True)
@@ -318,6 +315,93 @@ def test_what_is_written_is_the_step_at_which_it_was_begun(
     assert again.newest() == before[2]
     again.checkpoints.load(again.network, again.optimizer, 2)
     torch.testing.assert_close((weights(again.network), again.optimizer.state_dict()), before[:2], rtol=0, atol=0)
+
+
+@pytest.mark.holds("No epoch waits for the disk")
+@pytest.mark.parametrize(
+    ("config", "bests", "written"),
+    [
+        ({}, (), [1, 6]),
+        ({}, (3,), [1, 3, 6]),
+        ({}, (2, 4), [1, 4, 6]),
+        ({}, (6,), [1, 6]),
+        ({}, (1,), [1, 6]),
+        ({"keep_best": 2}, (2, 3, 5), [1, 3, 5, 6]),
+        ({"keep_best": 2}, (2, 6), [1, 2, 6]),
+    ],
+    ids=str,
+)
+def test_a_slow_disk_holds_nobody_up(
+    tmp_path: Path,
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, int],
+    bests: tuple[int, ...],
+    written: list[int],
+) -> None:
+    """Six checkpoints while the first is being written: then come the bests and the newest, each as it was."""
+    training = begin(tmp_path, accelerator, keep_last=6, **config)
+    may_write = hold_the_disk(monkeypatch)
+    states, saved = {}, []
+    for step in range(1, 7):
+        training.step()
+        if step in bests:
+            training.state.best_step = step
+        states[step] = weights(training.network)
+        training.checkpoints.save(
+            training.network, training.optimizer, training.state, on_saved=lambda _, step=step: saved.append(step)
+        )
+        until(lambda: len(list(training.root.glob(".step-00000001.part"))) == 1)
+    assert not training.links(), "nothing is written yet, and yet all steps are done"
+    may_write.set()
+    training.checkpoints.wait()
+    assert saved == training.kept() == written
+    assert training.newest() == training.state
+    assert training.links() == {LAST: 6, **({BEST: bests[-1]} if bests else {})}
+    for step in written:
+        training.checkpoints.load_weights(training.network, step)
+        torch.testing.assert_close(weights(training.network), states[step], rtol=0, atol=0)
+
+
+@pytest.mark.holds("No epoch waits for the disk")
+def test_what_waits_behind_a_write_that_failed_is_not_tried(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the last whole one, and the run ends: what comes to the disk after it would belie that."""
+    training.step()
+    training.save()
+    with monkeypatch.context() as patch:
+        may_write = hold_the_disk(patch, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        for _ in range(3):
+            training.step()
+            training.checkpoints.save(training.network, training.optimizer, training.state)
+        may_write.set()
+        with pytest.raises(UserError, match=r"checkpoint of step 2 .* No space left on device\. Step 1 is the last"):
+            training.checkpoints.wait()
+    assert training.kept() == [1]
+    training.save()  # there is room again
+    assert training.kept() == [1, 4]
+
+
+def hold_the_disk(monkeypatch: pytest.MonkeyPatch, error: OSError | None = None) -> threading.Event:
+    """Keep whatever is written next from being written until the event is set; then write it, or refuse."""
+    may_write = threading.Event()
+
+    def save_later(*of: Any, **how: Any) -> None:
+        assert may_write.wait(60)
+        if error:
+            raise error
+        save_file(*of, **how)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_later)
+    return may_write
+
+
+def until(so: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not so():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 @pytest.mark.holds("It holds the step at which it was taken")
@@ -495,12 +579,32 @@ def test_a_damaged_checkpoint_is_passed_over(training: Training, name: str, dama
     assert training.newest() == before
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "null", "{", '{"model.safetensors": 1}'])
+def test_digests_of_an_earlier_version_are_checked(training: Training) -> None:
+    training.step()
+    training.save()
+    training.step()
+    training.save()
+    for step in (1, 2):
+        described = describe_files(training.directory(step), "blake2b")
+        assert all("blake2b" in entry and "xxh3_128" not in entry for entry in described.values())
+        (training.directory(step) / "manifest.json").write_text(json.dumps(described))
+    assert training.checkpoints.find_newest() == (training.state, [])
+    flip(training.directory(2) / "optimizer.pt")
+    state, (line,) = training.checkpoints.find_newest()
+    assert state is not None
+    assert state.step == 1
+    assert line.endswith("optimizer.pt is not what was written")
+
+
+UNKNOWN = json.dumps({name: {"bytes": 1, "crc": "0"} for name in ("model.safetensors", "optimizer.pt", "buffers.safetensors", "state.json")})  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "null", "{", '{"model.safetensors": 1}', UNKNOWN, UNKNOWN.replace('{"bytes"', '1, "x": {"bytes"')])  # fmt: skip
 def test_a_garbled_manifest_is_damage(training: Training, content: str) -> None:
     training.step()
     training.save()
     (training.directory(1) / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match=r"manifest\.json (is incomplete|cannot be read)"):
+    with pytest.raises(UserError, match=r"manifest\.json (is incomplete|cannot be read|has no digests)"):
         training.checkpoints.find_newest()
 
 
@@ -513,7 +617,7 @@ def test_a_state_of_another_version_is_passed_over(training: Training, content: 
     training.save()
     newest = training.directory(2)
     (newest / "state.json").write_text(content)
-    (newest / "manifest.json").write_text(json.dumps(checkpoint._describe_files(newest)))
+    (newest / "manifest.json").write_text(json.dumps(describe_files(newest)))
     state, (line,) = training.checkpoints.find_newest()
     assert state is not None
     assert state.step == 1

@@ -35,8 +35,8 @@ from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, read_state
 from accel_flowers.models.weights import read_weights
 from accel_flowers.report.read import read_run
 from accel_flowers.tracking.jsonl import forget_after
-from accel_flowers.training import checkpoint
 from accel_flowers.training.checkpoint import Checkpoints
+from accel_flowers.training.checkpoint_folders import describe_files
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.made_runs import make_run
@@ -448,7 +448,7 @@ def newest_of(run_dir: Path) -> Path:
 
 def sign(directory: Path) -> None:
     """Make the manifest fit what was tampered with."""
-    (directory / "manifest.json").write_text(json.dumps(checkpoint._describe_files(directory)))
+    (directory / "manifest.json").write_text(json.dumps(describe_files(directory)))
 
 
 def checkpoints_of(run_dir: Path) -> Checkpoints:
@@ -546,7 +546,7 @@ def test_checkpoint_that_is_a_link_out_of_the_run(run_dir: Path, tmp_path: Path)
     state, _ = checkpoints.find_newest()
     assert state is not None
     assert state.step < 99_999_999
-    checkpoints._remove_old(state.step)
+    checkpoints._folders.remove_old(state.step)
     assert len(list(precious.iterdir())) == 5
 
 

@@ -29,9 +29,10 @@ from accel_flowers.distributed import launch as processes
 from accel_flowers.distributed import session
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.tracking.run_dir import read_metrics
-from accel_flowers.training.checkpoint import Checkpoints, TrainState
+from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.memory import fit_micro_batch, oom_as_user_error, smaller_micro_batches
 from accel_flowers.training.meter import Meter
+from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import LocalEngine, TrainStep
 from accel_flowers.training.tasks import Output, classification
 from accel_flowers.training.train import train

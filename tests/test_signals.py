@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator, PartialState
@@ -19,6 +22,8 @@ from accel_flowers.distributed import preemption as preemption_module
 from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
 from accel_flowers.distributed.preemption import PreemptionHandler
+from tests.flags import LATE
+from tests.ranks import Ranks
 
 
 @pytest.fixture
@@ -132,3 +137,20 @@ def test_a_batch_that_does_not_come_keeps_nobody(
     assert seconds_waited() == 0
     preemption.__exit__()
     assert signal.getsignal(signal.SIGALRM) == before
+
+
+@pytest.mark.multiprocess
+@pytest.mark.holds("A signal to stop, to any process")
+def test_flags_are_answered_at_the_next_call_and_nobody_waits_for_them(tmp_path: Path) -> None:
+    """Two flags of two processes at each call: the answer is that of the call before, but for what is acted on."""
+    calls = ["0000", "1000", "0001", "0000", "1010", "1111", "1111", "0000", "0100", "0000", "0000"]
+    with Ranks(tmp_path, *[[tmp_path, *calls]] * 2, entry="tests.flags:main") as ranks:
+        assert ranks.codes(60) == [0, 0], ranks.output()
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told[0]["answers"] == told[1]["answers"], "all act at the same call"
+    assert told[0]["answers"][0] == [False, False]
+    for call, (before, answer) in zip(calls, pairwise(told[0]["answers"]), strict=True):
+        raised = ["1" in call[flag::2] for flag in range(2)]
+        assert answer == [new and not acted for new, acted in zip(raised, before, strict=True)]
+    assert told[0]["seconds"][0] < LATE / 2, "it does not wait for one that comes later to the same call"
+    assert told[0]["seconds"][1] > LATE / 2, "but it is never two calls ahead"

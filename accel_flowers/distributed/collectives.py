@@ -135,20 +135,40 @@ def check_same_everywhere(processes: Processes, facts: Mapping[str, object]) -> 
         )
 
 
-class FlagAllReduce:
-    """Flags that one process raises and all act on: a small message a step between the CPUs.
+class DelayedFlags:
+    """Flags that one process raises and all act on, one call later: a small message between the CPUs that nobody waits for.
 
-    It has a gloo group of its own, so that no device has to be waited for.
+    What is raised at one call is on its way while the step after it computes, and is there at the next call; so the answer
+    is the same on every process, and costs no step its time. It has a gloo group of its own, so that no device has to be
+    waited for. One process alone has its answer at once.
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._alone = accelerator.num_processes == 1
         self._group: Any = None if self._alone else torch.distributed.new_group(backend="gloo")
+        self._sent: tuple[Any, torch.Tensor] | None = None
+        """The exchange that is on its way, and what it fills."""
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether some process raised it; collective."""
+    def any_before(self, *flags: bool) -> tuple[bool, ...]:
+        """Raise flags; for each, learn whether some process raised it at the call before; collective.
+
+        A flag that is answered now is not raised again by the same call: whoever is told acts on it.
+
+        Args:
+            flags: equally many at each call.
+        """
         if self._alone:
             return flags
-        votes = torch.tensor(flags, dtype=torch.int32)
-        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX, group=self._group)
+        answers = self.close() or (False,) * len(flags)
+        votes = torch.tensor([flag and not answer for flag, answer in zip(flags, answers, strict=True)]).int()
+        maximum = torch.distributed.ReduceOp.MAX
+        self._sent = (torch.distributed.all_reduce(votes, op=maximum, group=self._group, async_op=True), votes)
+        return answers
+
+    def close(self) -> tuple[bool, ...] | None:
+        """Wait for what is on its way, so that nothing is when the processes part; gives its answer, if there is one."""
+        if self._sent is None:
+            return None
+        (work, votes), self._sent = self._sent, None
+        work.wait()
         return tuple(bool(vote) for vote in votes)

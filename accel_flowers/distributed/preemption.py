@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted, Stopped
 from accel_flowers.core.signals import handle_signals, leave_undisturbed, restore_signals, seconds_waited
-from accel_flowers.distributed.collectives import FlagAllReduce
+from accel_flowers.distributed.collectives import DelayedFlags
 from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
 
@@ -46,7 +46,7 @@ class PreemptionHandler:
         listens: bool = True,
         launcher: Launcher | None = None,
     ) -> None:
-        self._agreement = FlagAllReduce(accelerator)
+        self._flags = DelayedFlags(accelerator)
         self._health = health
         self._config = config
         self._listens = listens
@@ -63,6 +63,8 @@ class PreemptionHandler:
 
     def __exit__(self, kind: object = None, error: BaseException | None = None, trace: object = None) -> None:
         del kind, trace
+        if error is None or isinstance(error, Interrupted):
+            self._flags.close()  # where others may be gone nobody waits for them
         if self._alarm_before is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, self._alarm_before)
@@ -107,12 +109,15 @@ class PreemptionHandler:
     def after_step(self, step: int) -> tuple[bool, bool]:
         """Whether a checkpoint is due and whether a signal says to stop; the same answer on every process.
 
+        Of several processes each learns it one step after the one that was told: the question is on its way while the step
+        computes, so that none waits for it.
+
         Args:
             step: optimizer steps done.
         """
         steps, minutes = self._config.every_steps, self._config.every_minutes
         late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-        stop, late = self._agreement.any(self._must_stop(), late)
+        stop, late = self._flags.any_before(self._must_stop(), late)
         return late or (steps is not None and step % steps == 0), stop
 
     def saved(self) -> None:
@@ -131,7 +136,8 @@ class PreemptionHandler:
 
         def check() -> None:
             self._health.at("evaluating", step or 0)
-            if self._agreement.any(self._must_stop())[0]:
+            # No checkpoint is due in an evaluation: one follows it.
+            if self._flags.any_before(self._must_stop(), False)[0]:
                 raise Interrupted(step)
 
         self._health.at("evaluating", step or 0)

@@ -39,10 +39,10 @@ from accel_flowers.training.build_data import (
     open_run_parts,
     read_transforms,
 )
-from accel_flowers.training.checkpoint import TrainState
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
+from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import TrainStep
 from accel_flowers.training.tasks import Task, TaskContext, build_task
 

@@ -22,9 +22,10 @@ from accel_flowers.models.ema import Ema
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.models.seen import Digests
-from accel_flowers.training.checkpoint import Checkpoints, TrainState
+from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.optim import LearningRate
 from accel_flowers.training.profiler import StepProfiler
+from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import TrainStep
 
 

@@ -1,0 +1,88 @@
+"""Where a run stands: what a checkpoint's `state.json` holds; all else follows from it and the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, with_config
+
+
+def _formerly(name: str, now: str) -> Any:
+    """A field of state.json that earlier versions wrote under another name."""
+    return Field(validation_alias=AliasChoices(now, name))
+
+
+@dataclass
+class TrainState:
+    """Where a run stands."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    best_value: float | None = None
+    """Best value of the metric that names the best epoch."""
+    best_loss: float | None = None
+    """Validation loss of the best epoch, by which ties are broken; None where an earlier version has not written it."""
+    best_epoch: int = 0
+    """Epoch (from 1) of the best value."""
+    best_step: int = 0
+    """Optimizer step of the best value."""
+    epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
+    """Epochs since the best one; more than evaluations where a step is longer than an epoch."""
+    epochs_scored: int = 0
+    """Epochs that were evaluated; less than those that lie behind where a signal cut the evaluation off."""
+    evaluations: int | None = None
+    """Evaluations done: fewer than epochs where a step is longer than one; None where an earlier version began the run."""
+    skipped_steps: int = 0
+    """Steps in which fp16's gradients overflowed: they changed no weight and move no schedule."""
+    rollbacks: int = 0
+    """Returns to a checkpoint because of a loss that was no number; each halved the learning rate."""
+    micro_batch_size: int | None = None
+    """What was left of train.micro_batch_size where memory was short; None = all of it."""
+    pending_losses: Annotated[list[list[float]], _formerly("unread_losses", "pending_losses")] = field(
+        default_factory=list
+    )
+    """Losses since the last line of metrics.jsonl, of each process."""
+    pending_parts: list[dict[str, list[float]]] = field(default_factory=list)
+    """The same of what else belongs into that line: of each process, name → values."""
+
+    @property
+    def lr_factor(self) -> float:
+        """What rollbacks left of the learning rate."""
+        return 0.5**self.rollbacks
+
+    def update_best(self, value: float, *, loss: float, epoch: int, lower_is_better: bool) -> bool:
+        """Take in an evaluation. Of equal values that with the lower loss is the better: few images have few accuracies.
+
+        Args:
+            value: of the metric that names the best epoch.
+            loss: mean cross-entropy of the same images; of equal ones the first stays the best.
+            epoch: from 1.
+            lower_is_better: of the metric.
+
+        Returns:
+            Whether it is the best so far.
+        """
+        best = self.best_value
+        is_best = best is None or (value < best if lower_is_better else value > best)
+        if value == best and self.best_loss is not None:
+            is_best = loss < self.best_loss
+        if is_best:
+            self.best_value, self.best_loss, self.best_epoch, self.best_step = value, loss, epoch, self.step
+        self.epochs_since_improvement = epoch - self.best_epoch
+        if self.evaluations is not None or not self.epochs_scored:
+            self.evaluations = (self.evaluations or 0) + 1
+        self.epochs_scored = epoch
+        return is_best
+
+
+_READER = TypeAdapter(with_config(ConfigDict(extra="forbid"))(TrainState))
+
+
+def read_train_state(text: str) -> TrainState:
+    """What `json.dumps(asdict(state))` wrote, now or in an earlier version.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return _READER.validate_json(text, strict=True)
