@@ -40,6 +40,7 @@ from accel_flowers.training.build_data import (
     read_transforms,
 )
 from accel_flowers.training.checkpoint import TrainState
+from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
@@ -200,7 +201,7 @@ def prepare(
         split=data.split,
         network=network,
         optimizer=optimizer,
-        train_step=train_step,
+        train_step=graphed(train_step, config, device=device, plan=plan),
         loaders=dict(zip(parts, loaders, strict=True)),
         parts=parts,
         to_pixels=to_pixels,

@@ -93,14 +93,19 @@ class TrainStep:
         if self.mix:
             inputs, targets = self.mix(inputs, targets, batch["micro_batch"] * len(targets))
         with self.engine.accumulate(self.model):
-            output = self.task(self.model, inputs, targets)
-            self.engine.backward(output.loss)
+            output = self.learn(inputs, targets)
             if self.engine.sync_gradients and self.max_grad_norm is not None:
                 norm = self.engine.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
                 if norm is not None:
                     output = output._replace(parts={**output.parts, "grad_norm": norm.detach()})
             self.optimizer.step()
             self.optimizer.zero_grad()
+        return output
+
+    def learn(self, inputs: Tensor, targets: Tensor) -> Output:
+        """Forward and backward pass: the task's output, with the accuracy, and gradients in the parameters' `grad`."""
+        output = self.task(self.model, inputs, targets)
+        self.engine.backward(output.loss)
         if self.mix is None and output.logits.ndim == 2:  # of mixed images no class is the right one
             right = (output.logits.detach().argmax(dim=1) == targets).float().mean()
             output = output._replace(parts={"accuracy": right, **output.parts})
