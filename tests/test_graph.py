@@ -15,15 +15,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torchvision.transforms import v2
 
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.sampler import BatchPlan, random_key
+from accel_flowers.data.transforms.gpu.store import DeviceImages
+from accel_flowers.data.transforms.gpu.transform import make_device_transform
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.training.graph import CudaRecorder, GraphedStep, graphed, why_not
 from accel_flowers.training.optim import build_optimizer, set_lr
-from accel_flowers.training.step import LocalEngine, TrainStep
+from accel_flowers.training.step import LocalEngine, TrainStep, loaded_whole
 from accel_flowers.training.tasks import classification
 from tests.recorder import OperationRecorder
 
@@ -59,7 +62,8 @@ def learn(
             model=network,
             optimizer=build_optimizer(network, config.optim),
             task=classification(cross_entropy),
-            to_inputs=lambda batch: batch["pixels"].float() / 255,
+            load=loaded_whole,
+            to_inputs=lambda pixels: pixels.float() / 255,
             max_grad_norm=config.optim.max_grad_norm,
         )
     )
@@ -101,6 +105,41 @@ def test_losses_and_weights_are_those_of_the_usual_step(optim: dict[str, Any]) -
         assert torch.equal(network.state_dict()[name], value), name
     assert network.get_buffer("body.1.num_batches_tracked") == STEPS
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.holds("A recorded step gives what the usual step gives")
+def test_crops_and_colours_are_those_of_each_batch() -> None:
+    """Images that lie on the device: their draws differ from batch to batch, and so do the resizes' shapes."""
+    transform = make_device_transform(
+        [
+            v2.RandomResizedCrop(7),
+            v2.ColorJitter(0.4, 0.4, 0.4, 0.1),
+            v2.RandomAffine(10, (0.1, 0.1)),
+            v2.RandomGrayscale(0.3),
+        ]
+    )
+    assert transform is not None
+    store = DeviceImages([(20, 30 + 60 * (number % 2)) for number in range(8)], CPU)
+    store.fill(torch.randint(256, (*size, 3), dtype=torch.uint8) for size in store.sizes)
+
+    def draw(batch: Batch) -> tuple[Tensor, ...]:
+        samples = torch.arange(len(batch["labels"]))
+        rows = [transform.draw(*store.sizes[sample]) for sample in samples.tolist()]
+        random_params = torch.tensor(rows, dtype=torch.float64)
+        extent = transform.output_extent(random_params)
+        return transform.begin(store, samples, random_params, output_extent=extent), random_params
+
+    def to_inputs(pixels: Tensor, random_params: Tensor) -> Tensor:
+        return transform.finish(pixels, random_params).float() / 255
+
+    usual, expected, _ = learn(lambda step: replace(step, load=draw, to_inputs=to_inputs))
+    logged, network, step = learn(lambda step: recorded(replace(step, load=draw, to_inputs=to_inputs)))
+    assert isinstance(step, GraphedStep)
+    assert isinstance(step.recorder, OperationRecorder)
+    assert step.recorder.replays == STEPS - 3 - 1
+    assert [one["loss"] for one in usual] == [other["loss"] for other in logged]
+    for name, value in expected.state_dict().items():
+        assert torch.equal(network.state_dict()[name], value), name
 
 
 class OnHost(Net):

@@ -1,9 +1,8 @@
 """The step's forward and backward pass as a CUDA graph: recorded once, then started by one call instead of hundreds.
 
 At small batches the host needs longer to start a step's kernels than the GPU to run them. A graph runs the same kernels on the
-same memory: inputs are copied to where it reads them, gradients and losses are found where it wrote them. What depends on the
-step as a number on the host stays outside: crops and colours, mixing, clipping, the optimizer with its learning rate, the moving
-average. Chance on the device stays that of the micro-batch, because a graph takes its generator's seed when it starts.
+same memory: a batch is copied to where it reads it, gradients and losses are found where it wrote them. What depends on the step as a
+shape or number on the host stays outside: resizes, mixing, clipping, the optimizer with its learning rate, the moving average. Chance on the device stays that of the micro-batch, because a graph takes its generator's seed when it starts.
 
 A recording is not believed: on its first batches the usual pass is made, too, and only where both agree the graph takes over.
 """
@@ -144,7 +143,7 @@ def graphed(step: TrainStep, config: Config, *, device: torch.device, plan: Batc
 class _Recording:
     """Where a graph reads and writes."""
 
-    inputs: Tensor
+    loaded: tuple[Tensor, ...]
     targets: Tensor
     logits: Tensor
     values: Tensor
@@ -155,11 +154,11 @@ class _Recording:
     proofs: int = 0
     """Batches on which it agreed with the usual pass."""
 
-    def takes(self, inputs: Tensor, targets: Tensor) -> bool:
+    def takes(self, loaded: tuple[Tensor, ...], targets: Tensor) -> bool:
         """Whether a batch has the shapes that were recorded."""
         return all(
-            given.shape == there.shape and given.dtype == there.dtype and given.stride() == there.stride()
-            for given, there in ((inputs, self.inputs), (targets, self.targets))
+            given.shape == there.shape and given.dtype == there.dtype
+            for given, there in zip((*loaded, targets), (*self.loaded, self.targets), strict=True)
         )
 
 
@@ -181,16 +180,16 @@ class GraphedStep(TrainStep):
     _steps: int = field(default=0, init=False)
     _recording: _Recording | None = field(default=None, init=False)
 
-    def learn(self, inputs: Tensor, targets: Tensor) -> Output:
+    def learn(self, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
         """Forward and backward pass.
 
         Raises:
             UserError: the recipe insists on a graph, and it cannot be recorded, or does not give what the usual pass gives.
         """
         if self.recorder is None:
-            return super().learn(inputs, targets)
+            return super().learn(loaded, targets)
         try:
-            return self._learn(self.recorder, inputs, targets)
+            return self._learn(self.recorder, loaded, targets)
         except _NoGraphError as error:
             self.recorder = self._recording = None
             if self.insists:
@@ -198,33 +197,33 @@ class GraphedStep(TrainStep):
                     f"The step cannot be a CUDA graph: {error}.\nTake --train.cuda-graph auto or off."
                 ) from None
             _log.warning(f"step: no CUDA graph, because {error}")
-        return super().learn(inputs, targets)
+        return super().learn(loaded, targets)
 
-    def _learn(self, recorder: Recorder, inputs: Tensor, targets: Tensor) -> Output:
+    def _learn(self, recorder: Recorder, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
         if self._steps < _WARM_UP:
             self._steps += 1
-            return recorder.aside(lambda: TrainStep.learn(self, inputs, targets))
+            return recorder.aside(lambda: TrainStep.learn(self, loaded, targets))
         if self._recording is None:
-            self._recording = self._record(recorder, inputs, targets)
+            self._recording = self._record(recorder, loaded, targets)
         recording = self._recording
-        if not recording.takes(inputs, targets):
-            return super().learn(inputs, targets)
+        if not recording.takes(loaded, targets):
+            return super().learn(loaded, targets)
         if recording.proofs < _PROOFS:
-            return self._prove(recorder, recording, inputs, targets)
-        return _replayed(recorder, recording, inputs, targets)
+            return self._prove(recorder, recording, loaded, targets)
+        return _replayed(recorder, recording, loaded, targets)
 
-    def _record(self, recorder: Recorder, inputs: Tensor, targets: Tensor) -> _Recording:
+    def _record(self, recorder: Recorder, loaded: tuple[Tensor, ...], targets: Tensor) -> _Recording:
         """
         Raises:
             _NoGraphError: it cannot be recorded.
         """
-        inputs, targets = inputs.clone(), targets.clone()
+        loaded, targets = tuple(tensor.clone() for tensor in loaded), targets.clone()
         parameters = list(self.model.parameters())
         for parameter in parameters:
             parameter.grad = None  # the graph is to write gradients, not to add to them
 
         def work() -> tuple[Tensor, Tensor, list[str]]:
-            output = TrainStep.learn(self, inputs, targets)
+            output = TrainStep.learn(self, loaded, targets)
             values = torch.stack([value.detach().float() for value in (output.loss, *output.parts.values())])
             return output.logits.detach(), values, list(output.parts)
 
@@ -237,9 +236,9 @@ class GraphedStep(TrainStep):
         if _host_chance() != on_host:
             raise _NoGraphError("the network draws chance on the host")
         gradients = [(each, each.grad) for each in parameters if each.grad is not None]
-        return _Recording(inputs, targets, logits, values, names, gradients)
+        return _Recording(loaded, targets, logits, values, names, gradients)
 
-    def _prove(self, recorder: Recorder, recording: _Recording, inputs: Tensor, targets: Tensor) -> Output:
+    def _prove(self, recorder: Recorder, recording: _Recording, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
         """The usual pass, after a look at what the graph makes of the same batch.
 
         Raises:
@@ -256,9 +255,9 @@ class GraphedStep(TrainStep):
             recorder.set_chance(chance)
 
         try:
-            made = _replayed(recorder, recording, inputs, targets)
+            made = _replayed(recorder, recording, loaded, targets)
             put_back()
-            usual = super().learn(inputs, targets)
+            usual = super().learn(loaded, targets)
             far = _distance(recording.gradients, made.loss, usual.loss)
         except torch.OutOfMemoryError:
             put_back()
@@ -278,9 +277,9 @@ def _host_chance() -> tuple[object, ...]:
     return torchs.numpy().tobytes(), repr(numpys), random.getstate()
 
 
-def _replayed(recorder: Recorder, recording: _Recording, inputs: Tensor, targets: Tensor) -> Output:
-    recording.inputs.copy_(inputs)
-    recording.targets.copy_(targets)
+def _replayed(recorder: Recorder, recording: _Recording, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
+    for there, given in zip((*recording.loaded, recording.targets), (*loaded, targets), strict=True):
+        there.copy_(given)
     recorder.replay()
     for parameter, gradient in recording.gradients:
         parameter.grad = gradient

@@ -24,7 +24,8 @@ Placed: TypeAlias = tuple[Any, slice]
 class Work:
     """A batch on its way through the stages."""
 
-    images: DeviceImages
+    images: DeviceImages | None
+    """None = they do not lie in the store any more."""
     samples: Tensor
     random_params: Tensor
     dtype: torch.dtype
@@ -36,9 +37,11 @@ class Work:
 
     def look(self, moves: list[Placed]) -> ImageAnalysis:
         """How to look at the images, moved."""
-        look: ImageAnalysis = (
-            partial(self.images.pixels_at, self.samples) if self.pixels is None else partial(_pixels_at, self.pixels)
-        )
+        if self.pixels is None:
+            assert self.images is not None
+            look: ImageAnalysis = partial(self.images.pixels_at, self.samples)
+        else:
+            look = partial(_pixels_at, self.pixels)
         for step, columns in moves:
             move: Moving = step
             look = move.look(look, self.random_params[:, columns])
@@ -141,6 +144,7 @@ class ResizeStage(Stage):
             return work.pixels.permute(0, 2, 3, 1), corner
         height, width, *_ = work.output_extent[0]
         if not self.moves:
+            assert work.images is not None
             return work.images.region_at(work.samples, corner, height, width)
         top, left = corner.long().unbind(1)
         rows, columns = _grid((height, width), numbers.device)
