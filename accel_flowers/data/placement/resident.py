@@ -77,7 +77,11 @@ class WholeImages:
         """Resized pixels, and the draws for what is still to be done."""
         random_params = batch["random_params"]
         pixels = self._transform.begin(
-            self._store, batch["samples"], random_params, output_extent=batch["output_extent"]
+            self._store,
+            batch["samples"],
+            random_params,
+            output_extent=batch["output_extent"],
+            resizes=batch["resizes"],
         )
         return pixels, random_params
 

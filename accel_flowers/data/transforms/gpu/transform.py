@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from accel_flowers.data.transforms.gpu.colour import Blur, ColorJitter, Grey, Painting
-from accel_flowers.data.transforms.gpu.resize import RandomResizedCrop, Resize, Resizing
+from accel_flowers.data.transforms.gpu.resize import RandomResizedCrop, Resize, ResizeWeights, Resizing
 from accel_flowers.data.transforms.gpu.stages import (
     MoveStage,
     OutputExtent,
@@ -95,9 +95,24 @@ class DeviceTransform:
             for box in boxes
         )
 
+    def resizes(self, random_params: Tensor, output_extent: OutputExtent) -> tuple[ResizeWeights, ...]:
+        """What of a batch's resizes needs no pixels, from its draws while they are on the host: on the device it would be two
+        dozen kernels."""
+        stages = [stage for stage in self._stages if isinstance(stage, ResizeStage)]
+        return tuple(
+            stage.weights(random_params, extent, self.dtype)
+            for stage, extent in zip(stages, output_extent, strict=True)
+        )
+
     @torch.no_grad()
     def apply(
-        self, images: DeviceImages, samples: Tensor, random_params: Tensor, *, output_extent: OutputExtent | None = None
+        self,
+        images: DeviceImages,
+        samples: Tensor,
+        random_params: Tensor,
+        *,
+        output_extent: OutputExtent | None = None,
+        resizes: Sequence[ResizeWeights] = (),
     ) -> Tensor:
         """The images of a batch.
 
@@ -106,15 +121,23 @@ class DeviceTransform:
             samples: int64 [B] on their device, which ones are wanted.
             random_params: float64 [B, K] there, a row of `draw` for each.
             output_extent: of these; None = what the largest image of all could need. It changes speed and memory alone.
+            resizes: of these and this extent, on the device; none = they are made there.
 
         Returns:
             uint8 [B, 3, H, W]
         """
-        return self.finish(self.begin(images, samples, random_params, output_extent=output_extent), random_params)
+        begun = self.begin(images, samples, random_params, output_extent=output_extent, resizes=resizes)
+        return self.finish(begun, random_params)
 
     @torch.no_grad()
     def begin(
-        self, images: DeviceImages, samples: Tensor, random_params: Tensor, *, output_extent: OutputExtent | None = None
+        self,
+        images: DeviceImages,
+        samples: Tensor,
+        random_params: Tensor,
+        *,
+        output_extent: OutputExtent | None = None,
+        resizes: Sequence[ResizeWeights] = (),
     ) -> Tensor:
         """All up to the last resize, whose shapes differ from batch to batch; see `apply`.
 
@@ -127,11 +150,12 @@ class DeviceTransform:
             )
         extent = output_extent or self._largest_extent(images)
 
-        def work(part: Tensor, rows: Tensor) -> Tensor:
-            dtype = self.dtype or (torch.float16 if rows.is_cuda else torch.float32)
-            return self._done(self._begin, Work(images, part, rows, dtype, list(extent), self.compiled))
+        def work(part: Tensor, rows: Tensor, *weights: Tensor) -> Tensor:
+            given = [ResizeWeights(*pair) for pair in zip(weights[::2], weights[1::2], strict=True)]
+            return self._done(self._begin, Work(images, part, rows, self.dtype, list(extent), given, self.compiled))
 
-        return self._in_parts(work, self._bytes_each(extent), samples, random_params)
+        flat = [tensor for pair in resizes for tensor in pair]
+        return self._in_parts(work, self._bytes_each(extent), samples, random_params, *flat)
 
     @torch.no_grad()
     def finish(self, pixels: Tensor, random_params: Tensor) -> Tensor:
@@ -145,17 +169,16 @@ class DeviceTransform:
 
         def work(part: Tensor, rows: Tensor) -> Tensor:
             nowhere = torch.empty(0, dtype=torch.int64, device=rows.device)
-            return self._done(self._finish, Work(None, nowhere, rows, torch.float32, [], self.compiled, part))
+            return self._done(self._finish, Work(None, nowhere, rows, None, [], [], self.compiled, part))
 
         return self._in_parts(work, self._bytes_to_finish(), pixels, random_params)
 
-    def _in_parts(
-        self, work: Callable[[Tensor, Tensor], Tensor], bytes_each: int, of_images: Tensor, random_params: Tensor
-    ) -> Tensor:
+    def _in_parts(self, work: Callable[..., Tensor], bytes_each: int, *of_images: Tensor) -> Tensor:
         """`work` on as many images at once as there is memory for."""
-        num_parts = -(-len(of_images) * bytes_each // self.max_bytes)
-        at_once = -(-len(of_images) // num_parts)
-        parts = [work(*each) for each in zip(of_images.split(at_once), random_params.split(at_once), strict=True)]
+        num_images = len(of_images[0])
+        num_parts = -(-num_images * bytes_each // self.max_bytes)
+        at_once = -(-num_images // num_parts)
+        parts = [work(*each) for each in zip(*(tensor.split(at_once) for tensor in of_images), strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @staticmethod
@@ -276,7 +299,7 @@ class _Plan:
             self.stages.append(PaintStage((step, columns), self._size))
         elif isinstance(step, Resizing):
             self._size = step.size_after(self._size)
-            self.stages.append(ResizeStage((step, columns), self._moves, self._size))
+            self.stages.append(ResizeStage((step, columns), self._moves, self._size, stored=not self.stages))
             self._moves = []
         elif isinstance(step, Crop) and isinstance(last, ResizeStage) and last.size is None:
             # Of a resize to a shorter side, the part is computed that is kept.
