@@ -43,7 +43,7 @@ from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.training.optim import build_optimizer
 from accel_flowers.training.precision import try_precisions
-from accel_flowers.training.step import TrainStep
+from accel_flowers.training.step import TrainStep, loaded_whole
 from accel_flowers.training.tasks import build_criterion, classification
 
 MODELS = "resnet18,resnet50,mobilenet_v2,mobilenet_v3_small,efficientnet_b0,convnext_tiny"
@@ -70,7 +70,7 @@ def build_ours(config: Config, pixels: Tensor, labels: Tensor) -> tuple[Step, st
     model, optimizer = accelerator.prepare(network, build_optimizer(network, config.optim))
     set_training_mode(network)
     batch = Batch(pixels=pixels, labels=labels, samples=torch.arange(len(labels)), micro_batch=0)
-    train_step = TrainStep(accelerator, model, optimizer, task, lambda batch: normalizer(batch["pixels"]))
+    train_step = TrainStep(accelerator, model, optimizer, task, loaded_whole, normalizer)
 
     def step() -> None:
         with fast_arithmetic(device):

@@ -19,7 +19,7 @@ from accel_flowers.models.torchvision import model_names
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.report.cam import explain
 from accel_flowers.report.draw import draw_report
-from accel_flowers.training.step import LocalEngine, TrainStep, blank_batch
+from accel_flowers.training.step import LocalEngine, TrainStep, blank_batch, loaded_whole
 from accel_flowers.training.tasks import classification
 from accel_flowers.training.train import train
 from tests.conftest import CLASSES, make_folder
@@ -62,7 +62,7 @@ def test_one_of_each_family(name: str, photos: Path, tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
     step = TrainStep(
         LocalEngine(), network.train(), optimizer, classification(nn.functional.cross_entropy),
-        lambda batch: normalizer(batch["pixels"]),
+        loaded_whole, normalizer,
     )  # fmt: skip
     assert step(blank_batch(2, (size, size), 3, torch.device("cpu"))).loss.isfinite()
     save_model(tmp_path / "model", clean_state_dict(network), spec)

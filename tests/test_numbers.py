@@ -33,7 +33,7 @@ from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.memory import fit_micro_batch, oom_as_user_error, smaller_micro_batches
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.state import TrainState
-from accel_flowers.training.step import LocalEngine, TrainStep
+from accel_flowers.training.step import LocalEngine, TrainStep, loaded_whole
 from accel_flowers.training.tasks import Output, classification
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
@@ -238,7 +238,7 @@ def step_of(network: nn.Module) -> TrainStep:
     """A training step of a network that was not prepared."""
     normalizer = Normalizer((0, 0, 0), (1, 1, 1), channels_last=False)
     task = classification(cross_entropy)
-    return TrainStep(LocalEngine(), network, None, task, lambda batch: normalizer(batch["pixels"]))
+    return TrainStep(LocalEngine(), network, None, task, loaded_whole, normalizer)
 
 
 @pytest.mark.holds("Short memory halves the micro-batch, and keeps the global batch")

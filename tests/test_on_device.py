@@ -258,6 +258,13 @@ def test_a_image_knows_nothing_of_its_batch(name: str, images: list[Image.Image]
     assert same(
         transform.apply(store, samples, random_params, output_extent=transform.output_extent(random_params)), samples
     )
+    extent = transform.output_extent(random_params)
+    made_before = transform.resizes(random_params, extent)
+    transform.max_bytes = 10**6
+    in_parts = transform.apply(store, samples, random_params, output_extent=extent)
+    planned = transform.apply(store, samples, random_params, output_extent=extent, resizes=made_before)
+    assert torch.equal(planned, in_parts), "whoever makes the weights"
+    transform.max_bytes = 2**32
     order = torch.randperm(len(store))
     assert same(transform.apply(store, samples[order], random_params[order]), order)
     transform.max_bytes = 10**6

@@ -20,6 +20,7 @@ from accel_flowers.data.sources.source import read_image
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.build import ImageTransform
+from accel_flowers.data.transforms.gpu.resize import ResizeWeights
 from accel_flowers.data.transforms.gpu.stages import OutputExtent
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform
 
@@ -33,6 +34,8 @@ class Batch(TypedDict):
     """float64 [B, K]: the chance of each sample, as `DeviceTransform.apply` takes it."""
     output_extent: NotRequired[OutputExtent]
     """What shapes the device's work on these draws."""
+    resizes: NotRequired[tuple[ResizeWeights, ...]]
+    """What of this work was done already, as `DeviceTransform.apply` takes it."""
     labels: Tensor
     """int64 [B]"""
     samples: Tensor
@@ -122,16 +125,17 @@ class ImageDataset(Dataset[Batch]):
         batch = Batch(labels=self.labels[samples], samples=samples, micro_batch=keys[0].micro_batch)
         try:
             if self._param_sampler:
-                batch["random_params"], batch["output_extent"] = self._draw(keys, *self._param_sampler)
+                transform, sizes = self._param_sampler
+                batch["random_params"] = self._draw(keys, transform, sizes)
+                batch["output_extent"] = transform.output_extent(batch["random_params"])
+                batch["resizes"] = transform.resizes(batch["random_params"], batch["output_extent"])
             elif not self._pixels_on_device:
                 batch["pixels"] = _stack(self._of_cache(keys) if self._decoded else self._of_files(keys))
         except BadImageError as error:
             return error
         return batch
 
-    def _draw(
-        self, keys: Sequence[SampleKey], transform: DeviceTransform, sizes: Sequence[tuple[int, int]]
-    ) -> tuple[Tensor, OutputExtent]:
+    def _draw(self, keys: Sequence[SampleKey], transform: DeviceTransform, sizes: Sequence[tuple[int, int]]) -> Tensor:
         rows = []
         for key in keys:
             torch.default_generator.manual_seed(self._chance(key))
@@ -141,8 +145,7 @@ class ImageDataset(Dataset[Batch]):
                 height, width = sizes[key.sample]
                 cause = f"its {width} x {height} pixels cannot be transformed: {error}"
                 raise BadImageError(self.files[key.sample], cause) from None
-        random_params = torch.tensor(rows, dtype=torch.float64)
-        return random_params, transform.output_extent(random_params)
+        return torch.tensor(rows, dtype=torch.float64)
 
     def check_can_be_sent(self) -> None:
         """See that loader workers can make its images.

@@ -32,11 +32,23 @@ class Normalizer(nn.Module):
         """uint8 [B, 3, H, W] → float32 [B, 3, H, W]."""
         if self.scale.device != pixels.device:
             self.to(pixels.device)
+        if pixels.is_cuda and not torch.compiler.is_exporting():
+            return self.in_one_kernel(pixels)
         if self.channels_last and not torch.compiler.is_exporting():
             return self._in_rows(pixels)
-        layout = torch.channels_last if self.channels_last else torch.contiguous_format
         scale, shift = self.scale.view(1, -1, 1, 1), self.shift.view(1, -1, 1, 1)
-        return pixels.to(torch.float32, memory_format=layout).mul_(scale).add_(shift)
+        return pixels.to(torch.float32, memory_format=self._layout).mul_(scale).add_(shift)
+
+    @property
+    def _layout(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def in_one_kernel(self, pixels: Tensor) -> Tensor:
+        """The same to the last digit or the one beside it, and on a GPU started once: conversion, layout and arithmetic
+        together."""
+        made = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device, memory_format=self._layout)
+        scale, shift = self.scale.view(1, -1, 1, 1), self.shift.view(1, -1, 1, 1)
+        return torch.addcmul(shift, pixels, scale, out=made)
 
     def _in_rows(self, pixels: Tensor) -> Tensor:
         """The same numbers, channels last: as rows of pixels the operands lie alike, which is ten times as fast on a CPU as

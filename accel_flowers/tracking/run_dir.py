@@ -48,7 +48,7 @@ _MAX_RUN_ID, _NOT_IN_RUN_IDS = 128, "/\\#?%:;,'"
 """W&B's own limits."""
 _MAY_CHANGE = (
     "run_dir", "resume", "about", "data.num_workers", "data.path", "data.cache_dir", "data.cache_gib", "tracking",
-    "checkpoint", "train.log_every_steps", "train.on_nan", "train.precision", "debug.profile", "debug.detect_anomaly",
+    "checkpoint", "train.cuda_graph", "train.log_every_steps", "train.on_nan", "train.precision", "debug.profile", "debug.detect_anomaly",
 )  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew. (train.precision is among them
 because the launcher may give a resumed run another precision, too: on a GPU a run from a CPU need not stay in float32.)"""

@@ -17,6 +17,7 @@ from torch import nn
 
 from accel_flowers.config.schema import Config, DataConfig, ModelConfig
 from accel_flowers.data.placement.choose import Part
+from accel_flowers.data.placement.resident import in_halves
 from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler, random_key, shrunk_to
 from accel_flowers.data.transforms.batch import BatchContext, build_batch_transform
 from accel_flowers.distributed.collectives import (
@@ -39,11 +40,12 @@ from accel_flowers.training.build_data import (
     open_run_parts,
     read_transforms,
 )
+from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
 from accel_flowers.training.state import TrainState
-from accel_flowers.training.step import TrainStep
+from accel_flowers.training.step import TrainStep, loaded_whole
 from accel_flowers.training.tasks import Task, TaskContext, build_task
 
 _log = logging.getLogger(__name__)
@@ -136,7 +138,8 @@ def fit_memory(
         model=model.network,
         optimizer=None,
         task=task,
-        to_inputs=lambda batch: model.normalizer(batch["pixels"]),
+        load=loaded_whole,
+        to_inputs=model.normalizer,
         mix=build_batch_transform(
             config.data.batch_transform, BatchContext(num_classes, config.train.seed, plan.micro_batch)
         ),
@@ -183,12 +186,14 @@ def prepare(
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
     class_names = data.split.class_names
+    load, finish = in_halves(to_pixels["train"])
     train_step = TrainStep(
         engine=accelerator,
         model=wrapped,
         optimizer=optimizer,
         task=task,
-        to_inputs=lambda batch: normalizer(to_pixels["train"](batch)),
+        load=load,
+        to_inputs=lambda *loaded: normalizer(finish(*loaded)),
         mix=build_batch_transform(
             config.data.batch_transform, BatchContext(len(class_names), config.train.seed, plan.micro_batch)
         ),
@@ -200,7 +205,7 @@ def prepare(
         split=data.split,
         network=network,
         optimizer=optimizer,
-        train_step=train_step,
+        train_step=graphed(train_step, config, device=device, plan=plan),
         loaders=dict(zip(parts, loaders, strict=True)),
         parts=parts,
         to_pixels=to_pixels,

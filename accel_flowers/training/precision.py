@@ -37,7 +37,7 @@ from accel_flowers.models.freezing import freeze, set_training_mode
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.tracking.run_dir import holds_run, recorded_precision
 from accel_flowers.training.optim import build_optimizer, set_lr
-from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch
+from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch, loaded_whole
 from accel_flowers.training.tasks import TaskContext, build_task
 
 _log = logging.getLogger(__name__)
@@ -176,7 +176,7 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     names = tuple(f"class {label}" for label in range(_NUM_CLASSES))
     labels = torch.arange(_NUM_CLASSES)
     context = TaskContext(config.loss, labels, names, torch.device("cpu"), mean, std)
-    step = TrainStep(LocalEngine(), network, optimizer, build_task(context), lambda batch: normalizer(batch["pixels"]))
+    step = TrainStep(LocalEngine(), network, optimizer, build_task(context), loaded_whole, normalizer)
 
     def make_steps(count: int) -> dict[Precision, Callable[[], object]]:
         batch = blank_batch(count, size, _NUM_CLASSES, torch.device("cpu"))

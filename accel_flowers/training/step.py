@@ -80,8 +80,10 @@ class TrainStep:
     optimizer: Any
     """As Accelerate wrapped it."""
     task: Task
-    to_inputs: Callable[[Batch], Tensor]
-    """Batch → normalised inputs, float32 [B, 3, H, W], on the device."""
+    load: Callable[[Batch], tuple[Tensor, ...]]
+    """Batch → what its inputs are made of, on the device, in the same shapes each time; see `to_inputs`."""
+    to_inputs: Callable[..., Tensor]
+    """Those → normalised inputs, float32 [B, 3, H, W]."""
     mix: BatchTransform | None = None
     max_grad_norm: float | None = None
 
@@ -89,22 +91,39 @@ class TrainStep:
         """The task's output, with more parts: the share of right answers, `accuracy`, where labels are not mixed; where gradients
         are clipped, their norm before that, `grad_norm`.
         """
-        inputs, targets = self.to_inputs(batch), batch["labels"]
+        loaded, targets = self.load(batch), batch["labels"]
         if self.mix:
-            inputs, targets = self.mix(inputs, targets, batch["micro_batch"] * len(targets))
+            mixed, targets = self.mix(self.to_inputs(*loaded), targets, batch["micro_batch"] * len(targets))
+            loaded = (mixed,)
         with self.engine.accumulate(self.model):
-            output = self.task(self.model, inputs, targets)
-            self.engine.backward(output.loss)
+            output = self.learn(loaded, targets)
             if self.engine.sync_gradients and self.max_grad_norm is not None:
                 norm = self.engine.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
                 if norm is not None:
                     output = output._replace(parts={**output.parts, "grad_norm": norm.detach()})
             self.optimizer.step()
             self.optimizer.zero_grad()
+        return output
+
+    def learn(self, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
+        """Forward and backward pass: the task's output, with the accuracy, and gradients in the parameters' `grad`.
+
+        Args:
+            loaded: what `load` gave; the inputs themselves where there is a `mix`, which needs the batch's number.
+            targets: as the task takes them.
+        """
+        inputs = loaded[0] if self.mix else self.to_inputs(*loaded)
+        output = self.task(self.model, inputs, targets)
+        self.engine.backward(output.loss)
         if self.mix is None and output.logits.ndim == 2:  # of mixed images no class is the right one
             right = (output.logits.detach().argmax(dim=1) == targets).float().mean()
             output = output._replace(parts={"accuracy": right, **output.parts})
         return output
+
+
+def loaded_whole(batch: Batch) -> tuple[Tensor, ...]:
+    """Where a batch brings its pixels."""
+    return (batch["pixels"],)
 
 
 def blank_batch(size: int, image_size: tuple[int, int], num_classes: int, device: torch.device) -> Batch:

@@ -135,6 +135,7 @@ def _place_on_device(
             log_on_main(accelerator, f"pixels: not on the device, because {too_large}")
             return None
     on_device.max_bytes = min(on_device.max_bytes, max(2**28, room - needed))
+    on_device.dtype = torch.float16 if device.type == "cuda" else torch.float32
     on_device.compiled = compiled
 
     def place(name: str, each: ImageDataset) -> Part:

@@ -29,6 +29,17 @@ def loaded_pixels(batch: Batch) -> Tensor:
     return batch["pixels"]
 
 
+def _whole(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def in_halves(to_pixels: ToPixels) -> tuple[Callable[[Batch], tuple[Tensor, ...]], Callable[..., Tensor]]:
+    """The same in two halves, the second of which has the same shapes for each batch of a size."""
+    if isinstance(to_pixels, WholeImages):
+        return to_pixels.begin, to_pixels.finish
+    return lambda batch: (to_pixels(batch),), _whole
+
+
 class WholeImages:
     """Training images, kept whole.
 
@@ -60,9 +71,23 @@ class WholeImages:
 
     def __call__(self, batch: Batch) -> Tensor:
         """Crops, flips and colours, as the batch's draws say."""
-        return self._transform.apply(
-            self._store, batch["samples"], batch["random_params"], output_extent=batch["output_extent"]
+        return self.finish(*self.begin(batch))
+
+    def begin(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Resized pixels, and the draws for what is still to be done."""
+        random_params = batch["random_params"]
+        pixels = self._transform.begin(
+            self._store,
+            batch["samples"],
+            random_params,
+            output_extent=batch["output_extent"],
+            resizes=batch["resizes"],
         )
+        return pixels, random_params
+
+    def finish(self, pixels: Tensor, random_params: Tensor) -> Tensor:
+        """What stands behind the last resize."""
+        return self._transform.finish(pixels, random_params)
 
 
 class FinishedImages:

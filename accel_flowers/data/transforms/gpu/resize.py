@@ -1,11 +1,14 @@
 """Resizing on a device: boxes of images, each of another size, to images of one size, antialiased as Pillow does it.
 
-A resize is two products of matrices, across and down, with the weights of each image made where it is resized.
+A resize is two products of matrices, across and down, with weights of each image's own. Few pixels have a share in one of the
+result, and which ones follows from the draws alone, so a loader's workers say so, and the device puts it into matrices of zeros.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +60,15 @@ class Resize(Resizing):
         return self.least if self.short is None else size and self.size_of(*size)
 
 
+class ResizeWeights(NamedTuple):
+    """How a resize mixes the pixels of each axis: down (0) and across (1), both to the larger of their lengths."""
+
+    first: Tensor
+    """int64 [B, 2, N], the first pixel that has a share in each of the result."""
+    shares: Tensor
+    """[B, 2, N, T], of this pixel and those behind it; they may lie beyond the last one, with 0."""
+
+
 def resize_weights(
     box: Tensor,
     first: Tensor,
@@ -64,14 +76,10 @@ def resize_weights(
     flips: Sequence[Sequence[Tensor]],
     *,
     num_out: Size,
-    num_in: Size,
     num_taps: int,
     dtype: torch.dtype,
-) -> Tensor:
-    """How an antialiased bilinear resize mixes the pixels of each axis: down (0) and across (1).
-
-    Both axes are computed together, to the larger of their shapes, because most of the time goes into starting kernels. Few
-    pixels have a share in one of the result (taps): only their weights are computed, and put into a matrix of zeros.
+) -> ResizeWeights:
+    """How an antialiased bilinear resize mixes pixels. It needs no pixels, so a loader's worker does it where the device shall not.
 
     Args:
         box: float64 [B, 4], height and width of what is resized, and those it would get as a whole.
@@ -79,12 +87,9 @@ def resize_weights(
         shift: float64 [B, 2], which of the whole's pixels is the first one wanted; those outside become 0. None = the first,
             and none are outside.
         flips: float64 [B], any number for each axis, 1 where the wanted pixels are to come in reverse; twice is not at all.
-        num_out, num_in: pixels wanted and pixels at hand, of each axis.
+        num_out: pixels wanted of each axis.
         num_taps: as many as a pixel of the result may need.
-        dtype: of the result.
-
-    Returns:
-        [B, 2, max(num_out), >= max(num_in)]; what lies beyond an axis' own shape means nothing.
+        dtype: of the shares.
     """
     length, virtual = box[:, :2], box[:, 2:]
     places = torch.arange(max(*num_out, num_taps), device=box.device)
@@ -102,15 +107,28 @@ def resize_weights(
             step[:, axis].addcmul_(flipped, step[:, axis], value=-2)
     middle = torch.addcmul(begin[..., None], step[..., None], places[: max(num_out)])[..., None]
     first, end = first[..., None, None], end[..., None, None]
-    taps = (middle - reach).clamp_(first, end).long() + places[:num_taps]
+    first_tap = (middle - reach).clamp_(first, end).long()
+    taps = first_tap + places[:num_taps]
     weights = (reach - (taps - (middle - 0.5)).abs_()).clamp_(min=0).mul_(taps < end)
     total = weights.sum(-1, keepdim=True)
     if shift is not None:
         weights.mul_((middle > first) & (middle < end))
         total.clamp_(min=1e-6)
+    return ResizeWeights(first_tap[..., 0], torch.div(weights, total, out=torch.empty_like(weights, dtype=dtype)))
+
+
+def as_matrices(weights: ResizeWeights, num_in: Size) -> Tensor:
+    """The weights of all pixels at hand, [B, 2, N, >= max(num_in)]; what lies beyond an axis' own shape means nothing."""
+    first, shares = weights
+    taps = first[..., None] + _places(shares.shape[-1], first.device)
     # Taps may lie beyond the last pixel, with weight 0: there is room for them, too.
-    matrix = box.new_zeros(*weights.shape[:3], max(num_in) + -(-num_taps // 8) * 8, dtype=dtype)
-    return matrix.scatter_(3, taps, torch.div(weights, total, out=torch.empty_like(weights, dtype=dtype)))
+    matrix = shares.new_zeros(*shares.shape[:3], max(num_in) + -(-shares.shape[-1] // 8) * 8)
+    return matrix.scatter_(3, taps, shares)
+
+
+@cache
+def _places(count: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device)
 
 
 def resample(region: Tensor, down: Tensor, across: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from accel_flowers.data.transforms.gpu.resize import resample, resize_weights
+from accel_flowers.data.transforms.gpu.resize import ResizeWeights, as_matrices, resample, resize_weights
 from accel_flowers.data.transforms.gpu.steps import ImageAnalysis, Moving, Size
-from accel_flowers.data.transforms.gpu.store import DeviceImages
+from accel_flowers.data.transforms.gpu.store import ALIGNED, DeviceImages
 
 OutputExtent: TypeAlias = tuple[tuple[int, int, int, int], ...]
 """What shapes are chosen by, for each resize: height and width of the largest box, and of the largest image made."""
@@ -24,21 +24,26 @@ Placed: TypeAlias = tuple[Any, slice]
 class Work:
     """A batch on its way through the stages."""
 
-    images: DeviceImages
+    images: DeviceImages | None
+    """None = they do not lie in the store any more."""
     samples: Tensor
     random_params: Tensor
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     output_extent: list[tuple[int, int, int, int]]
     """Of the resizes that are still to come."""
+    resizes: list[ResizeWeights]
+    """Of the same, where they were made before; else empty."""
     compiled: bool
     pixels: Tensor | None = None
     """uint8 [B, 3, H, W]; smaller images lie in its upper left corner. None = they still lie in the store."""
 
     def look(self, moves: list[Placed]) -> ImageAnalysis:
         """How to look at the images, moved."""
-        look: ImageAnalysis = (
-            partial(self.images.pixels_at, self.samples) if self.pixels is None else partial(_pixels_at, self.pixels)
-        )
+        if self.pixels is None:
+            assert self.images is not None
+            look: ImageAnalysis = partial(self.images.pixels_at, self.samples)
+        else:
+            look = partial(_pixels_at, self.pixels)
         for step, columns in moves:
             move: Moving = step
             look = move.look(look, self.random_params[:, columns])
@@ -106,43 +111,61 @@ class ResizeStage(Stage):
     flips: tuple[list[int], list[int]] = field(default_factory=lambda: ([], []))
     """Columns that say whether the image is flipped: vertically, horizontally."""
 
-    def done(self, work: Work) -> Tensor:
+    stored: bool = False
+    """Whether the boxes lie in the store: nothing was done before."""
+
+    def weights(
+        self, random_params: Tensor, extent: tuple[int, int, int, int], dtype: torch.dtype | None
+    ) -> ResizeWeights:
+        """What of the work needs no pixels.
+
+        Args:
+            random_params: float64 [B, K], on the host or the device.
+            extent: of this resize.
+            dtype: of the weights; None = float16 on a GPU, else float32.
+        """
         step, columns = self.resizing
-        numbers = work.random_params[:, columns]
-        region, first = self._region(work, numbers)
-        *_, all_height, all_width = work.output_extent.pop(0)
-        size, num_in = self.size or (all_height, all_width), (region.shape[1], region.shape[2])
-        scale = max(1, *(sides[0] / sides[1] for sides in zip(num_in, step.least, strict=True)))
-        weights = resize_weights(
+        numbers = random_params[:, columns]
+        box_height, box_width, *whole = extent
+        scale = max(1, box_height / step.least[0], box_width / step.least[1])
+        return resize_weights(
             numbers[:, 2:],
-            first,
-            self._shift(work),
-            [[work.random_params[:, column] for column in columns] for columns in self.flips],
-            num_out=size,
-            num_in=num_in,
+            self._first(numbers[:, :2]),
+            self._shift(random_params),
+            [[random_params[:, column] for column in columns] for columns in self.flips],
+            num_out=self.size or (whole[0], whole[1]),
             num_taps=math.ceil(2 * scale) + 1,
-            dtype=work.dtype,
+            dtype=dtype or (torch.float16 if numbers.is_cuda else torch.float32),
         )
-        down, across = (weights[:, axis, : size[axis], : num_in[axis]] for axis in (0, 1))
+
+    def done(self, work: Work) -> Tensor:
+        extent = work.output_extent.pop(0)
+        weights = work.resizes.pop(0) if work.resizes else self.weights(work.random_params, extent, work.dtype)
+        region = self._region(work, work.random_params[:, self.resizing[1]][:, :2], (extent[0], extent[1]))
+        size, num_in = self.size or (extent[2], extent[3]), (region.shape[1], region.shape[2])
+        matrices = as_matrices(weights, num_in)
+        down, across = (matrices[:, axis, : size[axis], : num_in[axis]] for axis in (0, 1))
         return resample(region, down, across)
 
-    def _shift(self, work: Work) -> Tensor | None:
+    def _shift(self, random_params: Tensor) -> Tensor | None:
         """The first pixels that are wanted of the whole, float64 [B, 2]; None = all are."""
         if self.crop:
-            return work.random_params[:, self.crop][:, :2]
-        return (
-            torch.zeros_like(work.random_params[:, :2]) if self.size is None else None
-        )  # beyond smaller images is black
+            return random_params[:, self.crop][:, :2]
+        return torch.zeros_like(random_params[:, :2]) if self.size is None else None  # beyond smaller images is black
 
-    def _region(self, work: Work, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels uint8 [B, H, W, 3] in which the boxes lie, and where they begin there, float64 [B, 2]."""
-        corner = numbers[:, :2]
-        if work.pixels is not None and not self.moves:
-            return work.pixels.permute(0, 2, 3, 1), corner
-        height, width, *_ = work.output_extent[0]
-        if not self.moves:
-            return work.images.region_at(work.samples, corner, height, width)
-        top, left = corner.long().unbind(1)
-        rows, columns = _grid((height, width), numbers.device)
-        look = work.look(self.moves)
-        return look(rows + top.view(-1, 1, 1), columns + left.view(-1, 1, 1)), torch.zeros_like(corner)
+    def _first(self, corner: Tensor) -> Tensor:
+        """Where the boxes begin in `_region`, float64 [B, 2]."""
+        if self.moves:
+            return torch.zeros_like(corner)
+        return corner.remainder(ALIGNED) if self.stored else corner
+
+    def _region(self, work: Work, corner: Tensor, size: Size) -> Tensor:
+        """Pixels uint8 [B, H, W, 3] in which the boxes lie."""
+        if self.moves:
+            top, left = corner.long().unbind(1)
+            rows, columns = _grid(size, corner.device)
+            return work.look(self.moves)(rows + top.view(-1, 1, 1), columns + left.view(-1, 1, 1))
+        if work.pixels is not None:
+            return work.pixels.permute(0, 2, 3, 1)
+        assert work.images is not None
+        return work.images.region_at(work.samples, corner, *size)

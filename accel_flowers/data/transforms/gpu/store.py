@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CHANNELS = 3
-_ALIGNED = 8
+ALIGNED = 8
 """Lines begin at multiples of this many pixels, so that they are read in words of eight bytes and not byte by byte."""
 _WORD = 8
 _WIDTHS = 64
@@ -24,7 +24,7 @@ _CHUNK_BYTES = 64 * 2**20
 
 def region_side(pixels: int) -> int:
     """Side of a region that holds a box of so many pixels, wherever it begins in a word."""
-    return -(-(pixels + _ALIGNED - 1) // _WIDTHS) * _WIDTHS
+    return -(-(pixels + ALIGNED - 1) // _WIDTHS) * _WIDTHS
 
 
 def bytes_needed(sizes: Sequence[tuple[int, int]]) -> int:
@@ -52,10 +52,10 @@ class DeviceImages:
         """The largest ratio of a longer to a shorter side."""
         self.device = device
         self._starts: list[int] = [0, *(int(end) * CHANNELS for end in ends)]
-        # int64 [N, 4]: where each image begins and how long its lines are in memory, in runs of `_ALIGNED` pixels; its last
+        # int64 [N, 4]: where each image begins and how long its lines are in memory, in runs of `ALIGNED` pixels; its last
         # row and column. One table, because each look into one starts a kernel.
-        begins = (ends - array[:, 0] * pitches) // _ALIGNED
-        table = np.column_stack((begins, pitches // _ALIGNED, array - 1))
+        begins = (ends - array[:, 0] * pitches) // ALIGNED
+        table = np.column_stack((begins, pitches // ALIGNED, array - 1))
         self.table = torch.from_numpy(table).to(device)
         self.flat = torch.zeros(self._starts[-1] + _slack(array), dtype=torch.uint8, device=device)
         self._pixels, self._words = self.flat.view(-1, CHANNELS), self.flat.view(torch.int64)
@@ -79,7 +79,7 @@ class DeviceImages:
                 raise ValueError(
                     f"picture {number} is {image.dtype} {list(image.shape)}, not {[*self.sizes[number], CHANNELS]}"
                 )
-            writer.write(functional.pad(image, (0, 0, 0, -image.shape[1] % _ALIGNED)).reshape(-1))
+            writer.write(functional.pad(image, (0, 0, 0, -image.shape[1] % ALIGNED)).reshape(-1))
         if number + 1 != len(self):
             raise ValueError(f"{'more' if number + 1 > len(self) else number + 1} pictures for {len(self)} places")
         writer.finish()
@@ -101,28 +101,28 @@ class DeviceImages:
         """
         begin, line, last_row, last_column = self.table[samples].view(-1, 4, 1, 1).unbind(1)
         rows, columns = rows.clamp(min=0).minimum(last_row), columns.clamp(min=0).minimum(last_column)
-        return self._pixels[(rows * line + begin) * _ALIGNED + columns]
+        return self._pixels[(rows * line + begin) * ALIGNED + columns]
 
-    def region_at(self, samples: Tensor, corner: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def region_at(self, samples: Tensor, corner: Tensor, height: int, width: int) -> Tensor:
         """A region of each image, by whole lines, which is much faster than by single pixels.
 
         Args:
             samples: int64 [B].
-            corner: float64 [B, 2], top and left of what is wanted, inside the images.
+            corner: float64 [B, 2], top and left of what is wanted, inside the images. Regions begin at the multiples of `ALIGNED`
+                above and left of it.
             height, width: of the region, a `region_side`. What lies beyond an image's edge is filled with anything.
 
         Returns:
-            uint8 [B, height, width, 3], and float64 [B, 2], the row and column in it that are `corner`.
+            uint8 [B, height, width, 3]
         """
-        aligned = (corner / _ALIGNED).long()
+        aligned = (corner / ALIGNED).long()
         begin, line, last_row, _ = self.table[samples].split(1, 1)
-        rows = torch.add(self._rows[:height], aligned[:, :1], alpha=_ALIGNED).minimum(last_row)
+        rows = torch.add(self._rows[:height], aligned[:, :1], alpha=ALIGNED).minimum(last_row)
         starts = torch.addcmul(begin + aligned[:, 1:], rows, line)
         # All that a line could be, from every run on: a view, from which some are taken.
-        length, step = width * CHANNELS // _WORD, _ALIGNED * CHANNELS // _WORD
+        length, step = width * CHANNELS // _WORD, ALIGNED * CHANNELS // _WORD
         lines = self._words.as_strided(((len(self._words) - length) // step + 1, length), (step, 1))
-        region = lines[starts].view(torch.uint8).view(-1, height, width, CHANNELS)
-        return region, torch.sub(corner, aligned, alpha=_ALIGNED)
+        return lines[starts].view(torch.uint8).view(-1, height, width, CHANNELS)
 
 
 class _Writer:
@@ -182,5 +182,5 @@ def _slack(array: np.ndarray) -> int:
 
 def _pitches(array: np.ndarray) -> np.ndarray:
     """Pixels from one line to the next."""
-    pitches: np.ndarray = -(-array[:, 1] // _ALIGNED) * _ALIGNED
+    pitches: np.ndarray = -(-array[:, 1] // ALIGNED) * ALIGNED
     return pitches

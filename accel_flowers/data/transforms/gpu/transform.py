@@ -9,7 +9,7 @@ followed back through all of them, and the pixels are taken once. Images keep th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from accel_flowers.data.transforms.gpu.colour import Blur, ColorJitter, Grey, Painting
-from accel_flowers.data.transforms.gpu.resize import RandomResizedCrop, Resize, Resizing
+from accel_flowers.data.transforms.gpu.resize import RandomResizedCrop, Resize, ResizeWeights, Resizing
 from accel_flowers.data.transforms.gpu.stages import (
     MoveStage,
     OutputExtent,
@@ -60,6 +60,9 @@ class DeviceTransform:
 
     def __init__(self, steps: Sequence[Step], stages: Sequence[Stage], size: Size) -> None:
         self._steps, self._stages = list(steps), list(stages)
+        resizes = [number for number, stage in enumerate(stages) if isinstance(stage, ResizeStage)]
+        first = max(resizes, default=0) + 1
+        self._begin, self._finish = self._stages[:first], self._stages[first:]
         self.size = size
         self.num_columns = sum(step.num_columns for step in steps)
         self.dtype: torch.dtype | None = None
@@ -92,9 +95,24 @@ class DeviceTransform:
             for box in boxes
         )
 
+    def resizes(self, random_params: Tensor, output_extent: OutputExtent) -> tuple[ResizeWeights, ...]:
+        """What of a batch's resizes needs no pixels, from its draws while they are on the host: on the device it would be two
+        dozen kernels."""
+        stages = [stage for stage in self._stages if isinstance(stage, ResizeStage)]
+        return tuple(
+            stage.weights(random_params, extent, self.dtype)
+            for stage, extent in zip(stages, output_extent, strict=True)
+        )
+
     @torch.no_grad()
     def apply(
-        self, images: DeviceImages, samples: Tensor, random_params: Tensor, *, output_extent: OutputExtent | None = None
+        self,
+        images: DeviceImages,
+        samples: Tensor,
+        random_params: Tensor,
+        *,
+        output_extent: OutputExtent | None = None,
+        resizes: Sequence[ResizeWeights] = (),
     ) -> Tensor:
         """The images of a batch.
 
@@ -103,29 +121,69 @@ class DeviceTransform:
             samples: int64 [B] on their device, which ones are wanted.
             random_params: float64 [B, K] there, a row of `draw` for each.
             output_extent: of these; None = what the largest image of all could need. It changes speed and memory alone.
+            resizes: of these and this extent, on the device; none = they are made there.
 
         Returns:
             uint8 [B, 3, H, W]
+        """
+        begun = self.begin(images, samples, random_params, output_extent=output_extent, resizes=resizes)
+        return self.finish(begun, random_params)
+
+    @torch.no_grad()
+    def begin(
+        self,
+        images: DeviceImages,
+        samples: Tensor,
+        random_params: Tensor,
+        *,
+        output_extent: OutputExtent | None = None,
+        resizes: Sequence[ResizeWeights] = (),
+    ) -> Tensor:
+        """All up to the last resize, whose shapes differ from batch to batch; see `apply`.
+
+        Returns:
+            uint8 [B, 3, h, w] of one size for all batches.
         """
         if random_params.dtype != torch.float64 or random_params.shape != (len(samples), self.num_columns):
             raise ValueError(
                 f"draws must be float64 {[len(samples), self.num_columns]}, not {random_params.dtype} {[*random_params.shape]}"
             )
-        output_extent = output_extent or self._largest_extent(images)
-        num_parts = -(-len(samples) * self._bytes_each(output_extent) // self.max_bytes)
-        at_once = -(-len(samples) // num_parts)
-        parts = [
-            self._apply_to_part(images, part, rows, output_extent)
-            for part, rows in zip(samples.split(at_once), random_params.split(at_once), strict=True)
-        ]
+        extent = output_extent or self._largest_extent(images)
+
+        def work(part: Tensor, rows: Tensor, *weights: Tensor) -> Tensor:
+            given = [ResizeWeights(*pair) for pair in zip(weights[::2], weights[1::2], strict=True)]
+            return self._done(self._begin, Work(images, part, rows, self.dtype, list(extent), given, self.compiled))
+
+        flat = [tensor for pair in resizes for tensor in pair]
+        return self._in_parts(work, self._bytes_each(extent), samples, random_params, *flat)
+
+    @torch.no_grad()
+    def finish(self, pixels: Tensor, random_params: Tensor) -> Tensor:
+        """All behind that, of `begin`'s pixels and the same draws.
+
+        Returns:
+            uint8 [B, 3, H, W]
+        """
+        if not self._finish:
+            return pixels
+
+        def work(part: Tensor, rows: Tensor) -> Tensor:
+            nowhere = torch.empty(0, dtype=torch.int64, device=rows.device)
+            return self._done(self._finish, Work(None, nowhere, rows, None, [], [], self.compiled, part))
+
+        return self._in_parts(work, self._bytes_to_finish(), pixels, random_params)
+
+    def _in_parts(self, work: Callable[..., Tensor], bytes_each: int, *of_images: Tensor) -> Tensor:
+        """`work` on as many images at once as there is memory for."""
+        num_images = len(of_images[0])
+        num_parts = -(-num_images * bytes_each // self.max_bytes)
+        at_once = -(-num_images // num_parts)
+        parts = [work(*each) for each in zip(*(tensor.split(at_once) for tensor in of_images), strict=True)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _apply_to_part(
-        self, images: DeviceImages, samples: Tensor, random_params: Tensor, output_extent: OutputExtent
-    ) -> Tensor:
-        dtype = self.dtype or (torch.float16 if random_params.is_cuda else torch.float32)
-        work = Work(images, samples, random_params, dtype, list(output_extent), self.compiled)
-        for stage in self._stages:
+    @staticmethod
+    def _done(stages: Sequence[Stage], work: Work) -> Tensor:
+        for stage in stages:
             work.pixels = stage.done(work)
         assert work.pixels is not None
         return work.pixels
@@ -151,8 +209,7 @@ class DeviceTransform:
 
     def _bytes_each(self, output_extent: OutputExtent) -> int:
         """Memory that one image needs in the largest stage, roughly."""
-        height, width = self.size
-        needs = [height * width * 4 * 40]
+        needs = [self._bytes_to_finish()]
         for (box_height, box_width, all_height, all_width), stage in zip(
             output_extent, (stage for stage in self._stages if isinstance(stage, ResizeStage)), strict=True
         ):
@@ -160,7 +217,12 @@ class DeviceTransform:
             lines = box_height * CHANNELS * (box_width * 5 + made_width * 10)
             weights = 2 * 8 * max(made_height, made_width) * max(box_height, box_width)
             needs.append(lines + weights + made_height * made_width * CHANNELS * 6)
-        return max([*needs, *(4 * 40 * stage.size[0] * stage.size[1] for stage in self._stages if stage.size)])
+        return max(needs)
+
+    def _bytes_to_finish(self) -> int:
+        """The same of a stage behind the resizes."""
+        sizes = [self.size, *(stage.size for stage in self._stages if stage.size)]
+        return max(4 * 40 * height * width for height, width in sizes)
 
 
 def make_device_transform(steps: Sequence[Any]) -> DeviceTransform | None:
@@ -237,7 +299,7 @@ class _Plan:
             self.stages.append(PaintStage((step, columns), self._size))
         elif isinstance(step, Resizing):
             self._size = step.size_after(self._size)
-            self.stages.append(ResizeStage((step, columns), self._moves, self._size))
+            self.stages.append(ResizeStage((step, columns), self._moves, self._size, stored=not self.stages))
             self._moves = []
         elif isinstance(step, Crop) and isinstance(last, ResizeStage) and last.size is None:
             # Of a resize to a shorter side, the part is computed that is kept.
