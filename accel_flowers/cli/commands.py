@@ -13,6 +13,7 @@ from accel_flowers.cli.launch_config import launch_config_command
 from accel_flowers.cli.predict import predict_command
 from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
+from accel_flowers.cli.selfcheck import selfcheck_command
 from accel_flowers.cli.train import recipes_command, train_command
 from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError, did_you_mean
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "compare": (compare_command, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
     "recipes": (recipes_command, ""),
     "launch-config": (launch_config_command, "[NAME]"),
+    "selfcheck": (selfcheck_command, "[--launch FILE] [--minutes M] [--only PART...]"),
     "sample": (sample_command, "DIR"),
     "download": (download_command, "DIR"),
 }
