@@ -37,6 +37,10 @@ def test_thinning_keeps_classes_in_proportion(counts: list[int], size: int, seed
     assert not thin.parts.keys() & thin.left_out.keys()
     assert set(thin.left_out.values()) <= {"because"}
     files = whole.files_of("train")
+    num_classes = len({labels[name] for name in files})
+    if size >= num_classes:
+        # A class that would have less than one picture has one: of the others so many fewer, or so many more in all.
+        assert min(size, len(files)) <= len(thin.files_of("train")) <= size + num_classes
     for label in {labels[name] for name in files}:
         of_class = sum(labels[name] == label for name in files)
         kept = sum(labels[name] == label for name in thin.files_of("train"))
@@ -53,7 +57,7 @@ def test_fast_dev_run_sees_every_stage(photos: Path, tmp_path: Path) -> None:
     config = tiny_config(photos, tmp_path / "run", train={"epochs": 20, "global_batch_size": 4}, debug=debug)
     results = train(config).scores
     split = load_split(tmp_path / "run/split.json")
-    assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 6, "val": 3, "test": 3}
+    assert {part: len(split.files_of(part)) for part in PARTS} == {"train": 8, "val": 3, "test": 3}
     assert len(metrics(tmp_path / "run", "train/loss")) == 2
     assert len(metrics(tmp_path / "run", "val/loss")) == 1
     assert results["test"].num_images == 3
@@ -82,10 +86,13 @@ def test_overfitting_learns_its_few_images(photos: Path, tmp_path: Path, capsys:
         "tracking": {"report": True},
     }
     results = train(tiny_config(photos, tmp_path / "run", **sections)).scores
+    said = capsys.readouterr().err
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("epoch ")] == [
+        f"{epoch}/40" for epoch in range(1, 41)
+    ], "a step's pictures are an epoch: each is told"
     assert set(results) == {"val"}
     assert results["val"].num_images == len(load_split(tmp_path / "run/split.json").files_of("train"))
     assert results["val"].loss < 0.6 < metrics(tmp_path / "run", "val/loss")[0]
-    said = capsys.readouterr().err
     assert f"in training mode, {results['val'].loss:.4f} in evaluation mode, on the same pictures" in said
     assert f"report: {tmp_path / 'run/report.html'}" in said
     page = (tmp_path / "run/report.html").read_text("utf-8")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,8 +109,8 @@ def subsample_split(
     Args:
         split: whole.
         labels: class of each file.
-        sizes: part → number of images to keep, or a few less; other parts stay whole. At least one of each class is
-            kept, but 0 keeps none.
+        sizes: part → number of images to keep, of fewer all; other parts stay whole. At least one of each class is
+            kept, also where that makes more, but 0 keeps none.
         seed: what the choice follows from.
         cause: stands in `left_out` for the others.
         each_class: False = no more than `sizes` are kept where there are more classes than that; some then have none.
@@ -118,12 +118,12 @@ def subsample_split(
     parts, left_out = dict(split.parts), dict(split.left_out)
     for part, size in sizes.items():
         files = split.files_of(part)
+        kept = _in_proportion(Counter(labels[name] for name in files), size)
         chosen: list[tuple[int, str]] = []  # each with how many of its class come before it
-        for label in sorted({labels[name] for name in files}):
+        for label in sorted(kept):
             its_files = [name for name in files if labels[name] == label]
-            kept = min(len(its_files), max(1, size * len(its_files) // len(files))) if size else 0
             order = permutation(random_key(seed, "thin out", part, label), len(its_files))
-            chosen += [(before, its_files[place]) for before, place in enumerate(order[:kept])]
+            chosen += [(before, its_files[place]) for before, place in enumerate(order[: kept[label]])]
         if not each_class and len(chosen) > size:
             mixed = [chosen[place] for place in permutation(random_key(seed, "thin out", part), len(chosen))]
             chosen = sorted(mixed, key=lambda pair: pair[0])[:size]  # one of each class before a second of any
@@ -131,6 +131,18 @@ def subsample_split(
             del parts[name]
             left_out[name] = cause
     return Split(split.class_names, parts, left_out, split.duplicates)
+
+
+def _in_proportion(totals: Mapping[int, int], size: int) -> dict[int, int]:
+    """How many of each class: shares rounded down, one at least, and what that leaves by the largest remainder."""
+    if not size:
+        return dict.fromkeys(totals, 0)
+    size, whole = min(size, sum(totals.values())), sum(totals.values())
+    kept = {label: max(1, size * total // whole) for label, total in totals.items()}
+    by_remainder = sorted(totals, key=lambda label: (-(size * totals[label] % whole), label))
+    for label in by_remainder[: max(0, size - sum(kept.values()))]:
+        kept[label] += kept[label] < totals[label]
+    return kept
 
 
 def parse_fractions(text: str) -> dict[str, float]:

@@ -82,8 +82,7 @@ def build_run(
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     check_training_mode(network, recipe.train_size, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)
-    if not config.debug.overfit_batches:
-        plan = _fit_to_images(plan, data, accelerator)
+    plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
     task = _build_task(config, data, accelerator)
     if state.micro_batch_size:
