@@ -24,6 +24,7 @@ from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
+from accel_flowers.models.preprocessing import settle_preprocessing
 
 CROP = ({"RandomResizedCrop": {"size": 64}}, "RandomHorizontalFlip")
 EVALUATION = ({"Resize": {"size": 72}}, {"CenterCrop": {"size": 64}})
@@ -37,7 +38,8 @@ _PAINTS = ("ColorJitter", "RandomGrayscale", "Grayscale", "GaussianBlur")
 def look(photos: str, device: torch.device) -> dict[str, Any]:
     """Compare; see the module."""
     table = load_images(photos)
-    lists = {"crop and flip": CROP, **{name: load_recipe(name).data.train_transforms for name in recipe_names()}}
+    recipes = {name: settle_preprocessing(load_recipe(name))[0].data.preprocessing() for name in recipe_names()}
+    lists = {"crop and flip": CROP, **{name: each.train_transforms for name, each in recipes.items()}}
     wrong, compared = [], 0
     for name, specs in lists.items():
         transform, _ = build_transform(specs, field="data.train_transforms")
