@@ -123,9 +123,9 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     name: str = "resnet18"
-    """Architecture: any classification model of torchvision, by its name there."""
+    """Architecture: any classification model of torchvision, by its name there; timm/NAME for one of timm (`pip install 'accel-flowers[timm]'`); or a registered one."""
     weights: UserPath = "imagenet"
-    """Starting weights: imagenet (torchvision's download), none (random), or a .safetensors or .pth file, whole or partial."""
+    """Starting weights: imagenet (its library's download), none (random), or a .safetensors or .pth file, whole or partial."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """Probability of dropout in front of the new last layer; None = what the architecture has."""
     freeze: Annotated[
