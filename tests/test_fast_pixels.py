@@ -31,6 +31,7 @@ LISTS: dict[str, list[TransformSpec]] = {
     "train": [{"RandomResizedCrop": {"size": 224}}, "RandomHorizontalFlip"],
     "small": [{"RandomResizedCrop": {"size": [64, 96], "scale": [0.5, 1.0]}}, "RandomVerticalFlip"],
     "eval": [{"Resize": {"size": 256}}, {"CenterCrop": {"size": 224}}],
+    "bicubic": [{"Resize": {"size": 256, "interpolation": "bicubic"}}, {"CenterCrop": {"size": 224}}],
     "square": [{"Resize": {"size": [100, 80]}}],
     "padded": [{"Resize": {"size": 64}}, {"RandomCrop": {"size": 72, "padding": 8}}],
     "erasing": [{"RandomResizedCrop": {"size": 64}}, {"RandomErasing": {"p": 0.7, "value": [9, 0, 250]}}],
@@ -88,7 +89,9 @@ def test_pixels_are_within_one_level(name: str, image: str) -> None:
         if name == "colour":  # a level before a change of hue or contrast can become several after it
             assert difference.float().mean() < 0.5
         else:
-            assert difference.max() <= 1
+            # Two intermediate roundings of a filter with negative weights.
+            assert difference.max() <= (2 if name == "bicubic" else 1)
+            assert (difference > 1).float().mean() < 5e-4
             assert difference.float().mean() < 0.1
 
 
@@ -261,7 +264,7 @@ def test_an_exif_block_without_a_turn_is_taken() -> None:
     [
         [{"ColorJitter": {"hue": 0.1}}, {"Resize": {"size": [64, 64]}}],
         ["RandomHorizontalFlip", {"Resize": {"size": [64, 64]}}],
-        [{"Resize": {"size": [64, 64], "interpolation": "bicubic"}}],
+        [{"Resize": {"size": [64, 64], "interpolation": "nearest"}}],
     ],
     ids=str,
 )

@@ -25,6 +25,9 @@ _Beginning = Callable[[int, int], _Cut]
 """Height and width of an image → its cut, with chance drawn."""
 _Step = Callable[[Tensor], Tensor]
 """uint8 [3, H, W] → the same."""
+_REACH = {"bilinear": 1, "bicubic": 2}
+"""Filter of resizing → how many rows around its place make a row of the result: of the image, or where that is made smaller
+of the result."""
 
 
 class FastTransform:
@@ -96,11 +99,11 @@ def _beginning(steps: Sequence[Any]) -> tuple[_Beginning | None, int]:
     # Partial functions and not lambdas, which could not be sent to a loader's workers.
     first, second = [*steps, None, None][:2]
     if isinstance(first, v2.RandomResizedCrop) and _is_plain(first):
-        return partial(_crop_and_resize, RandomBox(first), (first.size[0], first.size[1])), 1
+        return partial(_crop_and_resize, _filter(first), RandomBox(first), (first.size[0], first.size[1])), 1
     if isinstance(first, v2.Resize) and _takes_resize(first):
         if isinstance(second, v2.CenterCrop):
-            return partial(_resize_and_center, first.size, second), 2
-        return partial(_whole, partial(_resize, first.size)), 1
+            return partial(_resize_and_center, _filter(first), first.size, second), 2
+        return partial(_whole, partial(_resize, _filter(first), first.size)), 1
     if isinstance(first, (v2.CenterCrop, v2.RandomCrop)):
         return partial(_whole, first), 1
     return None, 0
@@ -109,9 +112,9 @@ def _beginning(steps: Sequence[Any]) -> tuple[_Beginning | None, int]:
 def _as_tensor_step(step: Any) -> _Step | None:
     """A later step of the list on tensors; None where that would change more than a level."""
     if isinstance(step, v2.Resize) and _takes_resize(step):
-        return partial(_resize, step.size)
+        return partial(_resize, _filter(step), step.size)
     if isinstance(step, v2.RandomResizedCrop) and _is_plain(step):
-        return partial(_crop_again, RandomBox(step), (step.size[0], step.size[1]))
+        return partial(_crop_again, _filter(step), RandomBox(step), (step.size[0], step.size[1]))
     if isinstance(step, (v2.CenterCrop, v2.RandomCrop)):
         return step
     if isinstance(step, v2.RandomHorizontalFlip):
@@ -126,8 +129,13 @@ def _takes_resize(step: v2.Resize) -> bool:
 
 
 def _is_plain(step: Any) -> bool:
-    kind = getattr(step.interpolation, "value", step.interpolation)  # a plain word in newer versions of torchvision
-    return kind == "bilinear" and step.antialias is True
+    return _filter(step) in _REACH and step.antialias is True
+
+
+def _filter(step: Any) -> str:
+    return str(
+        getattr(step.interpolation, "value", step.interpolation)
+    )  # a plain word in newer versions of torchvision
 
 
 def _whole(step: _Step, height: int, width: int) -> _Cut:
@@ -135,38 +143,37 @@ def _whole(step: _Step, height: int, width: int) -> _Cut:
     return height, lambda pixels: step(pixels.permute(2, 0, 1))
 
 
-def _crop_and_resize(box: RandomBox, size: tuple[int, int], height: int, width: int) -> _Cut:
+def _crop_and_resize(mode: str, box: RandomBox, size: tuple[int, int], height: int, width: int) -> _Cut:
     top, left, box_height, box_width = box(height, width)
     bottom, right = top + box_height, left + box_width
-    return bottom, lambda pixels: _interpolate(pixels[top:bottom, left:right].permute(2, 0, 1), size)
+    return bottom, lambda pixels: _interpolate(pixels[top:bottom, left:right].permute(2, 0, 1), size, mode)
 
 
-def _resize_and_center(size: list[int], crop: v2.CenterCrop, height: int, width: int) -> _Cut:
+def _resize_and_center(mode: str, size: list[int], crop: v2.CenterCrop, height: int, width: int) -> _Cut:
     resized = resized_size(size, height, width)
     bottom = round((resized[0] - crop.size[0]) / 2) + crop.size[0]
-    # A row of the result is made of the rows around its place, as far as the filter reaches: one, or one of the result's.
     scale = height / resized[0]
-    rows = min(height, int(bottom * scale + max(scale, 1)) + 2)
-    return rows, lambda pixels: crop(_interpolate(pixels.permute(2, 0, 1), resized))
+    rows = min(height, int(bottom * scale + _REACH[mode] * max(scale, 1)) + 2)
+    return rows, lambda pixels: crop(_interpolate(pixels.permute(2, 0, 1), resized, mode))
 
 
-def _crop_again(box: RandomBox, size: tuple[int, int], pixels: Tensor) -> Tensor:
-    _, cut = _crop_and_resize(box, size, pixels.shape[1], pixels.shape[2])
+def _crop_again(mode: str, box: RandomBox, size: tuple[int, int], pixels: Tensor) -> Tensor:
+    _, cut = _crop_and_resize(mode, box, size, pixels.shape[1], pixels.shape[2])
     return cut(pixels.permute(1, 2, 0))
 
 
-def _resize(size: list[int], pixels: Tensor) -> Tensor:
-    return _interpolate(pixels, resized_size(size, pixels.shape[1], pixels.shape[2]))
+def _resize(mode: str, size: list[int], pixels: Tensor) -> Tensor:
+    return _interpolate(pixels, resized_size(size, pixels.shape[1], pixels.shape[2]), mode)
 
 
 def _flip(happens: Bernoulli, dimension: int, pixels: Tensor) -> Tensor:
     return pixels.flip(dimension) if happens() else pixels
 
 
-def _interpolate(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+def _interpolate(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     if tuple(pixels.shape[1:]) == size:
         return pixels
     # Rows of pixels that lie together are resized, and later copied, twice as fast; torch sees that they do in a batch made
     # of them like this, and not in `pixels[None]`.
     batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
-    return functional.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+    return functional.interpolate(batch, size, mode=mode, antialias=True)[0]
