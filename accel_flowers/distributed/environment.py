@@ -22,6 +22,12 @@ def launched_place(environment: Mapping[str, str] | None = None) -> tuple[int, i
     return rank, size
 
 
+def num_restarts() -> int:
+    """How often the launcher has started the processes again."""
+    given = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(given) if given.isdecimal() else 0
+
+
 def is_main_process() -> bool:
     """Whether this is the process that speaks, of those that a launcher started; so is one that has no others."""
     return launched_place()[0] == 0

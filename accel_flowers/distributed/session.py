@@ -20,7 +20,7 @@ from accel_flowers.core.signals import current_handlers, restore_signals, undist
 from accel_flowers.distributed.collectives import check_same_everywhere
 from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor, HealthTimes
-from accel_flowers.distributed.launch import build_accelerator, destroyed_at_the_end, start_processes
+from accel_flowers.distributed.launch import build_accelerator, close_trackers, destroyed_at_the_end, start_processes
 from accel_flowers.distributed.preemption import PreemptionHandler
 
 
@@ -32,6 +32,8 @@ class ProcessSession:
     health: HealthMonitor
     owns_process: bool
     """Whether signals are ours to handle: so for the command line, not for somebody's notebook or program."""
+    times: HealthTimes
+    """How long the processes wait for each other."""
     _launcher: Launcher
     _at_end: ExitStack
 
@@ -44,7 +46,7 @@ class ProcessSession:
     ) -> Accelerator:
         """As `launch.build_accelerator`; its trackers are closed when the session ends."""
         accelerator = build_accelerator(mixed_precision=mixed_precision, trackers=trackers, run_dir=run_dir)
-        self._at_end.callback(accelerator.end_training)
+        self._at_end.callback(close_trackers, accelerator)
         return accelerator
 
     def when_it_ends(self, do: Callable[[BaseException | None], None]) -> None:
@@ -76,8 +78,8 @@ def process_session(
     """
     launcher = Launcher()
     handlers = current_handlers() if owns_process else {}
-    processes = start_processes()
     try:
+        processes = start_processes(seconds_to_meet=times.meet)
         # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
         with (
             destroyed_at_the_end(processes, seconds_to_leave=times.leave),
@@ -86,7 +88,7 @@ def process_session(
             undisturbed_way_out(owns_process=owns_process),
         ):
             check_same_everywhere(processes, facts)
-            yield ProcessSession(processes, health, owns_process, launcher, at_end)
+            yield ProcessSession(processes, health, owns_process, times, launcher, at_end)
     finally:
         restore_signals(handlers)
         # Accelerate keeps its state in its classes: a notebook's next run, or its launcher, must find them as new.
