@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from accel_flowers.cli.common import split_imports
 from accel_flowers.cli.main import end_with
@@ -11,10 +12,11 @@ from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.core.registry import import_parts
 from accel_flowers.distributed.health import HealthMonitor, HealthTimes
 from accel_flowers.distributed.launch import start_processes
+from accel_flowers.distributed.session import process_session
 from accel_flowers.training.train import train
 
 ENTRY = "tests.impatient:main"
-TIMES = HealthTimes(beat=0.2, silent=4.0, grace=1.0, leave=2.0, lock=0.5)
+TIMES = HealthTimes(meet=60.0, look=0.5, beat=0.2, silent=4.0, grace=1.0, leave=2.0, lock=0.5)
 
 
 def main(words: Sequence[str]) -> None:
@@ -24,6 +26,19 @@ def main(words: Sequence[str]) -> None:
     def work() -> int:
         import_parts(modules)
         train(config_from_flags(load_recipe(recipe), flags, program="train"), owns_process=True, times=TIMES)
+        return 0
+
+    end_with(work)
+
+
+def meet(words: Sequence[str]) -> None:
+    """Meet the others of a launch, as a session does when it begins; twice, as a sweep in one process does."""
+    (seconds,) = words
+
+    def work() -> int:
+        for _ in range(2):
+            with process_session({}, owns_process=True, times=replace(TIMES, meet=float(seconds))):
+                pass
         return 0
 
     end_with(work)

@@ -8,7 +8,6 @@ import pytest
 
 from accel_flowers.cli import main
 from accel_flowers.core.errors import UserError
-from accel_flowers.distributed import launch
 from accel_flowers.distributed.environment import RANKS, SIZES, launched_place
 from accel_flowers.distributed.launch import check_launch
 from tests.conftest import CLASSES, make_folder
@@ -107,14 +106,3 @@ def test_a_training_says_what_to_unset(
     assert code == 2
     assert f"unset {next(iter(given))}" in err
     assert not (tmp_path / "run").exists()
-
-
-def test_who_waits_for_others_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A whole set of variables in a pod looks as a launch does: then it is seen only that nobody comes."""
-    for name, value in POD.items():
-        monkeypatch.setenv(name, value)
-    told: list[str] = []
-    monkeypatch.setattr(launch._log, "warning", told.append)
-    launch._tell_for_whom_it_waits(2)
-    assert "of 2, which meet at trainer-0:29500" in told[0]
-    assert "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT" in told[0]

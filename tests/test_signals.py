@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from accelerate import Accelerator, PartialState
 from accel_flowers.cli import main as cli
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted, Stopped
-from accel_flowers.core.signals import seconds_waited, signals_stop
+from accel_flowers.core.signals import leave_undisturbed, seconds_waited, signals_stop
 from accel_flowers.data.loader import each_batch
+from accel_flowers.distributed import launcher as launcher_module
 from accel_flowers.distributed import preemption as preemption_module
-from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
+from accel_flowers.distributed.launcher import Launcher, catches, stopping_with
 from accel_flowers.distributed.preemption import PreemptionHandler
 from tests.flags import LATE
 from tests.ranks import Ranks
@@ -90,30 +93,69 @@ def test_a_second_ctrl_c_does_not_wait(preemption: PreemptionHandler) -> None:
         send(signal.SIGINT)
 
 
+BY_ELASTIC = {"TORCHELASTIC_RUN_ID": "x"}
+BY_ACCELERATE = {"ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_MIXED_PRECISION": "no"}
+
+
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes this process one whose parent has ended."""
+    monkeypatch.setattr(launcher_module, "_LOOK_EVERY", 0.02)
+    return lambda: monkeypatch.setattr(os, "getppid", lambda: 1)
+
+
 @pytest.mark.holds("Processes do not outlive their launcher")
-@pytest.mark.parametrize("variables", [{"TORCHELASTIC_RUN_ID": "x"}, {"ACCELERATE_DYNAMO_BACKEND": "no", "ACCELERATE_MIXED_PRECISION": "no"}])  # fmt: skip
-def test_a_launcher_that_is_gone_is_noticed(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variables", [BY_ELASTIC, BY_ACCELERATE])
+def test_a_launcher_that_is_gone_is_noticed(
+    variables: dict[str, str], preemption: PreemptionHandler, gone: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    with stopping_with(Launcher()):
+        time.sleep(0.1)
+        assert preemption.after_step(1) == (False, False)
+        gone()
+        time.sleep(0.2)
+        assert preemption.after_step(2) == (False, True)
+
+
+@pytest.mark.holds("Processes do not outlive their launcher")
+def test_it_is_noticed_where_no_step_is_done(gone: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While processes meet, pictures are looked at, a model is fetched. Not on the way out, which nothing may disturb."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with signals_stop("in the test"), stopping_with(Launcher()):
+        leave_undisturbed()
+        gone()
+        time.sleep(0.2)
+    monkeypatch.undo()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     launcher = Launcher()
-    listening = PreemptionHandler(
-        Accelerator(cpu=True, mixed_precision="no"),
-        CheckpointConfig(),
-        HealthMonitor(PartialState()),
-        launcher=launcher,
-    )
-    assert listening.after_step(1) == (False, False)
     monkeypatch.setattr(os, "getppid", lambda: 1)
-    assert listening.after_step(2) == (False, True)
+    with pytest.raises(Stopped, match="SIGTERM in the test"), signals_stop("in the test"), stopping_with(launcher):
+        time.sleep(20)
 
 
-def test_a_shell_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_DYNAMO_BACKEND"):
+def test_a_shell_may_be_closed(gone: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*BY_ELASTIC, "ACCELERATE_DYNAMO_BACKEND"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     launcher = Launcher()
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    gone()
     assert not launcher.is_gone()
+
+
+LISTENS = "signal.signal(signal.SIGTERM, print)"
+
+
+@pytest.mark.parametrize(("line", "listens"), [(LISTENS, True), ("", False)], ids=["listens", "does not"])
+def test_a_process_that_drops_signals_is_known(line: str, listens: bool) -> None:
+    program = f"import signal, time; {line}\nprint(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert catches(process.pid, signal.SIGTERM) is listens
+        assert catches(process.pid, signal.SIGINT), "as Python does by itself"
+        process.kill()
 
 
 @pytest.mark.holds("A signal to stop, to any process")

@@ -70,6 +70,13 @@ class Diverged(Exception):
         self.step = step
 
 
+def exit_code(error: BaseException) -> int:
+    """With what a process ends that an error has ended."""
+    if isinstance(error, (Interrupted, Stopped)):
+        return Interrupted.RESUME_ME
+    return 2 if isinstance(error, UserError) else 1
+
+
 def did_you_mean(given: str, allowed: list[str] | tuple[str, ...]) -> str:
     """A hint for a mistyped name: `" Did you mean 'resnet18'?"`, or an empty string."""
     import difflib

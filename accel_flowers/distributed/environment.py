@@ -23,6 +23,12 @@ def launched_place(environment: Mapping[str, str] | None = None) -> tuple[int, i
     return rank, size
 
 
+def num_restarts() -> int:
+    """How often the launcher has started the processes again."""
+    given = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    return int(given) if given.isdecimal() else 0
+
+
 def is_main_process() -> bool:
     """Whether this is the process that speaks, of those that a launcher started; so is one that has no others."""
     return launched_place()[0] == 0
@@ -34,24 +40,6 @@ def is_left_out() -> bool:
     Only a launcher of this machine is believed: what a pod of a cluster says of its rank is so for every program in it.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ and not is_main_process()
-
-
-class Launcher:
-    """The process that started this one, where it is a launcher; to be made while it is still there.
-
-    One that started a single process tells it of no signal (and one that is killed cannot), so whoever is left behind must
-    see for itself that it is gone.
-    """
-
-    def __init__(self) -> None:
-        # The precision alone may be somebody's own setting.
-        by_accelerate = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys()
-        started = by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ
-        self._process = os.getppid() if started else None
-
-    def is_gone(self) -> bool:
-        """Whether it has ended; never so for a process that no launcher started, whose shell may be closed."""
-        return self._process is not None and os.getppid() != self._process
 
 
 def left_over(environment: Mapping[str, str] | None = None) -> str | None:

@@ -29,6 +29,11 @@ from accel_flowers.distributed.collectives import Processes
 class HealthTimes:
     """How long processes wait for each other, in seconds."""
 
+    meet: float = 600.0
+    """From the start of a process until all are there: pods and images of containers may come minutes apart."""
+    look: float = 70.0
+    """For the first file of a run directory until another machine sees it: NFS asks its server again after a minute at
+    most (acdirmax)."""
     beat: float = 1.0
     """Between two heartbeats."""
     silent: float = 20.0

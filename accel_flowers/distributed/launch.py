@@ -24,11 +24,9 @@ from accelerate.utils import (
     ProjectConfiguration,
     parse_flag_from_env,
 )
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # torch does not say that it exports them
-from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from accel_flowers.core.console import write_error
-from accel_flowers.core.errors import Interrupted, UserError
+from accel_flowers.core.errors import UserError, exit_code
 from accel_flowers.distributed.devices import (
     check_gpu_is_there,
     compare_places,
@@ -36,17 +34,11 @@ from accel_flowers.distributed.devices import (
     differences,
     start_device,
 )
-from accel_flowers.distributed.environment import RANKS, launched_place, left_over, names_of_a_launch
+from accel_flowers.distributed.environment import RANKS, launched_place, left_over, names_of_a_launch, num_restarts
+from accel_flowers.distributed.health import HealthTimes
+from accel_flowers.distributed.meeting import MEETING_URL, limited_wait
 
 _log = logging.getLogger(__name__)
-
-_SCHEME = "restarted"
-
-
-def num_restarts() -> int:
-    """How often the launcher has started the processes again."""
-    given = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-    return int(given) if given.isdecimal() else 0
 
 
 def identify_launcher() -> dict[str, Any] | None:
@@ -73,25 +65,6 @@ def is_restart_of(launcher: object) -> bool:
     return num_restarts() > 0 and launcher is not None and launcher == identify_launcher()
 
 
-def rendezvous_url() -> str | None:
-    """Where the processes find each other, for `init_process_group`; None = as usual.
-
-    After a restart it is not as usual: the launcher of several processes, with its setting "static", keeps the store
-    in which the ended processes left their addresses, and the new ones would wait for those (torch 2.5 and later).
-    """
-    return f"{_SCHEME}://" if num_restarts() else None
-
-
-def _find_others(url: str, timeout: timedelta, **_: object) -> Iterator[tuple[Store, int, int]]:
-    """The usual way, in a part of the store that belongs to this start alone."""
-    del url
-    for store, rank, num_processes in rendezvous("env://", timeout=timeout):
-        yield PrefixStore(f"restart {num_restarts()}", store), rank, num_processes
-
-
-register_rendezvous_handler(_SCHEME, _find_others)
-
-
 _PATIENCE = timedelta(hours=6)
 """For the main process, which looks at all images or fetches them while the others wait; lost ones are noticed otherwise."""
 _NOT_SUPPORTED = {
@@ -101,8 +74,6 @@ _NOT_SUPPORTED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
 }
 """Variables of Accelerate's launcher. Taken for plain copies they would run as those without a word, crash, or hang."""
-_SPEAK_AFTER = 20.0
-"""Seconds after which it is said that the others have not come yet."""
 _OTHER_PRECISION = (
     "Give another --train.precision, or --mixed_precision to accelerate launch: no, or bf16 where the device has it."
 )
@@ -142,10 +113,13 @@ def check_launch(environment: dict[str, str] | None = None) -> None:
         )
 
 
-def start_processes() -> PartialState:
+def start_processes(*, seconds_to_meet: float = HealthTimes.meet) -> PartialState:
     """Let the processes of the launcher find each other, before it is decided in which precision they compute; collective.
 
     `build_accelerator` then goes on with them.
+
+    Args:
+        seconds_to_meet: how long that may take. A process to which others do not come ends then, with a message.
 
     Raises:
         UserError: the launch is wrong, the GPU that it asks for is not there, or processes would share one.
@@ -154,38 +128,22 @@ def start_processes() -> PartialState:
     if not parse_flag_from_env("ACCELERATE_USE_CPU"):
         check_gpu_is_there()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
-    size = launched_place()[1]
     on_cpu, counted = computes_on_cpu(), "LOCAL_WORLD_SIZE" in os.environ
     trouble = "" if on_cpu else start_device()
-    speak = threading.Timer(_SPEAK_AFTER, _tell_for_whom_it_waits, [size])
-    speak.daemon = True
-    if size > 1:
-        speak.start()
-    try:
+    with limited_wait(launched_place()[1], seconds_to_meet):
         processes = PartialState(cpu=on_cpu, **_process_group().to_kwargs())
-    finally:
-        speak.cancel()
-    try:
-        places = compare_places(processes, trouble)
-    except BaseException:
-        processes.destroy_process_group()
-        raise
+        try:
+            places = compare_places(processes, trouble)
+        except BaseException:
+            processes.destroy_process_group()
+            raise
+        processes.wait_for_everyone()  # between GPUs the first exchange is what connects them
     if processes.is_main_process:
         for line in differences(places):
             _log.info(line)
-    if (
-        processes.num_processes > 1 and not counted
-    ):  # srun and MPI do not say it in this variable, and Accelerate then puts 1 there
+    if processes.num_processes > 1 and not counted:  # by srun and MPI it is not, and Accelerate then puts 1 there
         os.environ["LOCAL_WORLD_SIZE"] = str(count_on_machine(places, processes.process_index))
     return processes
-
-
-def _tell_for_whom_it_waits(size: int) -> None:
-    where = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ)
-    _log.warning(
-        f"waiting for the other processes of {size}, which meet at {where}; if there are none, end this and\n"
-        f"unset {' '.join(names_of_a_launch())}"
-    )
 
 
 def computes_on_cpu() -> bool:
@@ -194,12 +152,12 @@ def computes_on_cpu() -> bool:
 
 
 def _process_group() -> InitProcessGroupKwargs:
-    return InitProcessGroupKwargs(init_method=rendezvous_url(), timeout=_PATIENCE)
+    return InitProcessGroupKwargs(init_method=MEETING_URL, timeout=_PATIENCE)
 
 
 @contextmanager
 def destroyed_at_the_end(processes: PartialState, *, seconds_to_leave: float = 10.0) -> Iterator[None]:
-    """Destroy the process group, however the block is left.
+    """Destroy the process group, however the block is left; nobody else may do it before.
 
     Between GPUs that waits for what is still to be exchanged: for ever where another process is gone. So a process that
     leaves with an error ends after a while in any case.
@@ -212,9 +170,9 @@ def destroyed_at_the_end(processes: PartialState, *, seconds_to_leave: float = 1
     try:
         yield
     except BaseException as error:
-        if processes.num_processes > 1 and not isinstance(error, Interrupted):
+        if processes.num_processes > 1:
             words = f"process {processes.process_index}: {error or type(error).__name__}"
-            way_out = threading.Timer(seconds_to_leave, _end_with, [words])
+            way_out = threading.Timer(seconds_to_leave, _end_with, [words, exit_code(error)])
             way_out.daemon = True
             way_out.start()
         raise
@@ -224,9 +182,16 @@ def destroyed_at_the_end(processes: PartialState, *, seconds_to_leave: float = 1
             way_out.cancel()
 
 
-def _end_with(words: str) -> None:
+def close_trackers(accelerator: Accelerator) -> None:
+    """As `Accelerator.end_training`, which would also destroy the process group: too early, and with nobody to see that
+    this ends."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def _end_with(words: str, code: int) -> None:
     write_error(words)
-    os._exit(1)
+    os._exit(code)
 
 
 def launcher_says_precision() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from collections.abc import Callable
@@ -15,10 +14,7 @@ from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted, Stopped
 from accel_flowers.core.signals import handle_signals, leave_undisturbed, restore_signals, seconds_waited
 from accel_flowers.distributed.collectives import DelayedFlags
-from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor
-
-_log = logging.getLogger(__name__)
 
 _LONGEST_WAIT = 15.0
 """Seconds that a process waits for a batch once it was told to stop; who sends the signal kills it half a minute later."""
@@ -33,7 +29,6 @@ class PreemptionHandler:
         accelerator: the processes that must agree.
         config: when a checkpoint is due inside an epoch.
         health: to be told where this process stands.
-        launcher: of this process, as it was when the process began; None = as it is now.
         listens: False where signals belong to somebody else's program; then checkpoints that are due are all it agrees on.
     """
 
@@ -44,14 +39,12 @@ class PreemptionHandler:
         health: HealthMonitor,
         *,
         listens: bool = True,
-        launcher: Launcher | None = None,
     ) -> None:
         self._flags = DelayedFlags(accelerator)
         self._health = health
         self._config = config
         self._listens = listens
         self._signalled = self._interrupted = False
-        self._launcher = launcher or Launcher()
         self._alarm_before: Any = None
         self._saved_at = time.monotonic()
         self._handlers_before: dict[signal.Signals, Any] = {}
@@ -95,13 +88,6 @@ class PreemptionHandler:
                 "What was saved is kept: go on with --resume auto."
             )
 
-    def _must_stop(self) -> bool:
-        """Whether this process was told to stop, or has lost the launcher that would have told it."""
-        if self._listens and not self._signalled and self._launcher.is_gone():
-            self._signalled = True
-            _log.warning("the launcher is gone: stopping")
-        return self._signalled
-
     def before_step(self, step: int, micro_batch: int) -> None:
         """A micro-batch of the step after `step` is here."""
         self._health.at("training", step, micro_batch)
@@ -117,7 +103,7 @@ class PreemptionHandler:
         """
         steps, minutes = self._config.every_steps, self._config.every_minutes
         late = minutes is not None and time.monotonic() - self._saved_at > 60 * minutes
-        stop, late = self._flags.any_before(self._must_stop(), late)
+        stop, late = self._flags.any_before(self._signalled, late)
         return late or (steps is not None and step % steps == 0), stop
 
     def saved(self) -> None:
@@ -137,7 +123,7 @@ class PreemptionHandler:
         def check() -> None:
             self._health.at("evaluating", step or 0)
             # No checkpoint is due in an evaluation: one follows it.
-            if self._flags.any_before(self._must_stop(), False)[0]:
+            if self._flags.any_before(self._signalled, False)[0]:
                 raise Interrupted(step)
 
         self._health.at("evaluating", step or 0)

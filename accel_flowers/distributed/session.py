@@ -7,7 +7,7 @@ where the process is ours to stop, and ends the process group however the work i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from accelerate.tracking import GeneralTracker
 from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.signals import current_handlers, restore_signals, undisturbed_way_out
 from accel_flowers.distributed.collectives import check_same_everywhere
-from accel_flowers.distributed.environment import Launcher
 from accel_flowers.distributed.health import HealthMonitor, HealthTimes
-from accel_flowers.distributed.launch import build_accelerator, destroyed_at_the_end, start_processes
+from accel_flowers.distributed.launch import build_accelerator, close_trackers, destroyed_at_the_end, start_processes
+from accel_flowers.distributed.launcher import Launcher, stopping_with
 from accel_flowers.distributed.preemption import PreemptionHandler
 
 
@@ -32,7 +32,8 @@ class ProcessSession:
     health: HealthMonitor
     owns_process: bool
     """Whether signals are ours to handle: so for the command line, not for somebody's notebook or program."""
-    _launcher: Launcher
+    times: HealthTimes
+    """How long the processes wait for each other."""
     _at_end: ExitStack
 
     def build_accelerator(
@@ -44,7 +45,7 @@ class ProcessSession:
     ) -> Accelerator:
         """As `launch.build_accelerator`; its trackers are closed when the session ends."""
         accelerator = build_accelerator(mixed_precision=mixed_precision, trackers=trackers, run_dir=run_dir)
-        self._at_end.callback(accelerator.end_training)
+        self._at_end.callback(close_trackers, accelerator)
         return accelerator
 
     def when_it_ends(self, do: Callable[[BaseException | None], None]) -> None:
@@ -53,7 +54,7 @@ class ProcessSession:
 
     def preemption(self, accelerator: Accelerator, config: CheckpointConfig) -> PreemptionHandler:
         """What listens to signals and agrees on them; collective."""
-        return PreemptionHandler(accelerator, config, self.health, listens=self.owns_process, launcher=self._launcher)
+        return PreemptionHandler(accelerator, config, self.health, listens=self.owns_process)
 
 
 @contextmanager
@@ -76,17 +77,18 @@ def process_session(
     """
     launcher = Launcher()
     handlers = current_handlers() if owns_process else {}
-    processes = start_processes()
     try:
-        # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
-        with (
-            destroyed_at_the_end(processes, seconds_to_leave=times.leave),
-            ExitStack() as at_end,
-            HealthMonitor(processes, times) as health,
-            undisturbed_way_out(owns_process=owns_process),
-        ):
-            check_same_everywhere(processes, facts)
-            yield ProcessSession(processes, health, owns_process, launcher, at_end)
+        with stopping_with(launcher) if owns_process else nullcontext():
+            processes = start_processes(seconds_to_meet=times.meet)
+            # In this order: the others are told how this one ends before trackers are closed, and the group goes last.
+            with (
+                destroyed_at_the_end(processes, seconds_to_leave=times.leave),
+                ExitStack() as at_end,
+                HealthMonitor(processes, times) as health,
+                undisturbed_way_out(owns_process=owns_process),
+            ):
+                check_same_everywhere(processes, facts)
+                yield ProcessSession(processes, health, owns_process, times, at_end)
     finally:
         restore_signals(handlers)
         # Accelerate keeps its state in its classes: a notebook's next run, or its launcher, must find them as new.

@@ -37,7 +37,8 @@ from accel_flowers.core.files import remove_entry, write_text_durably, writing
 from accel_flowers.core.machine import available_cores, cpu_name
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
-from accel_flowers.distributed.launch import identify_launcher, is_restart_of, num_restarts
+from accel_flowers.distributed.environment import num_restarts
+from accel_flowers.distributed.launch import identify_launcher, is_restart_of
 
 CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
 _LOCK_FILE = ".lock"

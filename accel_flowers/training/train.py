@@ -28,6 +28,7 @@ from accel_flowers.distributed.collectives import broadcast_from_main, log_on_ma
 from accel_flowers.distributed.health import HealthTimes
 from accel_flowers.distributed.launch import launched_precision
 from accel_flowers.distributed.session import ProcessSession, process_session
+from accel_flowers.distributed.shared_folder import check_shared
 from accel_flowers.inference.image_classifier import ImageClassifier, load_model
 from accel_flowers.metrics.classification import Scores
 from accel_flowers.models.preprocessing import settle_preprocessing
@@ -150,6 +151,8 @@ def _session(
         stack.callback(checkpoints.close)
         newest, passed_over = broadcast_from_main(accelerator, checkpoints.find_newest)
         log_on_main(accelerator, *passed_over)
+        if newest:
+            check_shared(accelerator, run_dir, patience=together.times.look)
         split_file = run_dir / SPLIT_FILE if holds_run(run_dir) else None
         run = build_run(config, accelerator, split_file=split_file, state=newest)
         together.health.files_of = run.files_of
@@ -165,6 +168,8 @@ def _session(
             session.restore(newest)
         _import_for_later(config, is_main=accelerator.is_main_process)
         _open_directory(session, lock)
+        if not newest:
+            check_shared(accelerator, run_dir, patience=together.times.look)
         stack.enter_context(session.progress)
         stack.enter_context(session.preemption)
         stack.enter_context(session.profiler)
