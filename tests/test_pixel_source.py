@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from hypothesis import given
+from hypothesis import strategies as st
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
 from accel_flowers.data.placement import choose as pixel_source
 from accel_flowers.data.placement.resident import FinishedImages, WholeImages
+from accel_flowers.data.placement.together import shares
 from accel_flowers.data.sampler import BatchPlan, SampleKey, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
@@ -54,7 +58,8 @@ def test_training_images_are_those_of_the_files(table: ImageTable) -> None:
     transform = build_transform(AUGMENT, field="test")[0].on_device()  # type: ignore[arg-type]
     assert transform is not None
     sizes = [images.size(sample) for sample in range(len(images))]
-    whole = WholeImages(images, sizes, transform, CPU, threads=2)
+    whole = WholeImages(images, sizes, transform, CPU)
+    whole.fill(threads=2)
     without_pixels = images.without_pixels((transform, sizes))
     for epoch in range(4):
         keys = [SampleKey(sample, epoch, 7) for sample in (5, 0, 41, 13, 2, 20)]
@@ -138,6 +143,49 @@ def test_evaluation_images_are_those_of_the_files_to_the_bit(table: ImageTable) 
     assert isinstance(batch, dict)
     assert set(batch) == {"labels", "samples", "micro_batch"}
     assert torch.equal(finished(batch), expected["pixels"])
+
+
+@pytest.mark.multiprocess
+@pytest.mark.holds("Each photo is decoded once on a machine")
+@pytest.mark.parametrize("broken", [-1, 20])
+def test_processes_of_a_machine_fill_their_devices_together(broken: int, table: ImageTable, tmp_path: Path) -> None:
+    """Each decodes its share of the training's images and has all; of an evaluation's it has those that it scores.
+    A photo that cannot be read ends both, and keeps neither waiting."""
+    words = [tmp_path, table.source, str(broken)]
+    with Ranks(tmp_path, *[words] * 2, entry="tests.shared_fill:main") as ranks:
+        assert ranks.codes(60) == [0, 0], ranks.output()
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    num_images = len(table.files)
+    decoded = [sample for each in told for sample in each["decoded"]]
+    assert sorted(each["size"] for each in told) == [2, 2]
+    if broken == -1:
+        assert sorted(decoded) == list(range(num_images)), "each once"
+        assert all(each["same"] for each in told)
+        assert min(len(each["decoded"]) for each in told) > num_images // 4, "both have work"
+    else:
+        assert [each["ended"] for each in told] == [f"photo {broken} cannot be read"] * 2
+    assert sorted(told[0]["asked"] + told[1]["asked"]) == list(range(num_images))
+    for each in told:
+        assert each["asked"] == each["own"]
+        assert each["bytes"] == len(each["own"]) * 24 * 24 * 3
+
+
+@given(st.lists(st.integers(1, 10**8), min_size=1, max_size=60), st.integers(1, 16))
+def test_shares_are_whole_and_about_equal(num_bytes: list[int], size: int) -> None:
+    runs = shares(num_bytes, size)
+    assert [sample for run in runs for sample in run] == list(range(len(num_bytes)))
+    assert len(runs) == size
+    most = max(sum(num_bytes[sample] for sample in run) for run in runs)
+    assert most <= sum(num_bytes) / size + max(num_bytes)
+
+
+def test_an_image_that_this_process_does_not_have_is_not_mistaken_for_another(table: ImageTable) -> None:
+    images = images_of(table, [{"Resize": {"size": [24, 24]}}])
+    finished = FinishedImages(images, CPU, [3, 5], threads=1)
+    batch = images.without_pixels(None).__getitems__([SampleKey(sample, 0, 0) for sample in (3, 4)])
+    assert isinstance(batch, dict)
+    with pytest.raises((IndexError, RuntimeError)):
+        finished(batch)
 
 
 def test_the_earlier_name_of_the_reference_goes_on_with_a_run(table: ImageTable, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from accel_flowers.distributed.environment import is_main_process
 class _BenchmarkWords:
     """Measure how fast a recipe trains here: loading alone, computing alone, both; what the bottleneck is, and what else was tried.
 
-    All flags of `train` can follow. It takes a minute or two; nothing of what is learned is kept.
+    Under `accelerate launch` with several processes: what 1 … all of them compute, with the recipe's step and with one that grows with
+    them. All flags of `train` can follow. It takes a minute or two; nothing of what is learned is kept.
     """
 
     json: bool = False
@@ -40,5 +41,6 @@ def benchmark_command(words: Sequence[str]) -> int:
     from accel_flowers.training.benchmark import benchmark
 
     found = benchmark(config, seconds=asked.seconds, owns_process=True)
-    write_result(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
+    if is_main_process():
+        write_result(json.dumps(found.as_json(), indent=1) if asked.json else found.in_words())
     return 0

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -201,3 +202,7 @@ class SequentialBatchSampler:
         for number, first in enumerate(range(0, self.num_samples, self.batch_size)):
             last = min(first + self.batch_size, self.num_samples)
             yield [SampleKey(sample, 0, number) for sample in range(first, last)]
+
+    def samples_of(self, process: int, num_processes: int) -> list[int]:
+        """The samples whose batches Accelerate hands to one process: batch j goes to process j mod W, and none to two."""
+        return [key.sample for keys in islice(self, process, None, num_processes) for key in keys]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -133,6 +136,45 @@ def check_same_everywhere(processes: Processes, facts: Mapping[str, object]) -> 
             "The processes do not agree, so they cannot work together:\n" + "\n".join(lines) + "\n"
             "Give all machines the same versions, the same words and the same pictures."
         )
+
+
+@dataclass(frozen=True)
+class MachineGroup:
+    """The processes that share a machine with this one."""
+
+    rank: int
+    """Of this process among them."""
+    ranks: tuple[int, ...]
+    """Their ranks among all processes, rising."""
+    group: Any = None
+    """What torch's collectives between them are given; None = all processes are on one machine."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.ranks)
+
+
+ALONE = MachineGroup(0, (0,))
+
+
+@contextmanager
+def machine_group(accelerator: Accelerator) -> Iterator[MachineGroup]:
+    """The processes of this machine, for exchanges between them alone while the block lasts; collective."""
+    if accelerator.num_processes == 1:
+        yield ALONE
+        return
+    machines: list[str] = gather_object([platform.node()])
+    own = tuple(rank for rank, name in enumerate(machines) if name == machines[accelerator.process_index])
+    group: Any = None
+    if len(own) < len(machines):  # every process takes part in making every group
+        members = [[rank for rank, other in enumerate(machines) if other == name] for name in dict.fromkeys(machines)]
+        group, _ = torch.distributed.new_subgroups_by_enumeration(members)
+    try:
+        yield MachineGroup(own.index(accelerator.process_index), own, group)
+    finally:
+        if group is not None:
+            torch.distributed.destroy_process_group(group)
 
 
 class DelayedFlags:

@@ -114,7 +114,8 @@ def _ways(table: ImageTable, transform: ImageTransform, device: torch.device) ->
     if on_device is None:
         return
     sizes = [files.size(sample) for sample in range(len(files))]
-    whole = WholeImages(files, sizes, on_device, device, threads=1)
+    whole = WholeImages(files, sizes, on_device, device)
+    whole.fill(threads=1)
     batch = _batch(files.without_pixels((on_device, sizes)), keys)
     yield str(device), (whole(_on(batch, device)).cpu().int() - reference).abs()
 

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
-from accel_flowers.core.errors import UserError
 from accel_flowers.core.machine import check_can_train
 from accel_flowers.data.cache import NoCache, open_cache
 from accel_flowers.data.dataset import Batch, ImageDataset
@@ -37,11 +36,12 @@ from accel_flowers.data.workers import local_cores, workers_as_user_error
 from accel_flowers.distributed.session import process_session
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.preprocessing import settle_preprocessing
-from accel_flowers.training.build import build_run
+from accel_flowers.training.build import build_run, build_trial
 from accel_flowers.training.debugging import stricter
 from accel_flowers.training.memory import oom_as_user_error
 from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.run import Run
+from accel_flowers.training.scaling import Scaling, measure_scaling
 
 _ENDLESS = 10**6
 """Epochs of a loader that no measurement comes to the end of."""
@@ -118,8 +118,8 @@ class Measured:
         return "\n".join(lines)
 
 
-def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = False) -> Measured:
-    """Measure a recipe on this machine.
+def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = False) -> Measured | Scaling:
+    """Measure a recipe on this machine: one process's loading and computing, or what several processes compute together.
 
     Args:
         config: resolved; `data.path` is set.
@@ -127,15 +127,10 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
         owns_process: as of `train`.
 
     Raises:
-        UserError: a mistake in the configuration, the folder or the weights; several processes.
+        UserError: a mistake in the configuration, the folder or the weights.
     """
     check_can_train()
     with process_session({}, owns_process=owns_process) as together, oom_as_user_error(), workers_as_user_error():
-        if together.processes.num_processes > 1:
-            raise UserError(
-                "A benchmark measures one process: start it without a launcher, or with one of its configurations for one "
-                "process (accel-flowers launch-config single_gpu, or cpu)."
-            )
         config, _ = settle_preprocessing(config)
         precision = choose_precision(config, together.processes, bare=owns_process)
         accelerator = together.build_accelerator(mixed_precision=precision)
@@ -144,6 +139,9 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
             fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),
             tempfile.TemporaryDirectory() as folder,
         ):
+            if accelerator.num_processes > 1:
+                step, size, num_classes = build_trial(config, accelerator)
+                return measure_scaling(step, config, size, num_classes, accelerator, seconds=seconds)
             return _measure(build_run(config, accelerator), seconds, Path(folder))
 
 

@@ -44,8 +44,9 @@ from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
 from accel_flowers.training.run import Run
+from accel_flowers.training.scaling import advice_on_batches, normalises_batches
 from accel_flowers.training.state import TrainState
-from accel_flowers.training.step import TrainStep, loaded_whole
+from accel_flowers.training.step import Engine, InPrecision, LocalEngine, TrainStep, loaded_whole
 from accel_flowers.training.tasks import Task, TaskContext, build_task
 
 _log = logging.getLogger(__name__)
@@ -90,6 +91,11 @@ def build_run(
     plan, trained_per_second = fit_memory(plan, model, task, config, recipe, len(table.class_names), accelerator)
     if plan.micro_batch_size != config.train.micro_batch_size:
         state.micro_batch_size = plan.micro_batch_size
+    num_images, on_cpu = len(data.split.files_of("train")), accelerator.device.type == "cpu"
+    advice = advice_on_batches(
+        plan, config, num_images, on_cpu=on_cpu, has_batch_norm=normalises_batches(model.network)
+    )
+    log_on_main(accelerator, *([advice] if advice else []))
     # After the trial of the memory, which says what is left for images.
     opened = open_run_parts(config, data, recipe, accelerator)
     return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)
@@ -132,8 +138,20 @@ def fit_memory(
     """
     if not can_run_out_of_memory(accelerator.device):
         return plan, None
-    step = TrainStep(
-        engine=accelerator,
+    step = blank_step(plan, model, task, config, num_classes, accelerator)
+    fits, seconds = fit_micro_batch(step, config.optim, plan, recipe.train_size, num_classes, accelerator)
+    if fits < plan.micro_batch:
+        log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
+        plan = replace(plan, micro_batch_size=fits)
+    return plan, fits / seconds
+
+
+def blank_step(
+    plan: BatchPlan, model: ModelParts, task: Task, config: Config, num_classes: int, engine: Engine
+) -> TrainStep:
+    """The run's step on images that a trial draws, before anything is prepared; it has no optimizer yet."""
+    return TrainStep(
+        engine=engine,
         model=model.network,
         optimizer=None,
         task=task,
@@ -144,11 +162,25 @@ def fit_memory(
         ),
         max_grad_norm=config.optim.max_grad_norm,
     )
-    fits, seconds = fit_micro_batch(step, config.optim, plan, recipe.train_size, num_classes, accelerator)
-    if fits < plan.micro_batch:
-        log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
-        plan = replace(plan, micro_batch_size=fits)
-    return plan, fits / seconds
+
+
+def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tuple[int, int], int]:
+    """What a benchmark of several processes needs of a run: its step, on one process and in the run's precision; collective.
+
+    Returns:
+        The step, height and width of its images, and the number of classes.
+
+    Raises:
+        UserError: as of `build_run`.
+    """
+    recipe = read_transforms(config)
+    table = load_table(config.data, accelerator)
+    network = _build_network(config.model, table.class_names, {recipe.train_size}, accelerator, seed=config.train.seed)
+    data = build_data(config, table, accelerator)
+    model = place_model(network, config.data, accelerator)
+    num_classes, plan = len(table.class_names), BatchPlan(1, 1, config.train.global_batch_size)
+    step = blank_step(plan, model, _build_task(config, data, accelerator), config, num_classes, LocalEngine())
+    return replace(step, model=InPrecision(model.network, accelerator.autocast)), recipe.train_size, num_classes
 
 
 def prepare(

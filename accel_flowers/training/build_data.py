@@ -171,6 +171,7 @@ def open_run_parts(config: Config, data: DataParts, recipe: Recipe, accelerator:
         transforms,
         accelerator,
         eval_size=recipe.eval_size,
+        eval_batch_size=config.train.eval_batch_size,
         compiled=config.train.compile,
         seed=config.train.seed,
     )

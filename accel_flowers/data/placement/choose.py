@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError
@@ -18,12 +20,19 @@ from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.cache import SAMPLED_IMAGES, DecodedImages, NoCache, open_cache
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.placement.resident import FinishedImages, ToPixels, WholeImages, loaded_pixels
+from accel_flowers.data.sampler import SequentialBatchSampler
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.build import ImageTransform
 from accel_flowers.data.transforms.gpu.store import bytes_needed
 from accel_flowers.data.workers import local_cores
-from accel_flowers.distributed.collectives import log_on_main, num_local_processes, run_on_all, true_everywhere
+from accel_flowers.distributed.collectives import (
+    log_on_main,
+    machine_group,
+    num_local_processes,
+    run_on_all,
+    true_everywhere,
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ def open_parts(
     accelerator: Accelerator,
     *,
     eval_size: tuple[int, int],
+    eval_batch_size: int,
     compiled: bool,
     seed: int,
 ) -> dict[str, Part]:
@@ -62,6 +72,7 @@ def open_parts(
         transforms: name of each loader → the part that it reads and what is done to its images.
         accelerator: the processes; those of one machine share a cache.
         eval_size: height and width of the evaluation's images.
+        eval_batch_size: images of a forward pass of it; says which of them a process will be asked for.
         compiled: whether the device's work on images is compiled, too.
         seed: the run's.
 
@@ -78,7 +89,14 @@ def open_parts(
         transforms = {**transforms, "train": (part, transform.plainly())}
     parts = {name: images(part=part, transform=transform) for name, (part, transform) in transforms.items()}
     if data.pixels_from == "device" or (data.pixels_from == "auto" and accelerator.device.type != "cpu"):
-        placed = _place_on_device(data, parts, transforms["train"][1], eval_size, accelerator, compiled=compiled)
+        asked = {
+            name: SequentialBatchSampler(len(each), eval_batch_size).samples_of(
+                accelerator.process_index, accelerator.num_processes
+            )
+            for name, each in parts.items()
+            if name != "train"
+        }
+        placed = _place_on_device(data, parts, transforms["train"][1], asked, eval_size, accelerator, compiled=compiled)
         if placed:
             return placed
     if wants_cache(data, accelerator.device):
@@ -103,12 +121,16 @@ def _place_on_device(
     data: DataConfig,
     parts: Mapping[str, ImageDataset],
     transform: ImageTransform,
+    asked: Mapping[str, Sequence[int]],
     eval_size: tuple[int, int],
     accelerator: Accelerator,
     *,
     compiled: bool,
 ) -> dict[str, Part] | None:
-    """All images in the device's memory: those for training whole, the others finished.
+    """All images in the device's memory: those for training whole, and of the others this process's share, finished.
+
+    Args:
+        asked: name of each other part → the samples that this process will be asked for.
 
     Returns:
         None where they do not fit, or the transforms cannot be done there, and the recipe does not insist.
@@ -125,10 +147,10 @@ def _place_on_device(
         return None
 
     train, room = parts["train"], _room(device)
-    finished = sum(len(each) for name, each in parts.items() if name != "train") * 3 * eval_size[0] * eval_size[1]
+    finished = sum(map(len, asked.values())) * 3 * eval_size[0] * eval_size[1]
     # A few first: to learn that a set is far too large, nobody needs to read all of it once more.
     for every in sorted({max(1, len(train) // SAMPLED_IMAGES), 1}, reverse=True):
-        sizes = run_on_all(accelerator, partial(_sizes, train, every, threads))
+        sizes = _sizes(train, range(0, len(train), every), threads, accelerator)
         needed = bytes_needed(sizes) * len(train) // len(sizes) + finished
         too_large = f"{needed / 2**30:.2f} GiB do not fit on {device} beside the training"
         if not true_everywhere(accelerator, insists or needed <= room * (1 if every == 1 else 2)):
@@ -138,35 +160,53 @@ def _place_on_device(
     on_device.dtype = torch.float16 if device.type == "cuda" else torch.float32
     on_device.compiled = compiled
 
-    def place(name: str, each: ImageDataset) -> Part:
-        if name == "train":
-            whole = WholeImages(each, sizes, on_device, device, threads=threads)
-            return Part(each.without_pixels((on_device, sizes)), whole)
-        return Part(each.without_pixels(None), FinishedImages(each, device, threads=threads))
-
-    def place_all() -> dict[str, Part] | None:
+    def place_all() -> tuple[WholeImages, dict[str, Part]] | None:
         try:
-            return {name: place(name, each) for name, each in parts.items()}
+            whole = WholeImages(train, sizes, on_device, device)
+            finished = {name: FinishedImages(parts[name], device, asked[name], threads=threads) for name in asked}
         except torch.OutOfMemoryError:
             return None  # somebody else took it meanwhile, or the recipe asked for too much
+        placed = {name: Part(parts[name].without_pixels(None), made) for name, made in finished.items()}
+        return whole, {"train": Part(train.without_pixels((on_device, sizes)), whole), **placed}
 
-    placed = run_on_all(accelerator, place_all)
-    if not true_everywhere(accelerator, placed is not None):
+    made = run_on_all(accelerator, place_all)
+    if not true_everywhere(accelerator, made is not None):
         if insists:
             raise UserError(f"The pictures cannot be kept on the device: {too_large}. Take --data.pixels-from auto.")
         log_on_main(accelerator, f"pixels: not on the device, because {too_large}")
         return None
+    assert made is not None
+    whole, placed = made
+    with machine_group(accelerator) as machine:
+        run_on_all(accelerator, partial(whole.fill, machine, threads=threads))
     seconds = time.monotonic() - begun
+    once = f", decoded once for {machine.size} processes" if machine.size > 1 else ""
     log_on_main(
         accelerator,
-        f"pixels: on {device}, {needed / 2**30:.2f} GiB, cropped and coloured there (placed in {seconds:.1f} s)",
+        f"pixels: on {device}, {needed / 2**30:.2f} GiB, cropped and coloured there (placed in {seconds:.1f} s{once})",
     )
     return placed
 
 
-def _sizes(images: ImageDataset, every: int, threads: int) -> list[tuple[int, int]]:
-    """Height and width of every so manieth image."""
-    return list(map_in_order(images.size, range(0, len(images), every), threads=threads))
+def _sizes(
+    images: ImageDataset, samples: Sequence[int], threads: int, accelerator: Accelerator
+) -> list[tuple[int, int]]:
+    """Height and width of some images, each looked at by one process; collective.
+
+    Raises:
+        UserError: an image cannot be read any more.
+    """
+    first, step = accelerator.process_index, accelerator.num_processes
+    own = run_on_all(
+        accelerator, lambda: list(map_in_order(images.size, islice(samples, first, None, step), threads=threads))
+    )
+    if step == 1:
+        return own
+    sizes = [(0, 0)] * len(samples)
+    everywhere: list[list[tuple[int, int]]] = gather_object([own])
+    for rank, found in enumerate(everywhere):
+        sizes[rank::step] = found
+    return sizes
 
 
 def _room(device: torch.device) -> int:

@@ -16,9 +16,11 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.data.placement.together import fill_together
 from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.transforms.gpu.store import DeviceImages
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform
+from accel_flowers.distributed.collectives import ALONE, MachineGroup
 
 ToPixels = Callable[[Batch], Tensor]
 """Batch, on the device → uint8 [B, 3, H, W] there."""
@@ -47,8 +49,7 @@ class WholeImages:
         images: the part.
         sizes: height and width of each.
         transform: what is done to them on the device.
-        device: where they are kept.
-        threads: of decoding.
+        device: where they are kept. They are black until `fill` was called.
     """
 
     def __init__(
@@ -57,13 +58,22 @@ class WholeImages:
         sizes: Sequence[tuple[int, int]],
         transform: DeviceTransform,
         device: torch.device,
-        *,
-        threads: int,
     ) -> None:
-        self._transform = transform
+        self._images, self._transform = images, transform
         self._store = DeviceImages(sizes, device)
+
+    def fill(self, machine: MachineGroup = ALONE, *, threads: int) -> None:
+        """Decode all images, together with the other processes of the machine; collective between those.
+
+        Args:
+            machine: its processes, each of which decodes its share and gives it to the others.
+            threads: of decoding, of this process.
+
+        Raises:
+            UserError: an image of this process's share cannot be read, or is not what it was.
+        """
         try:
-            self._store.fill(map_in_order(images.decode, range(len(images)), threads=threads))
+            fill_together(self._store, self._images.decode, machine, threads=threads)
         except UserError:
             raise
         except ValueError as error:
@@ -96,23 +106,35 @@ class FinishedImages:
     Args:
         images: the part; its transform is without chance.
         device: where they are kept.
+        samples: those that this process will be asked for; None = all.
         threads: of decoding.
     """
 
-    def __init__(self, images: ImageDataset, device: torch.device, *, threads: int) -> None:
+    def __init__(
+        self, images: ImageDataset, device: torch.device, samples: Sequence[int] | None = None, *, threads: int
+    ) -> None:
         def make(sample: int) -> Tensor:
             batch = images.__getitems__([SampleKey(sample, 0, 0)])
             if isinstance(batch, BadImageError):
                 raise batch
             return batch["pixels"][0].permute(1, 2, 0)
 
-        made = map_in_order(make, range(len(images)), threads=threads)
-        first = next(made)
-        self._pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8, device=device)
-        self._pixels[0] = first
-        for sample, pixels in enumerate(made, start=1):
-            self._pixels[sample] = pixels
+        samples = range(len(images)) if samples is None else samples
+        # What this process is never asked for has no place; -1 is one that no device reads from.
+        places = torch.full((len(images),), -1)
+        places[list(samples)] = torch.arange(len(samples))
+        self._places = places.to(device)
+        self._pixels = torch.empty(0, dtype=torch.uint8, device=device)
+        for place, pixels in enumerate(map_in_order(make, samples, threads=threads)):
+            if place == 0:
+                self._pixels = torch.empty((len(samples), *pixels.shape), dtype=torch.uint8, device=device)
+            self._pixels[place] = pixels
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the images."""
+        return self._pixels.nbytes
 
     def __call__(self, batch: Batch) -> Tensor:
         """The images of the batch's samples."""
-        return self._pixels.index_select(0, batch["samples"]).permute(0, 3, 1, 2)
+        return self._pixels.index_select(0, self._places[batch["samples"]]).permute(0, 3, 1, 2)

@@ -64,24 +64,34 @@ class DeviceImages:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def fill(self, images: Iterable[Tensor]) -> None:
-        """Copy all images, uint8 [H, W, 3] on the host, in the order of the samples.
+    def bytes_of(self, samples: range) -> Tensor:
+        """Where images that follow one another lie, a view, uint8 [bytes]."""
+        return self.flat[self._starts[samples.start] : self._starts[samples.stop]]
+
+    def fill(self, images: Iterable[Tensor], samples: range | None = None) -> None:
+        """Copy images, uint8 [H, W, 3] on the host, to their places.
+
+        Args:
+            images: in the order of the samples.
+            samples: of these, one after the other; None = of all.
 
         Raises:
             ValueError: one has another size than was said, or their number differs.
         """
-        writer = _Writer(self.flat)
-        number = -1
-        for number, image in enumerate(images):
-            if number >= len(self):
+        samples = range(len(self)) if samples is None else samples
+        writer = _Writer(self.bytes_of(samples))
+        number = samples.start - 1
+        for number, image in enumerate(images, samples.start):
+            if number >= samples.stop:
                 break
             if image.dtype != torch.uint8 or tuple(image.shape) != (*self.sizes[number], CHANNELS):
                 raise ValueError(
                     f"picture {number} is {image.dtype} {list(image.shape)}, not {[*self.sizes[number], CHANNELS]}"
                 )
             writer.write(functional.pad(image, (0, 0, 0, -image.shape[1] % ALIGNED)).reshape(-1))
-        if number + 1 != len(self):
-            raise ValueError(f"{'more' if number + 1 > len(self) else number + 1} pictures for {len(self)} places")
+        given = number + 1 - samples.start
+        if given != len(samples):
+            raise ValueError(f"{'more' if given > len(samples) else given} pictures for {len(samples)} places")
         writer.finish()
 
     def image(self, sample: int) -> Tensor:
