@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import logging
 import runpy
 import sys
 import tempfile
@@ -162,6 +163,9 @@ def main() -> None:
         counter = argparse.Namespace(**runpy.run_path(str(options.counter)))  # type: ignore[assignment]
     if not torch.cuda.is_available():
         sys.exit("Launches are those of a CUDA GPU, and none is visible here.")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for told in ("data.transforms", "training.graph"):  # what was not to be had here
+        logging.getLogger(f"accel_flowers.{told}").setLevel(logging.INFO)
     print(machine("torch", "torchvision", "accelerate", gpu=True), *words, sep="\n", end="\n\n")
     print("| launches of | pixels | normalisation | step | copies | waits |\n|---|---|---|---|---|---|")
     recipes, models = (list(filter(None, text.split(","))) for text in (options.recipes, options.models))

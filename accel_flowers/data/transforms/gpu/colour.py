@@ -5,6 +5,7 @@ The arithmetic is Pillow's, rounding for rounding, because Pillow's images are w
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import cache
@@ -17,6 +18,10 @@ from torchvision.transforms import v2
 from accel_flowers.data.transforms.gpu.steps import Size, Step
 from accel_flowers.data.transforms.random import Bernoulli, uniform
 
+_log = logging.getLogger(__name__)
+
+_MOST_THAT_DIFFERS = 1e-3
+"""torch's own kernels may round a product and a sum once, and Pillow cuts fractions off: a level now and then."""
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 """Weights of red, green and blue in a grey; the sums stay exact in float32."""
 
@@ -80,7 +85,7 @@ class ColorJitter(Painting):
 
     def paint(self, pixels: Tensor, numbers: Tensor, *, compiled: bool = False) -> Tensor:
         kinds = (self._ranges[1] is not None, self._ranges[2] is not None)
-        change = _compiled_jitter() if compiled else jitter
+        change = _compiled_jitter() if compiled else quickest_jitter(pixels.device)
         tables = hsv_tables(pixels.device) if self._with_hue else None
         return change(pixels, numbers.float(), tables, num_blends=self._num_blends, kinds=kinds)
 
@@ -239,6 +244,42 @@ def jitter(
     if tables and not num_blends:
         made = turn_hue(made, numbers[:, -1], tables)
     return made
+
+
+@cache
+def quickest_jitter(device: torch.device) -> Callable[..., Tensor]:
+    """`jitter`, or the same in a few kernels, on a GPU where Triton can compile them and they give the same pixels.
+
+    A GPU is waited for once, at the first call.
+    """
+    if device.type != "cuda":
+        return jitter
+    try:
+        from accel_flowers.data.transforms.gpu import fused  # takes a while, and not every machine has Triton
+
+        share = share_that_differs(fused.jitter, device)
+    except Exception as error:  # noqa: BLE001 - no Triton, no C compiler, no place for its cache: whatever it is, there is a way
+        reason = f"Triton does not work here: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    else:
+        if share < _MOST_THAT_DIFFERS:
+            return fused.jitter
+        reason = f"Triton's give {share:.2%} other levels"
+    _log.info(f"pixels: colours in a hundred kernels a batch, not in two, because {reason}")
+    return jitter
+
+
+def share_that_differs(change: Callable[..., Tensor], device: torch.device) -> float:
+    """Of levels that `change` makes otherwise than `jitter`, on noise, greys and pure colours in all orders of the changes."""
+    everything = ColorJitter(v2.ColorJitter(0.6, 0.6, 0.6, 0.5))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pixels = torch.randint(256, (48, 3, 40, 40), dtype=torch.uint8)
+        numbers = torch.tensor([everything.numbers() for _ in pixels])
+    pixels[:8] = pixels[:8, :1]
+    pixels[8:16] = (pixels[8:16] > 127) * 255
+    pixels, numbers = pixels.to(device), numbers.to(device)
+    made = [way(pixels, numbers, hsv_tables(device), num_blends=3, kinds=(True, True)) for way in (change, jitter)]
+    return float((made[0] != made[1]).float().mean())
 
 
 @cache

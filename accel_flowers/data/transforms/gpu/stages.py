@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -82,6 +82,7 @@ class MoveStage(Stage):
         return work.look(self.moves)(rows, columns).permute(0, 3, 1, 2).contiguous()
 
 
+@cache
 def _grid(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.arange(size[0], device=device).view(1, -1, 1), torch.arange(size[1], device=device).view(1, 1, -1)
 

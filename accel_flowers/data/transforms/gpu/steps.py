@@ -152,9 +152,9 @@ class Warp(Moving):
         return [*numbers, height, width], height, width
 
     def look(self, before: ImageAnalysis, numbers: Tensor) -> ImageAnalysis:
-        height, width = (column.view(-1, 1, 1) for column in numbers[:, 6:].long().unbind(1))
-        matrix = numbers[:, :6] if self._bilinear else numbers[:, :6].long()
-        a, b, c, d, e, f = matrix.reshape(-1, 6, 1, 1).unbind(1)
+        whole = numbers.long()
+        height, width = (column.view(-1, 1, 1) for column in whole[:, 6:].unbind(1))
+        a, b, c, d, e, f = (numbers if self._bilinear else whole)[:, :6].reshape(-1, 6, 1, 1).unbind(1)
         if self._bilinear:
             return lambda rows, columns: _look_between(before, [a, b, c, d, e, f], height, width, rows, columns)
 
