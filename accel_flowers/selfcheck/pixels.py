@@ -76,16 +76,23 @@ def order_problems(num_samples: int = 37, epochs: int = 3) -> Iterator[str]:
 
 def chance_problems(table: ImageTable) -> Iterator[str]:
     """What is wrong with the random boxes and flips of samples."""
-    images = _part(table, build_transform(CROP, field="data.train_transforms")[0])
+    transform = build_transform(CROP, field="data.train_transforms")[0]
+    images = _part(table, transform)
     first = _pixels(images, [SampleKey(0, 0, 0), SampleKey(1, 0, 0)])
     torch.manual_seed(99)
     torch.rand(7)
     again = _pixels(images, [SampleKey(1, 0, 5), SampleKey(0, 0, 5)])
     if not (torch.equal(first[0], again[1]) and torch.equal(first[1], again[0])):
         yield "what is done to a sample depends on more than the sample and its epoch"
-    same = [torch.equal(first[0], _pixels(images, [SampleKey(0, epoch, 0)])[0]) for epoch in range(1, 5)]
-    if all(same):
+    if all(torch.equal(first[0], _pixels(images, [SampleKey(0, epoch, 0)])[0]) for epoch in range(1, 5)):
         yield "each epoch does the same to a sample"
+    drawn = transform.on_device()
+    assert drawn is not None, "crop and flip have their counterparts"
+    # All of one size, so that the boxes differ by chance alone.
+    boxes = images.without_pixels((drawn, [(256, 256)] * len(images)))
+    rows = _batch(boxes, [SampleKey(sample, 0, 0) for sample in range(len(images))])["random_params"]
+    if len(rows.unique(dim=0)) < len(rows):
+        yield "the same is done to two samples"
 
 
 def _part(table: ImageTable, transform: ImageTransform) -> ImageDataset:
