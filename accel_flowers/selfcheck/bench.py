@@ -104,13 +104,17 @@ class Bench:
         return file
 
     def start(self, name: str, *words: str | Path, where: Where = "all") -> Started:
-        """Start a command of the program; its output goes to NAME.log."""
+        """Start a command of the program; its output goes to NAME.log.
+
+        A run that is deterministic computes without TensorFloat-32, which `evaluate` has no flag for.
+        """
         program = python("accel_flowers", *words)
         if where == "all":
             launcher = python("accelerate.commands.launch", *self.machine.launcher)
             program = [*launcher, *program[1:]]
-        on_cpu = {"ACCELERATE_USE_CPU": "true"} if where == "cpu" else {}
-        return Started(program, self.scratch / f"{name}.log", {**self.machine.environment, **on_cpu})
+        more = {"ACCELERATE_USE_CPU": "true"} if where == "cpu" else {}
+        more |= {"NVIDIA_TF32_OVERRIDE": "0"} if words[0] == "evaluate" else {}
+        return Started(program, self.scratch / f"{name}.log", {**self.machine.environment, **more})
 
     def train(
         self,
