@@ -84,6 +84,13 @@ MUTATIONS = (
         ("test_batch_norm.py",),
     ),
     Mutation(
+        "gradients-not-averaged",
+        "training/step.py",
+        "            output = self.task(self.model, inputs, targets)\n",
+        '            output = self.task(getattr(self.model, "module", self.model), inputs, targets)\n',
+        ("test_processes.py::test_losses_agree",),
+    ),
+    Mutation(
         "scaled-accumulation",
         "training/build.py",
         "    accelerator.gradient_accumulation_steps = plan.accumulation\n",
@@ -118,6 +125,13 @@ MUTATIONS = (
         'random_key(self._seed, "augment", key.epoch, key.sample)',
         'random_key(self._seed, "augment", key.sample)',
         ("test_batches.py",),
+    ),
+    Mutation(
+        "augmentation-without-sample",
+        "data/dataset.py",
+        'random_key(self._seed, "augment", key.epoch, key.sample)',
+        'random_key(self._seed, "augment", key.epoch)',
+        ("test_selfcheck.py::test_chance_and_order_that_forget_their_place",),
     ),
     Mutation(
         "order-without-epoch",

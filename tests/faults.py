@@ -9,11 +9,9 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
+from accel_flowers.selfcheck.compare import differences as differences
+from accel_flowers.selfcheck.compare import far_apart as far_apart
 from tests.ranks import PROGRAM_ENTRY, Ranks
 from tests.runs import PROGRAM, PROJECT, write_recipe
 
@@ -178,55 +176,3 @@ class Launched(Watched):
     def output(self) -> str:
         """What all processes wrote so far."""
         return Path(self._log.name).read_text()
-
-
-def differences(one: Path, other: Path) -> list[str]:
-    """What two finished run directories differ in, bit by bit; of the lines all but their speed."""
-    found = []
-    for which in ("last", "best"):
-        a, b = (run_dir / "checkpoints" / which for run_dir in (one, other))
-        if os.readlink(a) != os.readlink(b):
-            found.append(f"{which}: {os.readlink(a)} and {os.readlink(b)}")
-        if {file.name for file in a.iterdir()} != {file.name for file in b.iterdir()}:
-            found.append(f"files in {which}")
-            continue
-        for file in sorted(file.name for file in a.iterdir() if file.name not in ("optimizer.pt", "manifest.json")):
-            if (a / file).read_bytes() != (b / file).read_bytes():
-                found.append(f"{which}/{file}")
-        saved, again = (torch.load(path / "optimizer.pt", weights_only=True) for path in (a, b))
-        if not _same(saved, again):
-            found.append(f"{which}/optimizer.pt")
-    for file in ("split.json", "model/model.safetensors", "model/config.json", "predictions.parquet"):
-        if (one / file).read_bytes() != (other / file).read_bytes():
-            found.append(file)
-    if _lines(one) != _lines(other):
-        found.append(METRICS_FILE)
-    return found
-
-
-def far_apart(one: Path, other: Path, tolerance: float = 1e-5) -> list[str]:
-    """What two runs on other numbers of processes differ in: lines, or losses by more than the tolerance."""
-    a, b = _lines(one), _lines(other)
-    if [line["step"] for line in a] != [line["step"] for line in b]:
-        return [f"steps of {METRICS_FILE}"]
-    found = []
-    for line, again in zip(a, b, strict=True):
-        for name in ("lr/all", "epoch", "train/loss", "val/loss", "val_ema/loss", "test/loss"):
-            if abs(line.get(name, 0.0) - again.get(name, 0.0)) > tolerance:
-                found.append(f"step {line['step']}: {name} {line[name]} and {again[name]}")
-    return found
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return bool(one == other)
-
-
-def _lines(run_dir: Path) -> list[dict[str, Any]]:
-    lines = read_metrics(run_dir / METRICS_FILE)
-    return [{name: value for name, value in line.items() if not name.startswith("speed/")} for line in lines]

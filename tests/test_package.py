@@ -84,7 +84,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         assert archive.read(licence) == (PROJECT / "LICENSE").read_bytes()
     expected = {name for name in tracked() if name.startswith("accel_flowers/")}
     configs = {f"accel_flowers/accelerate_configs/{name}.yaml" for name in LAUNCH_CONFIGS}
-    assert names == expected | configs
+    assert names == expected | configs | {"accel_flowers/docs/guarantees.md"}
     assert "accel_flowers/py.typed" in names
     for name in recipe_names():
         assert f"accel_flowers/config/recipes/{name}.yaml" in names

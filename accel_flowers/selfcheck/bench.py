@@ -44,8 +44,7 @@ class Bench:
     def __init__(self, machine: Machine, scratch: Path, photos: Path, deadline: float) -> None:
         self.machine, self.scratch, self.photos = machine, scratch, photos
         self._deadline = deadline
-        self._usual = _USUAL_FIRST
-        self._any_ended = False
+        self._took: list[float] = []
         self._made: dict[str, Ended] = {}
 
     @property
@@ -55,7 +54,8 @@ class Bench:
 
     def has_room(self, runs: int) -> bool:
         """Whether so many runs still fit in, as long as they took so far."""
-        return runs * self._usual < self.left
+        usual = sum(self._took) / len(self._took) if self._took else _USUAL_FIRST
+        return runs * usual < self.left
 
     def limit(self, *, compiles: bool = False) -> float:
         """Seconds that the next run may take.
@@ -65,7 +65,7 @@ class Bench:
         """
         if self.left <= 0:
             raise OutOfTime
-        most = max(_LEAST_LIMIT, _TIMES_USUAL * self._usual) if self._any_ended else _FIRST_LIMIT
+        most = max(_LEAST_LIMIT, _TIMES_USUAL * max(self._took)) if self._took else _FIRST_LIMIT
         return min(self.left, max(most, _COMPILING_LIMIT) if compiles else most)
 
     def recipe(self, name: str, **sections: Mapping[str, Any]) -> Path:
@@ -104,13 +104,17 @@ class Bench:
         return file
 
     def start(self, name: str, *words: str | Path, where: Where = "all") -> Started:
-        """Start a command of the program; its output goes to NAME.log."""
+        """Start a command of the program; its output goes to NAME.log.
+
+        A run that is deterministic computes without TensorFloat-32, which `evaluate` has no flag for.
+        """
         program = python("accel_flowers", *words)
         if where == "all":
             launcher = python("accelerate.commands.launch", *self.machine.launcher)
             program = [*launcher, *program[1:]]
-        on_cpu = {"ACCELERATE_USE_CPU": "true"} if where == "cpu" else {}
-        return Started(program, self.scratch / f"{name}.log", {**self.machine.environment, **on_cpu})
+        more = {"ACCELERATE_USE_CPU": "true"} if where == "cpu" else {}
+        more |= {"NVIDIA_TF32_OVERRIDE": "0"} if words[0] == "evaluate" else {}
+        return Started(program, self.scratch / f"{name}.log", {**self.machine.environment, **more})
 
     def train(
         self,
@@ -151,9 +155,7 @@ class Bench:
             if code != 0:
                 raise PartFailed(f"it ended with exit code {code}:\n{started.last_lines()}")
             if not compiles:
-                took = time.monotonic() - begun
-                self._usual = max(self._usual, took) if self._any_ended else took
-                self._any_ended = True
+                self._took.append(time.monotonic() - begun)
             return started.said()
 
     def wait(self, started: Started, limit: float, **more: float) -> int:

@@ -19,9 +19,10 @@ from accel_flowers.samples.draw import draw_sample
 from accel_flowers.selfcheck.bench import Bench
 from accel_flowers.selfcheck.finding import Finding, PartFailed
 from accel_flowers.selfcheck.machine import Machine, choose_machine, described
-from accel_flowers.selfcheck.parts import PARTS, Part
+from accel_flowers.selfcheck.part import Part
+from accel_flowers.selfcheck.parts import PARTS
 from accel_flowers.selfcheck.processes import Started, python
-from accel_flowers.selfcheck.table import promises, table
+from accel_flowers.selfcheck.table import promises_of_page, table
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class SelfCheck:
 
     def in_words(self) -> str:
         """The table."""
-        return table(self.findings, promises())
+        return table(self.findings, promises_of_page())
 
 
 def selfcheck(
@@ -65,7 +66,7 @@ def selfcheck(
     """
     check_can_train()
     parts, deadline = chosen(only), time.monotonic() + 60 * minutes
-    promises()  # what is missing is told now
+    promises_of_page()  # what is missing is told now
     with _scratch() as (scratch, findings):
         facts = _look(scratch)
         if isinstance(facts, Finding):

@@ -44,9 +44,9 @@ def look(photos: str, device: torch.device) -> dict[str, Any]:
     for name, specs in lists.items():
         transform, _ = build_transform(specs, field="data.train_transforms")
         paints = any(kind in json.dumps(list(specs)) for kind in _PAINTS)
-        for way, far in _ways(table, transform, device):
+        for way, far, factor in _ways(table, transform, device):
             compared += 1
-            wrong += [f"{name}, from {way}: {problem}" for problem in _judge(far, paints=paints)]
+            wrong += [f"{name}, from {way}: {problem}" for problem in _judge(far, factor, paints=paints)]
     wrong += _evaluation(table, device)
     return {
         "pixels": wrong,
@@ -76,16 +76,23 @@ def order_problems(num_samples: int = 37, epochs: int = 3) -> Iterator[str]:
 
 def chance_problems(table: ImageTable) -> Iterator[str]:
     """What is wrong with the random boxes and flips of samples."""
-    images = _part(table, build_transform(CROP, field="data.train_transforms")[0])
+    transform = build_transform(CROP, field="data.train_transforms")[0]
+    images = _part(table, transform)
     first = _pixels(images, [SampleKey(0, 0, 0), SampleKey(1, 0, 0)])
     torch.manual_seed(99)
     torch.rand(7)
     again = _pixels(images, [SampleKey(1, 0, 5), SampleKey(0, 0, 5)])
     if not (torch.equal(first[0], again[1]) and torch.equal(first[1], again[0])):
         yield "what is done to a sample depends on more than the sample and its epoch"
-    same = [torch.equal(first[0], _pixels(images, [SampleKey(0, epoch, 0)])[0]) for epoch in range(1, 5)]
-    if all(same):
+    if all(torch.equal(first[0], _pixels(images, [SampleKey(0, epoch, 0)])[0]) for epoch in range(1, 5)):
         yield "each epoch does the same to a sample"
+    drawn = transform.on_device()
+    assert drawn is not None, "crop and flip have their counterparts"
+    # All of one size, so that the boxes differ by chance alone.
+    boxes = images.without_pixels((drawn, [(256, 256)] * len(images)))
+    rows = _batch(boxes, [SampleKey(sample, 0, 0) for sample in range(len(images))])["random_params"]
+    if len(rows.unique(dim=0)) < len(rows):
+        yield "the same is done to two samples"
 
 
 def _part(table: ImageTable, transform: ImageTransform) -> ImageDataset:
@@ -104,20 +111,24 @@ def _pixels(images: ImageDataset, keys: list[SampleKey]) -> Tensor:
     return _batch(images, keys)["pixels"]
 
 
-def _ways(table: ImageTable, transform: ImageTransform, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Each way of pixels, and how far (in levels) it is from Pillow and torchvision's transforms."""
+def _ways(table: ImageTable, transform: ImageTransform, device: torch.device) -> Iterator[tuple[str, Tensor, int]]:
+    """Each way of pixels, how far (in levels) it is from Pillow and torchvision's transforms, and how many times as far
+    as promised it may be: on a GPU resizes are computed in float16 by themselves, whose weights have 11 bits."""
     files = _part(table, transform)
     keys = [SampleKey(sample, epoch, 0) for sample in range(len(files)) for epoch in (0, 1)]
     reference = _pixels(_part(table, transform.plainly()), keys).int()
-    yield "files", (_pixels(files, keys).int() - reference).abs()
+    yield "files", (_pixels(files, keys).int() - reference).abs(), 1
     on_device = transform.on_device()
     if on_device is None:
         return
     sizes = [files.size(sample) for sample in range(len(files))]
     whole = WholeImages(files, sizes, on_device, device)
     whole.fill(threads=1)
-    batch = _batch(files.without_pixels((on_device, sizes)), keys)
-    yield str(device), (whole(_on(batch, device)).cpu().int() - reference).abs()
+    batch = _on(_batch(files.without_pixels((on_device, sizes)), keys), device)
+    if device.type == "cuda":
+        yield f"{device} in float16", (whole(batch).cpu().int() - reference).abs(), 2
+    on_device.dtype = torch.float32
+    yield str(device), (whole(batch).cpu().int() - reference).abs(), 1
 
 
 def _evaluation(table: ImageTable, device: torch.device) -> list[str]:
@@ -137,12 +148,12 @@ def _on(batch: Batch, device: torch.device) -> Batch:
     return moved
 
 
-def _judge(far: Tensor, *, paints: bool) -> list[str]:
+def _judge(far: Tensor, factor: int, *, paints: bool) -> list[str]:
     values = far.numpy().ravel()
     if not paints:
-        return [] if values.max() <= _MAX_LEVELS else [f"up to {values.max()} levels from the reference"]
+        return [] if values.max() <= factor * _MAX_LEVELS else [f"up to {values.max()} levels from the reference"]
     mean, most = float(values.mean()), float(np.quantile(values, 0.999))
-    if mean < _MEAN_LEVELS and most <= _MOST_LEVELS:
+    if mean < factor * _MEAN_LEVELS and most <= factor * _MOST_LEVELS:
         return []
     return [f"{mean:.2f} levels from the reference in the mean, {most:.0f} for one in a thousand"]
 

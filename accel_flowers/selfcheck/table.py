@@ -16,7 +16,7 @@ _SAID: Mapping[Outcome, str] = {"held": "holds", "failed": "DOES NOT HOLD", "not
 _WORST_FIRST: tuple[Outcome, ...] = ("failed", "held", "not tried")
 
 
-def promises() -> dict[str, list[str]]:
+def promises_of_page() -> dict[str, list[str]]:
     """Section of docs/guarantees.md → its promises. A wheel carries the page inside the package, a checkout beside it.
 
     Raises:
@@ -58,7 +58,7 @@ def table(findings: Sequence[Finding], sections: Mapping[str, Sequence[str]]) ->
 
     Args:
         findings: of all parts.
-        sections: as `promises` gives them.
+        sections: as `promises_of_page` gives them.
     """
     found = {finding.what: finding for finding in merged(findings)}
     known = {promise for rows in sections.values() for promise in rows}
