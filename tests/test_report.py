@@ -32,7 +32,8 @@ from accel_flowers.report.compare import compare_runs
 from accel_flowers.report.data import class_of_files, find_data
 from accel_flowers.report.draw import draw_report
 from accel_flowers.report.findings import answers, find_part, least_confident, worst_mistakes
-from accel_flowers.report.labels import find_label_candidates
+from accel_flowers.report.labels import LabelCandidate, find_label_candidates
+from accel_flowers.report.length import Length, course_of_training
 from accel_flowers.report.photos import Photos
 from accel_flowers.report.plots import Course, course_plot
 from accel_flowers.report.read import read_run
@@ -320,7 +321,7 @@ def test_nothing_is_concluded_from_chance(right: int, told: str, tmp_path: Path)
     )
     headlines = [
         words.worst_class(found)[0],
-        words.label_candidates([], 36, 100, found)[0],
+        words.label_candidates([], {"test": 36}, 100, found)[0],
         words.calibration(found)[0],
     ]
     if told:
@@ -333,6 +334,29 @@ def test_nothing_is_concluded_from_chance(right: int, told: str, tmp_path: Path)
         assert "It calls 36 of 36 pictures daisy." in warning
 
 
+def test_what_a_weak_model_doubts_is_not_called_wrong() -> None:
+    """Of a model that is wrong on every second picture most doubts are mistakes of its own."""
+    truth, said = [0, 1, 2] * 20, np.full((60, 3), 0.01)
+    candidate = LabelCandidate("test", "a.jpg", "rose", "daisy", 0.01, 0.98)
+    for right, headline in ((36, "The model doubts 2 labels"), (60, "2 photos look mislabelled")):
+        said[:] = 0.01
+        said[np.arange(60), [label if place < right else (label + 1) % 3 for place, label in enumerate(truth)]] = 0.98
+        found = find_part(spoken(truth, said), "test", temperature=None)
+        told = words.label_candidates([candidate] * 2, {"test": 60}, 100, found)
+        assert told[0] == headline
+        assert ("wrong itself on 40\N{NO-BREAK SPACE}% of test pictures" in told[1]) == (right == 36)
+        assert "among the 60 of test. The 100 training pictures" in told[2], "no part is named that is not there"
+
+
+def test_a_page_of_what_trained_the_network_says_so() -> None:
+    truth, said = [0, 1, 2] * 10, np.eye(3)[[0, 1, 2] * 10] * 0.97 + 0.01
+    found = find_part(spoken(truth, said, "val"), "val", temperature=None, learnt=True)
+    method = words.label_candidates([], {"val": 30}, 30, found)[2]
+    assert "validation and test" not in method
+    assert "held out" not in method
+    assert "pictures that trained it" in words.no_temperature(found)
+
+
 @pytest.mark.holds("It concludes nothing from a model that is not surely better than a constant answer")
 def test_a_page_of_a_model_at_chance_has_no_candidates(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, per_part=12, skill=0)
@@ -340,7 +364,7 @@ def test_a_page_of_a_model_at_chance_has_no_candidates(tmp_path: Path) -> None:
     text = text_of(draw_report(run_dir))
     assert "Always saying one and the same class would get 33.3 %, guessing 33.3 %." in text
     assert text.count("Not to be told yet") == 5, "three answers, and two of them again in their sections"
-    for lie in ("mislabelled.", "Yes, as far as", "no accident", "is worst, F1", "label looks wrong"):
+    for lie in ("mislabelled.", "Yes, as far as", "no accident", "is worst, F1", "label in doubt"):
         assert lie not in text, lie
 
 
@@ -358,11 +382,12 @@ def test_equal_classes_are_named_together() -> None:
     assert why.startswith("4 of its 10 are missed, most often taken for rose and tulip, each (2).")
 
 
-def length(planned: int, val_losses: list[float], best: int | None, **values: Any) -> words.Length:
+def length(planned: int, val_losses: list[float], best: int | None, **values: Any) -> Length:
     """A finished training that was evaluated after each epoch."""
     place = None if best is None else best - 1
     usual = {"planned": planned, "ran": len(val_losses), "finished": True, "best": best, "train_loss": 0.5}
-    return words.Length(**{**usual, "val_losses": val_losses, "best_place": place, **values})
+    usual |= {"num_classes": 5, "num_val": 30}
+    return Length(**{**usual, "val_losses": val_losses, "best_place": place, **values})
 
 
 @pytest.mark.holds("It gives no advice that the run does not bear out")
@@ -379,17 +404,26 @@ def length(planned: int, val_losses: list[float], best: int | None, **values: An
         (length(30, [0.5, 0.6], 1, finished=False), "2 of 30 epochs so far."),
         (length(30, [], None, finished=False), ""),
         (length(1, [0.5], 1), "Validation was best after epoch 1 of 1."),
-        (length(4, [0.9, 0.8, 0.8, 1.5], 3), "overfits"),
+        (length(4, [0.9, 0.8, 0.8, 1.5], 3), "on validation: it overfits"),
+        (length(4, [0.9, 0.8, 0.8, 1.5], 3, num_val=5), "on validation (5 pictures only): it overfits"),
+        (length(9, [1.3, 6.1, 17.6], 1, train_loss=1.0), "That is not overfitting, as it has not learnt the training"),
+        (length(4, [1.7] * 4, 1, train_loss=1.6, beats_baseline=False), "best after epoch 1 of 4."),
+        (length(4, [1.7] * 4, 4, train_loss=1.6, beats_baseline=False), "best after epoch 4 of 4."),
+        (length(4, [0.9, 0.5, 0.1, 0.0], 4, learnt=True), "On the pictures that trained it the network was best"),
     ],
-    ids=["done", "falling", "stopped at its best", "stopped", "going on", "begun", "one", "overfits"],
-)
-def test_advice_on_the_length(course: words.Length, told: str) -> None:
-    said = words.course_of_training(course)
+    ids=[
+        "done", "falling", "stopped at its best", "stopped", "going on", "begun", "one", "overfits", "overfits a few", "jumps",
+        "chance", "chance at the end", "learnt",
+    ],
+)  # fmt: skip
+def test_advice_on_the_length(course: Length, told: str) -> None:
+    said = course_of_training(course)
     assert told in said
     if "shorter" not in told:
         assert "shorter" not in said
     if "longer" not in told:
         assert "longer" not in said
+    assert ("it overfits" in said) == ("it overfits" in told)
 
 
 @pytest.mark.holds("It gives no advice that the run does not bear out")
@@ -438,7 +472,7 @@ def test_photos_that_are_gone_are_told_and_found_elsewhere(tmp_path: Path) -> No
     run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES)
     next((tmp_path / "photos/rose").iterdir()).with_name("001.png").unlink()
     text = text_of(draw_report(run_dir))
-    assert "1 picture of validation and test is no longer in" in text
+    assert "1 picture that did not train it is no longer in" in text
     (tmp_path / "photos").rename(tmp_path / "moved")
     page = draw_report(run_dir)
     assert "The photos are not where the run had them" in text_of(page)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from accel_flowers.data.split import PARTS
 from accel_flowers.report import text as words
+from accel_flowers.report.findings import PartFindings
+from accel_flowers.report.length import Length, course_of_training
 from accel_flowers.report.plots import Course, Plot, course_plot
 from accel_flowers.report.read import RunRecord
 
@@ -18,8 +20,13 @@ class Training:
     sentence: str
 
 
-def find_course(run: RunRecord) -> Training:
-    """Draw what metrics.jsonl holds so far."""
+def find_course(run: RunRecord, main: PartFindings | None) -> Training:
+    """Draw what metrics.jsonl holds so far.
+
+    Args:
+        run: as it was read.
+        main: of the part that the report's headline is of; None while there is none.
+    """
     train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
     averaged = Course("averaged weights", *run.course("val_ema/loss"))
     accuracy = Course("validation", *run.course("val/accuracy"))
@@ -67,8 +74,8 @@ def find_course(run: RunRecord) -> Training:
         plots.append(course_plot("lr", "learning rate", "", rates, marked=False, alt="Learning rate over the epochs."))
     return Training(
         plots=tuple(plots),
-        sentence=words.course_of_training(
-            words.Length(
+        sentence=course_of_training(
+            Length(
                 planned=run.config.train.epochs,
                 ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
                 finished=run.predictions is not None,
@@ -76,6 +83,10 @@ def find_course(run: RunRecord) -> Training:
                 train_loss=train.values[-1] if train.values else None,
                 val_losses=kept.values,
                 best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,
+                num_classes=len(run.split.class_names),
+                num_val=counts["val"],
+                learnt=run.overfits,
+                beats_baseline=main is None or main.beats_baseline,
             )
         ),
     )

@@ -128,8 +128,8 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
     """
     run = read_run(run_dir)
     photos = Photos(data or run.config.data.path)
-    training, about_data = find_course(run), find_data(run, photos)
     results = _results(run, photos) if run.predictions else None
+    training, about_data = find_course(run, results.main if results else None), find_data(run, photos)
     path = run_dir / REPORT_FILE
     write_page(
         path,
@@ -181,7 +181,7 @@ def _results(run: RunRecord, photos: Photos) -> Results:
     main = found[part]
     held_out = main.beats_baseline and not main.learnt
     candidates = find_label_candidates(predictions, temperature=temperature) if held_out else []
-    num_held_out = sum(len(rows.labels) for rows in predictions.parts.values())
+    looked_at = {name: len(rows.labels) for name, rows in predictions.parts.items()}
     judged = answers(predictions, part, temperature=temperature)
     mistakes, unsure = worst_mistakes(judged, NUM_MISTAKES), least_confident(judged, NUM_UNSURE)
     shown, method = _show([*mistakes, *unsure], {each.file for each in candidates}, run, photos)
@@ -204,7 +204,7 @@ def _results(run: RunRecord, photos: Photos) -> Results:
         of_worst=_of_worst(main, judged, photos),
         sentences=Sentences(
             worst=words.worst_class(main),
-            labels=words.label_candidates(candidates, num_held_out, len(run.split.files_of("train")), main),
+            labels=words.label_candidates(candidates, looked_at, len(run.split.files_of("train")), main),
             calibration=words.calibration(main),
         ),
         plots=ResultPlots(

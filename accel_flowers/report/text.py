@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from accel_flowers.config.schema import Config
 from accel_flowers.html.pages import percent
@@ -157,35 +155,46 @@ def _how_certain(worst: ClassFindings, num_classes: int) -> str:
     )
 
 
+SURE_OF_LABELS = 0.9
+"""Accuracy from which on a label that the model disputes is called wrong-looking: below it the mistakes of the model itself are
+so many that most of what it disputes is right."""
+
+
 def label_candidates(
-    found: Sequence[LabelCandidate], looked_at: int, not_looked_at: int, main: PartFindings
+    found: Sequence[LabelCandidate], looked_at: Mapping[str, int], not_looked_at: int, main: PartFindings
 ) -> tuple[str, str, str]:
-    """How many photos look mislabelled, how far to believe it, and among which they were looked for."""
+    """How many photos look mislabelled, how far to believe it, and among which they were looked for.
+
+    Args:
+        found: the candidates.
+        looked_at: held-out part → its images.
+        not_looked_at: training images.
+        main: of the part that the headline is of.
+    """
+    if main.learnt:
+        method = "They are looked for among pictures that did not train the network, and here are none."
+        return NOT_TOLD, f"{_LEARNT}, with their labels.", method
+    num_looked_at = sum(looked_at.values())
     method = (
         f"A picture is named when the model is as sure of another class as it usually is of that class's own pictures "
-        f"(confident learning, cleanlab), among the {looked_at:,} of validation and test. The "
-        f"{not_looked_at:,} training pictures cannot be judged so, as the network learnt their labels: train again with "
-        "another --train.seed, and others are held out."
+        f"(confident learning, cleanlab), among the {num_looked_at:,} of {names_of([part_name(part) for part in looked_at])}. The "
+        f"{not_looked_at:,} training pictures cannot be judged so, as they trained the network with their labels: train again "
+        "with another --train.seed, and others are held out."
     )
-    if main.learnt:
-        return NOT_TOLD, f"{_LEARNT}, with their labels.", method
     if not main.beats_baseline:
         return NOT_TOLD, f"{_NOT_BETTER}: where it disagrees with a label, that says nothing of the label.", method
     accuracy = main.accuracy.value
     if not found:
-        return "No photo looks mislabelled", f"None of {looked_at:,} held-out pictures.", method
-    verb = "photo looks" if len(found) == 1 else "photos look"
-    belief = "A person decides."
-    if accuracy < 0.9:
+        return "No photo looks mislabelled", f"None of {num_looked_at:,} held-out pictures.", method
+    count, order = len(found), f"Of {num_looked_at:,} held-out ones, the most doubtful first."
+    if accuracy < SURE_OF_LABELS:
         belief = (
-            f"The model is wrong on {100 * (1 - accuracy):.0f}\N{NO-BREAK SPACE}% of all pictures, so many of these will "
-            "be its own mistakes: a person decides."
+            f"It is wrong itself on {100 * (1 - accuracy):.0f}\N{NO-BREAK SPACE}% of {part_name(main.part)} pictures, so many of "
+            "these will be its own mistakes: a person decides."
         )
-    return (
-        f"{len(found)} {verb} mislabelled",
-        f"Of {looked_at:,} held-out ones, the most doubtful first. {belief}",
-        method,
-    )
+        return f"The model doubts {count} label{'' if count == 1 else 's'}", f"{order} {belief}", method
+    looks = "photo looks" if count == 1 else "photos look"
+    return f"{count} {looks} mislabelled", f"{order} A person decides.", method
 
 
 def calibration(main: PartFindings) -> tuple[str, str]:
@@ -230,6 +239,18 @@ def _temperature(part: str, found: Calibration) -> str:
     )
 
 
+def no_temperature(main: PartFindings) -> str:
+    """Why the model has no temperature."""
+    if main.learnt:
+        return (
+            "The model has no temperature: one that is fitted on pictures that trained it would say nothing of others."
+        )
+    return (
+        "The model has no temperature: none makes pictures of validation that it was not fitted on more probable by more than "
+        "chance."
+    )
+
+
 def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) -> str:
     """Which images the curves of training and validation are of, and why the two differ where nothing is wrong.
 
@@ -258,61 +279,6 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
         f"while the weights still move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
         f"{'above' if loss else 'below'} validation."
     )
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a training was, and what came of it.
-
-    Attributes:
-        planned: epochs of the recipe.
-        ran: epochs that were evaluated.
-        finished: whether the run has come to its end.
-        best: epoch of the weights that were kept, from 1; None before the first evaluation.
-        train_loss: the last one; None where there is none.
-        val_losses: after each epoch that was evaluated, those of the weights that are kept; the best is among them.
-        best_place: which of them is the best epoch's; None where that is not known.
-    """
-
-    planned: int
-    ran: int
-    finished: bool
-    best: int | None
-    train_loss: float | None
-    val_losses: Sequence[float]
-    best_place: int | None
-
-
-def course_of_training(length: Length) -> str:
-    """What the curves say of the length of the training; of one that goes on nothing but how far it is."""
-    if not length.finished:
-        return f"{length.ran} of {length.planned} epochs so far." if length.ran else ""
-    sentences = []
-    stopped = length.ran < length.planned
-    if length.best is not None:
-        of = f"{length.ran}, where early stopping ended it ({length.planned} were planned)" if stopped else length.ran
-        sentences.append(f"Validation was best after epoch {length.best} of {of}.")
-        sentences += _advice(length, stopped=stopped)
-    train_loss = length.train_loss
-    if train_loss is not None and length.val_losses and length.val_losses[-1] > 2 * train_loss + 0.05:
-        sentences.append(
-            f"At the end the loss is {train_loss:.2f} on training pictures and {length.val_losses[-1]:.2f} on validation: it "
-            "overfits. More pictures, stronger augmentation or fewer trained layers may help."
-        )
-    return " ".join(sentences)
-
-
-def _advice(length: Length, *, stopped: bool) -> list[str]:
-    """Whether another length would do better."""
-    assert length.best is not None
-    if length.best >= length.ran:
-        return ["That is the last one: a longer training may improve it."] if length.ran > 1 else []
-    place = length.best_place
-    if place is not None and min(length.val_losses[place + 1 :], default=math.inf) < length.val_losses[place]:
-        return ["Its loss fell further after that: a longer training may improve it."]
-    if length.best <= 0.6 * length.ran and not stopped:
-        return ["It did not improve after that: a shorter training would do."]
-    return []
 
 
 def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[str, str]:
