@@ -86,7 +86,7 @@ class DataConfig(Section):
     batch_transform: Annotated[
         str | dict[str, Any] | None, AfterValidator(PLAIN_VALUE.validate_python), ONE_TRANSFORM
     ] = None
-    """What is done to a whole batch of inputs, such as mixing: a registered batch transform, by name or as '{my/mixup: {alpha: 0.2}}'; None = nothing."""
+    """What is done to a whole batch of inputs, in training: mixup ('{mixup: {alpha: 0.2}}'), cutmix, mixup_or_cutmix ('{mixup_or_cutmix: {mixup: 0.2, cutmix: 1.0}}'), each with chance (of a pair) and off_epochs (the last ones, unmixed); or a registered batch transform; None = nothing."""
     mean: ThreeNumbers | None = None
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1; auto (None) = the one that model.name was trained with, for most ImageNet's 0.485 0.456 0.406."""
     std: Annotated[ThreeNumbers, StandardDeviation] | None = None

@@ -19,7 +19,8 @@ from accel_flowers.config.schema import Config, DataConfig, ModelConfig
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
 from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler, random_key, shrunk_to
-from accel_flowers.data.transforms.batch import BatchContext, build_batch_transform
+from accel_flowers.data.transforms.batch import BatchContext
+from accel_flowers.data.transforms.build_batch import build_batch_transform
 from accel_flowers.distributed.collectives import (
     log_on_main,
     main_process_first,
@@ -226,7 +227,8 @@ def prepare(
         load=load,
         to_inputs=lambda *loaded: normalizer(finish(*loaded)),
         mix=build_batch_transform(
-            config.data.batch_transform, BatchContext(len(class_names), config.train.seed, plan.micro_batch)
+            config.data.batch_transform,
+            BatchContext(len(class_names), config.train.seed, plan.micro_batch, plan.num_samples, plan.epochs),
         ),
         max_grad_norm=config.optim.max_grad_norm,
     )

@@ -8,13 +8,9 @@ place)`, and partners that are neighbours in the stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
-
-from accel_flowers.config.field_types import TransformSpec
-from accel_flowers.core import registry
-from accel_flowers.core.errors import UserError
 
 
 class BatchTransform(Protocol):
@@ -42,25 +38,7 @@ class BatchContext:
     """The run's."""
     micro_batch: int
     """Images in one forward pass of one process."""
-
-
-def build_batch_transform(spec: TransformSpec | None, context: BatchContext) -> BatchTransform | None:
-    """Make the batch transform that a recipe names; None where it names none.
-
-    Raises:
-        UserError: an unknown name, or arguments that do not fit.
-    """
-    if spec is None:
-        return None
-    name, arguments = (spec, {}) if isinstance(spec, str) else next(iter(spec.items()))
-    part = registry.find("batch_transform", name)
-    if part is None:
-        raise UserError(f"data.batch_transform: {registry.unknown('batch_transform', name)}.")
-    try:
-        made: Any = part.make(context, **(arguments or {}))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"data.batch_transform: {name} does not take {arguments!r}: {error}.") from error
-    transform: BatchTransform = made
-    return transform
+    num_images: int = 0
+    """Of the training part: so many places of the stream are an epoch; 0 in trials before the run."""
+    epochs: int = 0
+    """Of the run."""
