@@ -13,6 +13,14 @@ program, however it ends. The parts:
            60 s, with a message and an exit code other than 0
   kill     all processes of one machine are killed, then in a new run those of the other: what is left must end within
            30 s, with a message and an exit code other than 0
+  dies-in-mid-step
+           the process of one machine is killed while the other one is in a step and waits for its gradients, then the
+           other way round: as kill
+  never-starts
+           the program of one machine cannot start, then that of the other: whoever waits must say for whom, and end with
+           a message in the time it is given (here 20 s instead of ten minutes)
+  no-shared-directory
+           each machine has a run directory of its own: both must end before the first step, with a message
 
   python scripts/two_machines.py             # all parts
   python scripts/two_machines.py same cut
@@ -43,7 +51,13 @@ PATIENCE = 180
 """Seconds that a whole run may take."""
 AFTER_CUT, AFTER_KILL = 60, 30
 """Seconds in which a machine must notice that it is alone, and end."""
-MESSAGE = re.compile(r"^accel-flowers: .*\bnot been heard of\b.*$", re.MULTILINE)
+AFTER_START = 120
+"""Seconds in which a machine must have ended where the other does not come, or has another disk."""
+IMPATIENT = ("-m", "tests.impatient")
+"""The program with seconds for minutes."""
+GONE = r"not been heard of"
+ABSENT = r"did not come within|lost each other before they had met"
+APART = r"do not share the run directory"
 CUT_AT = 6
 """Step at which a run is disturbed."""
 SHORT, LONG = ("--train.epochs", "3"), ("--train.epochs", "200")
@@ -88,7 +102,7 @@ sys.path.insert(0, str(PROJECT))
 
 from tests.conftest import make_folder  # noqa: E402
 from tests.faults import Forked, Launched, differences, fault_recipe  # noqa: E402
-from tests.runs import LAUNCH  # noqa: E402
+from tests.runs import LAUNCH, PROGRAM  # noqa: E402
 
 
 class Machine:
@@ -145,9 +159,17 @@ class OnMachine(Launched):
         run_dir: of the run.
         words: what the program gets.
         max_restarts: how often the launcher may start its process again.
+        program: what is launched.
     """
 
-    def __init__(self, machine: Machine, run_dir: Path, *words: str | Path, max_restarts: int = 0) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        run_dir: Path,
+        *words: str | Path,
+        max_restarts: int = 0,
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
         self.machine = machine
         launcher = [
             *machine.enter, "env", "ACCELERATE_USE_CPU=true", *LAUNCH, "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"),
@@ -156,7 +178,7 @@ class OnMachine(Launched):
             "--max_restarts", str(max_restarts),
         ]  # fmt: skip
         log = run_dir.with_name(f"{run_dir.name}-machine-{machine.rank}.log")
-        super().__init__(launcher, run_dir, *words, resume="never", log=log)
+        super().__init__(launcher, run_dir, *words, resume="never", log=log, program=program)
 
     def pids(self) -> dict[int, int | None]:
         return {pid: rank for pid, rank in super().pids().items() if namespace_of(pid) == self.machine.namespace}
@@ -216,6 +238,45 @@ class Trial:
                 runs[killed].signal(signal.SIGKILL)
                 self._must_end(name, [runs[left]], AFTER_KILL)
 
+    def dies_in_mid_step(self) -> None:
+        """A machine's process is killed while it is asleep, and the other one waits in a step for what it would send."""
+        for killed, left in ((1, 0), (0, 1)):
+            with self._run_until_disturbed(f"mid-step-{killed}") as runs:
+                runs[killed].signal(signal.SIGSTOP, rank=killed)
+                time.sleep(2)  # so the other has come to where it waits
+                runs[killed].signal(signal.SIGKILL, rank=killed)
+                self._must_end(f"machine {killed} dies in mid-step", [runs[left]], AFTER_KILL)
+
+    def never_starts(self) -> None:
+        """A machine's launcher is there, and its program is not: a library is missing, a disk is not mounted."""
+        for absent in (1, 0):
+            run_dir = self._root / f"never-starts-{absent}"
+            with ExitStack() as stack:
+                runs = [
+                    stack.enter_context(
+                        OnMachine(
+                            machine, run_dir, *self._words, *SHORT,
+                            program=("-m", "a_module_that_is_not_there") if machine.rank == absent else IMPATIENT,
+                        )
+                    )
+                    for machine in self._machines
+                ]  # fmt: skip
+                self._must_end(f"machine {absent} never starts", [runs[1 - absent]], AFTER_START, ABSENT)
+
+    def no_shared_directory(self) -> None:
+        """Each machine writes to a disk of its own."""
+        disks = [self._root / f"disk-of-{machine.rank}" for machine in self._machines]
+        for disk in disks:
+            disk.mkdir()
+        with ExitStack() as stack:
+            runs = [
+                stack.enter_context(OnMachine(machine, disk / "run", *self._words, *SHORT, program=IMPATIENT))
+                for machine, disk in zip(self._machines, disks, strict=True)
+            ]
+            self._must_end("no shared directory", runs, AFTER_START, APART, speaks=(0,))
+        if any(list(disk.glob("run/checkpoints/*")) for disk in disks):
+            self.wrong.append("no shared directory: there was a step")
+
     @contextmanager
     def _start(self, run_dir: Path, *words: str, max_restarts: int = 0) -> Iterator[list[OnMachine]]:
         """A run on both machines; what is left of it in the end is killed."""
@@ -245,8 +306,18 @@ class Trial:
         if run_dir != alone:
             print(f"{what}: {', '.join(found) or 'bit-identical'} after {time.monotonic() - began:.0f} s", flush=True)
 
-    def _must_end(self, what: str, runs: list[OnMachine], seconds: float) -> None:
-        """Wait for the machines' ends and judge them."""
+    def _must_end(
+        self, what: str, runs: list[OnMachine], seconds: float, message: str = GONE, speaks: Sequence[int] = (0, 1)
+    ) -> None:
+        """Wait for the machines' ends and judge them.
+
+        Args:
+            what: was done to them.
+            runs: that must end.
+            seconds: in which.
+            message: what a line that they say must hold; an expression.
+            speaks: machines that must say it.
+        """
         began = time.monotonic()
         said_before = {run: len(run.output()) for run in runs}
         ended: dict[OnMachine, float] = {}
@@ -262,15 +333,17 @@ class Trial:
                 print(f"{name} is still running after {seconds} s: {sorted(run.pids().values(), key=str)}", flush=True)
                 self.wrong.append(f"{name} did not end within {seconds} s; it said since:\n{said}")
                 continue
-            found, code = MESSAGE.search(said), run.wait(0)
+            found, code = re.search(rf"^accel-flowers: .*\b(?:{message})\b.*$", said, re.MULTILINE), run.wait(0)
             print(f"{name} ended after {ended[run]:.1f} s, code {code}: {found[0].strip() if found else 'no message'}")
-            if code == 0 or not found:
+            if code == 0 or (not found and run.machine.rank in speaks):
                 self.wrong.append(f"{name} ended with code {code}; it said since:\n{said}")
 
 
 def main() -> int:
     parts: dict[str, Callable[[Trial], None]] = {
         "same": Trial.same, "restart": Trial.restart, "cut": Trial.cut, "kill": Trial.kill,
+        "dies-in-mid-step": Trial.dies_in_mid_step, "never-starts": Trial.never_starts,
+        "no-shared-directory": Trial.no_shared_directory,
     }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(parts)}; default: all")

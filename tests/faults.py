@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from accel_flowers.selfcheck.compare import differences as differences
@@ -104,15 +105,22 @@ class Launched(Watched):
         words: what the program gets besides.
         resume: what is said of going on.
         log: file for all output; None = beside the run directory.
+        program: what is launched.
     """
 
     def __init__(
-        self, launcher: list[str], run_dir: Path, *words: str | Path, resume: str = "auto", log: Path | None = None
+        self,
+        launcher: list[str],
+        run_dir: Path,
+        *words: str | Path,
+        resume: str = "auto",
+        log: Path | None = None,
+        program: Sequence[str] = PROGRAM,
     ) -> None:
         self.run_dir = run_dir
         self._log = (log or run_dir.with_name(f"{run_dir.name}.log")).open("w+")
         self._process = subprocess.Popen(
-            [*launcher, *PROGRAM, "train", *map(str, words), "--run-dir", str(run_dir), "--resume", resume],
+            [*launcher, *program, "train", *map(str, words), "--run-dir", str(run_dir), "--resume", resume],
             stdout=self._log,
             stderr=self._log,
             env={**os.environ, "OMP_NUM_THREADS": "1"},

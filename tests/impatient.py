@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from accel_flowers.distributed.session import process_session
 from accel_flowers.training.train import train
 
 ENTRY = "tests.impatient:main"
-TIMES = HealthTimes(meet=60.0, look=0.5, beat=0.2, silent=4.0, grace=1.0, leave=2.0, lock=0.5)
+TIMES = HealthTimes(meet=20.0, look=0.5, beat=0.2, silent=4.0, grace=1.0, leave=2.0, lock=0.5)
 
 
 def main(words: Sequence[str]) -> None:
@@ -51,3 +52,7 @@ def stand(words: Sequence[str]) -> None:
     with HealthMonitor(processes, TIMES) as health:
         health.at(doing, 5)  # type: ignore[arg-type]
         time.sleep(60)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

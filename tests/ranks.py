@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -157,6 +158,7 @@ def _serve() -> None:
     gc.freeze()  # a fork copies what its collector touches
 
     codes: dict[int, int] = {}
+    server = os.getpid()
     for line in sys.stdin:
         order = json.loads(line)
         if "poll" in order:
@@ -173,6 +175,7 @@ def _serve() -> None:
             os.close(log)
             print(pid, flush=True)
             continue
+        _die_with(server)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for stream in (1, 2):
             os.dup2(log, stream)
@@ -190,6 +193,14 @@ def _serve() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+
+
+def _die_with(server: int) -> None:
+    """Let this process be killed when the one that forked it ends, which it does with the tests, however those end."""
+    set_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+    if os.getppid() != server:
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,26 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import make_folder
 from tests.faults import Forked, Launched, differences, fault_recipe
-from tests.runs import LAUNCH, TWO_PROCESSES
+from tests.runs import LAUNCH, PROGRAM, PROJECT, TWO_PROCESSES
 
 pytestmark = pytest.mark.multiprocess
 NUM_STEPS = 19  # 5 epochs of 30 images, 8 a step
+ONE_PROCESS = [*LAUNCH, "--cpu", "--num_processes", "1"]
+CONTAINER = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+"""What follows is the first process in there."""
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +94,81 @@ def test_stopped_by_a_signal_to_one_process(undisturbed: Path, words: list[str |
 
 @pytest.mark.holds("Processes do not outlive their launcher")
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [[*LAUNCH, "--cpu", "--num_processes", "1"], TWO_PROCESSES], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [(ONE_PROCESS, signal.SIGKILL), (ONE_PROCESS, signal.SIGTERM), (TWO_PROCESSES, signal.SIGUSR1)],
+    ids=["one", "one-term", "two"],
+)
 def test_a_launcher_that_is_killed_alone_ends_the_run(
-    launcher: list[str], undisturbed: Path, words: list[str | Path], tmp_path: Path
+    launcher: list[str], number: signal.Signals, words: list[str | Path], tmp_path: Path
 ) -> None:
+    """By what a scheduler sends it, too, where it does not listen: to SIGUSR1 none does."""
     run_dir = tmp_path / "run"
     with Launched(launcher, run_dir, *words, "--train.epochs", "500") as launched:
         launched.wait_for_step(4)
-        launched.signal_launcher(signal.SIGKILL)
+        launched.signal_launcher(number)
         launched.wait(30)
         assert "the launcher is gone: stopping" in launched.output()
         step = int(launched.output().split("stopped by a signal after step ")[1].split(",")[0])
     assert (run_dir / f"checkpoints/step-{step:08d}").is_dir()
+
+
+@pytest.fixture
+def container() -> list[str]:
+    """Words before a command that make it a container's first process."""
+    if shutil.which("unshare") is None:
+        pytest.skip("there is no unshare here")
+    for own in (CONTAINER, [*CONTAINER, "--user", "--map-root-user"]):
+        if subprocess.run([*own, "true"], capture_output=True, check=False).returncode == 0:
+            return own
+    pytest.skip("this system allows no namespace of processes")
+
+
+@pytest.mark.holds("A signal to stop, to any process")
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["the program", "its launcher"])
+def test_the_first_process_of_a_container(
+    first: str, container: list[str], words: list[str | Path], tmp_path: Path
+) -> None:
+    """As the program it hears that the container is stopped; a launcher of one process does not, and that is told."""
+    run_dir = tmp_path / "run"
+    command = [sys.executable] if first == "the program" else ONE_PROCESS
+    with Launched([*container, *command], run_dir, *words, "--train.epochs", "500") as run:
+        run.wait_for_step(4)
+        (process,) = (pid for pid in run.pids() if first_inside(pid))
+        os.kill(process, signal.SIGTERM)
+        if first == "the program":
+            assert run.wait(30) == 75
+            assert "stopped by a signal after step " in run.output()
+        else:
+            step = run.steps_seen()
+            run.wait_for_step(step + 10)
+            assert not run.has_ended(), run.output()
+        assert ("drops SIGTERM" in run.output()) == (first != "the program")
+
+
+def first_inside(pid: int) -> bool:
+    """Whether a process is the first one of its own namespace, and not of ours."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    numbers = next(line.split()[1:] for line in status.splitlines() if line.startswith("NSpid:"))
+    return len(numbers) > 1 and numbers[-1] == "1"
+
+
+@pytest.mark.holds("Nothing of a run that is killed lives on")
+@pytest.mark.slow
+def test_the_reader_of_a_training_that_was_killed_returns(words: list[str | Path], tmp_path: Path) -> None:
+    """`train ... | tee log`: the loader's workers are not this program's children, and hold its output, too."""
+    run_dir = tmp_path / "run"
+    program = [sys.executable, *PROGRAM, "train", *map(str, words), "--run-dir", str(run_dir)]
+    more = ["--data.num-workers", "2", "--train.epochs", "500"]
+    with subprocess.Popen([*program, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=PROJECT) as run:
+        deadline = time.monotonic() + 120
+        while not (run_dir / "checkpoints/last").exists():
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        run.kill()
+        run.communicate(timeout=30)
 
 
 def stopped_at(said: str, run_dir: Path) -> int:

@@ -113,3 +113,32 @@ def test_no_process_outlives_the_one_that_was_killed(tmp_path: Path) -> None:
         asleep.kill()
         assert select.select([asleep.stdout], [], [], 20)[0], "somebody lives on"
         assert asleep.stdout.read() == b""
+
+
+FORKS = """
+import os, sys
+from pathlib import Path
+from tests.ranks import Ranks
+
+ranks = Ranks(Path(sys.argv[1]), ["600"], entry="tests.test_parallel:sleep_for")
+print(ranks.pids[0], flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def sleep_for(words: list[str]) -> None:
+    time.sleep(float(words[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_no_process_outlives_the_tests_that_were_killed(tmp_path: Path) -> None:
+    """The processes that tests fork are children of a server, which is one of the tests'."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, tmp_path], capture_output=True, text=True, timeout=120, cwd=PROJECT, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{int(done.stdout)}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{int(done.stdout)}").exists()

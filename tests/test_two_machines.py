@@ -48,3 +48,21 @@ def test_both_machines_end_when_the_cable_is_cut() -> None:
 @pytest.mark.slow
 def test_a_machine_ends_when_the_other_one_is_gone() -> None:
     try_parts("kill")
+
+
+@pytest.mark.holds("One process sleeps, or the link is cut")
+@pytest.mark.slow
+def test_a_machine_ends_when_the_other_one_dies_in_mid_step() -> None:
+    try_parts("dies-in-mid-step")
+
+
+@pytest.mark.holds("Whoever waits for others at the start says for whom, and not for ever")
+@pytest.mark.slow
+def test_a_machine_ends_when_the_program_of_the_other_cannot_start() -> None:
+    try_parts("never-starts")
+
+
+@pytest.mark.holds("A machine with a run directory of its own is told before the first step")
+@pytest.mark.slow
+def test_machines_without_a_common_directory_do_not_start() -> None:
+    try_parts("no-shared-directory")
