@@ -351,7 +351,9 @@ def test_a_gpu_that_emulates_bf16_takes_fp16(
     # A run goes on in it, wherever that is.
     (tmp_path / "begun").mkdir()
     words = launcher or "'no'"
-    (tmp_path / "begun" / CONFIG_FILE).write_text(f"environment: {{run_id: abc123, precision: fp16, launcher_precision: {words}}}\n")
+    (tmp_path / "begun" / CONFIG_FILE).write_text(
+        f"environment: {{run_id: abc123, precision: fp16, launcher_precision: {words}}}\n"
+    )
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert chosen("auto", "begun")[0] == "fp16"
     assert chosen("auto")[0] == (None if launcher else "bf16")

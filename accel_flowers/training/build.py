@@ -142,7 +142,9 @@ def fit_memory(
         ),
         max_grad_norm=config.optim.max_grad_norm,
     )
-    fits, seconds = fit_micro_batch(step, config.optim, plan, recipe.train_size, num_classes, accelerator)
+    fits, seconds = fit_micro_batch(
+        step, config.optim, plan, recipe.train_size, num_classes, accelerator, ema_decay=config.ema.decay or 0.0
+    )
     if fits < plan.micro_batch:
         log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
         plan = replace(plan, micro_batch_size=fits)
