@@ -15,6 +15,7 @@ from torch import nn
 
 from accel_flowers.config.loading import load_recipe
 from accel_flowers.core import registry
+from accel_flowers.distributed.ddp import disable_buffer_broadcast
 from accel_flowers.training.build import build_run
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
@@ -112,3 +113,18 @@ def test_the_first_step_sums_in_the_order_of_the_others(tmp_path: Path) -> None:
     """From three processes on DDP rebuilds its buckets after the first backward pass, unless they were laid out before."""
     with Ranks(tmp_path, *[["buckets"]] * 3, entry="tests.buffers:main") as ranks:
         assert ranks.codes(60) == [0, 0, 0], ranks.output()
+
+
+def test_a_wrapper_that_is_not_known_does_not_go_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled around DDP is looked into; several processes without it are a bug that is told, not passed over."""
+    network = nn.Linear(2, 2)
+    disable_buffer_broadcast(network)  # one process
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(AssertionError, match="Linear is not DistributedDataParallel"):
+        disable_buffer_broadcast(network)
+    ddp = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
+    nn.Module.__init__(ddp)
+    ddp.broadcast_buffers = True
+    disable_buffer_broadcast(torch.compile(ddp, backend="eager"))
+    assert not ddp.broadcast_buffers

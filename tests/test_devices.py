@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.sampler import random_key
 from accel_flowers.distributed.devices import (
     Place,
     check_gpu_is_there,
@@ -19,6 +20,7 @@ from accel_flowers.distributed.devices import (
     runs_on,
 )
 from accel_flowers.distributed.environment import asks_for_gpu, sign_of_gpu
+from accel_flowers.training.loop import _seed_dropout
 from tests.ranks import Ranks
 from tests.runs import without_photos, write_recipe
 
@@ -189,3 +191,17 @@ def test_they_are_counted_where_nobody_says_how_many(tmp_path: Path) -> None:
     with Ranks(tmp_path, ["srun"], ["srun"], entry="tests.counted:main") as ranks:
         assert ranks.codes(60) == [0, 0], ranks.output()
         assert ranks.said(0).endswith("here: 2\n"), ranks.output()
+
+
+# Chance on a device
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_dropout_is_seeded_on_whatever_device_there_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(getattr(torch, kind), "manual_seed", seeds.append)
+    state = torch.get_rng_state()
+    for device in (torch.device("cpu"), torch.device(kind)):
+        _seed_dropout(7, 3, device)
+    torch.set_rng_state(state)
+    assert seeds == [random_key(7, "dropout", 3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from accel_flowers.config.schema import OptimConfig
 from accel_flowers.core.errors import OutOfMemory, UserError
+from accel_flowers.core.out_of_memory import oom_as_user_error
 from accel_flowers.core.registry import register
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.data.split import load_split
@@ -29,8 +31,9 @@ from accel_flowers.distributed import launch as processes
 from accel_flowers.distributed import session
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.tracking.run_dir import read_metrics
+from accel_flowers.training import memory
 from accel_flowers.training.checkpoint import Checkpoints
-from accel_flowers.training.memory import fit_micro_batch, oom_as_user_error, smaller_micro_batches
+from accel_flowers.training.memory import fit_micro_batch, smaller_micro_batches
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import LocalEngine, TrainStep, loaded_whole
@@ -314,8 +317,41 @@ def test_a_trial_takes_the_largest_micro_batch_that_fits(last_works: int) -> Non
     micro_batch, seconds = fit_micro_batch(step_of(network), OptimConfig(), plan, (4, 4), 2, Accelerator(cpu=True))
     assert micro_batch == 2**last_works
     assert seconds > 0
-    assert seen == [size for size in (8, 4, 2) if size > micro_batch] + 3 * [micro_batch]
+    in_a_step = 1 if micro_batch == 8 else 2  # where there are several, the second finds the first one's gradients
+    assert seen == [size for size in (8, 4, 2) if size > micro_batch] + 3 * in_a_step * [micro_batch]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.holds("The trial of the memory holds what the training holds")
+def test_a_trial_holds_what_the_training_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each forward pass: copies of the weights for the average, earlier gradients, and DDP's buckets."""
+    found: list[tuple[bool, int, int]] = []
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 1001)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            live = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]
+            copies = sum(each.shape == self.fc.weight.shape for each in live if type(each) is nn.Parameter)
+            buckets = sum(each.dtype == torch.uint8 and each.numel() == 4 * (3 * 1001 + 1001) for each in live)
+            found.append((self.fc.weight.grad is not None, copies, buckets))
+            return self.fc(pixels.mean(dim=(2, 3)))
+
+    def tried(plan: BatchPlan, processes: int, ema_decay: float) -> list[tuple[bool, int, int]]:
+        found.clear()
+        accelerator = Accelerator(cpu=True)
+        with monkeypatch.context() as patched:
+            patched.setattr(type(accelerator), "num_processes", processes)
+            patched.setattr(memory, "true_everywhere", lambda _, here: here)  # there is one process in truth
+            fit_micro_batch(step_of(Watching()), OptimConfig(), plan, (4, 4), 2, accelerator, ema_decay=ema_decay)
+        return list(found)
+
+    assert tried(BatchPlan(100, 1, 8, 1, 8), 1, 0.0) == 3 * [(False, 1, 0)]
+    assert tried(BatchPlan(100, 1, 8, 1, 8), 1, 0.9) == 3 * [(False, 2, 0)]
+    assert tried(BatchPlan(100, 1, 8, 1, 2), 1, 0.0) == 3 * [(False, 1, 0), (True, 1, 0)]
+    assert tried(BatchPlan(100, 1, 16, 2, 8), 2, 0.9) == 3 * [(False, 2, 1)]
 
 
 def test_a_trial_in_which_nothing_fits_tells_the_words_of_the_device() -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from accel_flowers.core.backends import precision_before_bf16
 from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.inference.evaluate import evaluate
 from accel_flowers.models.find import build_network
@@ -301,3 +302,58 @@ def test_a_recipe_may_name_it_and_the_run_goes_on_so(precision: str, folder: Pat
     assert environment_of(tmp_path / "run")["precision"] == precision
     auto = config.model_copy(update={"resume": "auto", "train": config.train.model_copy(update={"precision": "auto"})})
     assert trial.choose_precision(auto, OnCpu(), run_dir=tmp_path / "run", bare=True) == precision  # type: ignore[arg-type]
+
+
+# GPUs without bf16
+
+
+@pytest.mark.parametrize(
+    ("capability", "fast"),
+    [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "no"), ((6, 0), "fp16"), ((5, 2), "no")],
+)  # fmt: skip
+def test_what_a_gpu_is_fast_in(capability: tuple[int, int], fast: str) -> None:
+    assert precision_before_bf16(capability) == fast
+
+
+class OnGpu:
+    """Processes as `choose_precision` looks at them."""
+
+    device, num_processes = torch.device("cuda"), 1
+
+
+@pytest.mark.holds("On a GPU that only emulates bf16, fp16 is taken")
+@pytest.mark.parametrize("launcher", ["bf16", None])
+def test_a_gpu_that_emulates_bf16_takes_fp16(
+    launcher: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch says of a T4 that it has bf16, and computes it in float32 and back."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+
+    def chosen(precision: str, run: str = "run", *, bare: bool = True) -> tuple[str | None, str]:
+        config = tiny_config(tmp_path, tmp_path / run, train={"precision": precision})
+        return trial.choose_precision(config, OnGpu(), run_dir=tmp_path / run, bare=bare), capsys.readouterr().err  # type: ignore[arg-type]
+
+    precision, said = chosen("auto")
+    assert precision == "fp16"
+    assert "precision: Tesla T4 has no bf16 of its own: fp16 is taken" in said
+    assert chosen("fp16") == ("fp16", "")
+    assert chosen("no") == ("no", "")
+    precision, said = chosen("bf16")  # who insists is told
+    assert (precision, "only emulates bf16" in said) == ("bf16", True)
+    precision, said = chosen("launcher")
+    assert (precision, "only emulates bf16" in said) == (None, launcher == "bf16")
+
+    # A run goes on in it, wherever that is.
+    (tmp_path / "begun").mkdir()
+    words = launcher or "'no'"
+    (tmp_path / "begun" / CONFIG_FILE).write_text(
+        f"environment: {{run_id: abc123, precision: fp16, launcher_precision: {words}}}\n"
+    )
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert chosen("auto", "begun")[0] == "fp16"
+    assert chosen("auto")[0] == (None if launcher else "bf16")

@@ -216,7 +216,7 @@ class TrainConfig(Section):
     on_nan: Literal["stop", "rollback"] = "stop"
     """A loss that is nan or infinite: stop and tell where, or rollback: go back to the last checkpoint with half the learning rate, three times at most."""
     precision: Literal["auto", "launcher", "no", "bf16", "fp16"] = "auto"
-    """no (float32), bf16 or fp16; launcher: what `accelerate launch` gives; auto: the same, but on a CPU a trial of a few seconds takes float32 instead of bf16 where that trains this network faster, and a run without a launcher takes bf16 where a GPU has it or the trial finds it faster. It is remembered in the run and, for others, in the user's cache directory."""
+    """no (float32), bf16 or fp16; launcher: what `accelerate launch` gives; auto: the same, but on a CPU a trial of a few seconds takes float32 instead of bf16 where that trains this network faster, and a run without a launcher takes bf16 where a GPU has it or the trial finds it faster; a GPU that only emulates bf16 takes fp16. It is remembered in the run and, for others, in the user's cache directory."""
     compile: bool = False
     """Compile the model with torch.compile."""
     cuda_graph: Literal["off", "auto", "on"] = "off"

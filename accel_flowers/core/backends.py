@@ -1,11 +1,34 @@
-"""How a GPU's libraries compute: TensorFloat-32, cuDNN's choice of algorithms."""
+"""How a GPU's libraries compute: TensorFloat-32, cuDNN's choice of algorithms, which half precision is fast there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
+
+HalfPrecision = Literal["bf16", "fp16", "no"]
+"""In Accelerate's words; "no" is float32."""
+
+
+def fast_precision(device: torch.device) -> HalfPrecision:
+    """What a device is fast in. torch computes bf16 on NVIDIA's older GPUs, too, by way of float32, which is slower than that."""
+    if device.type == "cpu":
+        return "no"  # whether its bf16 is faster depends on the network
+    if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return precision_before_bf16(torch.cuda.get_device_capability(device))
+
+
+def precision_before_bf16(capability: tuple[int, int]) -> HalfPrecision:
+    """The same by NVIDIA's number of the architecture, for those before Ampere (8.0), the first that has bf16.
+
+    fp16 is fast since Pascal's P100 (6.0), but a 64th of float32 on the other Pascals (6.1 and 6.2).
+    """
+    if capability >= (8, 0):
+        return "bf16"
+    return "fp16" if capability == (6, 0) or capability >= (7, 0) else "no"
 
 
 @contextmanager

@@ -13,8 +13,25 @@ def disable_buffer_broadcast(model: nn.Module) -> None:
     `average_buffers` then keeps what all of them saw. (Set here because the constructor's argument changed its name
     between versions of torch.)
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model.broadcast_buffers = False
+    ddp = _ddp_of(model)
+    if ddp is not None:
+        ddp.broadcast_buffers = False
+
+
+def _ddp_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """DDP as Accelerate has wrapped the model in it, also below what `torch.compile` puts around it; None on one process.
+
+    On several it must be found: else DDP would overwrite the statistics of all processes, and nobody would notice.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        return inner
+    alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
+    frozen = not any(
+        parameter.requires_grad for parameter in model.parameters()
+    )  # of which there is nothing to exchange
+    assert alone or frozen, f"{type(inner).__name__} is not DistributedDataParallel"
+    return None
 
 
 def warm_up_ddp_buckets(model: nn.Module, network: nn.Module, pixels: Tensor) -> None:
@@ -28,7 +45,7 @@ def warm_up_ddp_buckets(model: nn.Module, network: nn.Module, pixels: Tensor) ->
         network: the same, unwrapped; its batch-norm statistics are put back.
         pixels: any input, float [B, C, H, W].
     """
-    if not isinstance(model, nn.parallel.DistributedDataParallel) or torch.distributed.get_world_size() < 3:
+    if _ddp_of(model) is None or torch.distributed.get_world_size() < 3:
         return
     before = [buffer.clone() for buffer in network.buffers()]
     for _ in range(2):  # the layout changes at the beginning of the second pass

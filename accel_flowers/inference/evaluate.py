@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from accel_flowers.config.schema import CheckpointConfig
-from accel_flowers.core.backends import fast_arithmetic
+from accel_flowers.core.backends import fast_arithmetic, fast_precision
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.order import natural_key
 from accel_flowers.data.content import content_facts, table_facts
@@ -32,7 +33,7 @@ from accel_flowers.distributed.collectives import (
     main_process_first,
     num_local_processes,
 )
-from accel_flowers.distributed.launch import computes_on_cpu, launched_precision
+from accel_flowers.distributed.launch import launched_precision, launcher_says_precision
 from accel_flowers.distributed.session import process_session
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.classification import Predictions, Scores, Seen
@@ -77,7 +78,9 @@ def evaluate(
     spec = load_spec(model_dir)
     facts = {**versions(), "model": spec.model_dump(mode="json", exclude={"scores"})}
     with process_session(facts, owns_process=owns_process) as together, workers_as_user_error():
-        accelerator = together.build_accelerator(mixed_precision=_available_precision(spec.precision))
+        accelerator = together.build_accelerator(
+            mixed_precision=_available_precision(spec.precision, together.processes.device)
+        )
         saved = main_process_first(accelerator, lambda: load_model(model_dir))
         table = main_process_first(
             accelerator,
@@ -179,15 +182,14 @@ def _describe_seen(scores: Scores) -> list[str]:
     return lines
 
 
-def _available_precision(recorded: str) -> str | None:
+def _available_precision(recorded: str, device: torch.device) -> str | None:
     """The launcher's precision where there is a launcher; else the recorded one where this device has it.
 
-    On a CPU the launcher's bf16 means, as in training, bf16 or float32, whichever suits the network: the recorded one.
+    The launcher's bf16 means, as in training, what suits the network on a CPU or the GPU that has none: the recorded one.
     """
-    on_cpu = computes_on_cpu()
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return "no" if on_cpu and (launched_precision(), recorded) == ("bf16", "no") else None
-    return "no" if recorded == "fp16" and on_cpu else recorded
+    if launcher_says_precision():
+        return recorded if launched_precision() == "bf16" and recorded == fast_precision(device) else None
+    return "no" if recorded == "fp16" and device.type == "cpu" else recorded
 
 
 def _with_labels_of_model(table: ImageTable, class_names: tuple[str, ...]) -> ImageTable:

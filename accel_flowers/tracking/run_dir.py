@@ -311,7 +311,7 @@ def recorded_precision(run_dir: Path, launched: str) -> str | None:
     environment = _read_environment(run_dir / CONFIG_FILE)
     precision = environment.get("precision")
     same = environment.get("launcher_precision") == launched
-    return precision if same and precision in (launched, "no", "bf16") else None
+    return precision if same and precision in (launched, "no", "bf16", "fp16") else None
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.machine import check_can_train
+from accel_flowers.core.out_of_memory import oom_as_user_error
 from accel_flowers.data.cache import NoCache, open_cache
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
@@ -38,7 +39,6 @@ from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.training.build import build_run, build_trial
 from accel_flowers.training.debugging import stricter
-from accel_flowers.training.memory import oom_as_user_error
 from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.run import Run
 from accel_flowers.training.scaling import Scaling, measure_scaling

@@ -140,7 +140,9 @@ def fit_memory(
     if not can_run_out_of_memory(accelerator.device):
         return plan, None
     step = blank_step(plan, model, task, config, num_classes, accelerator)
-    fits, seconds = fit_micro_batch(step, config.optim, plan, recipe.train_size, num_classes, accelerator)
+    fits, seconds = fit_micro_batch(
+        step, config.optim, plan, recipe.train_size, num_classes, accelerator, ema_decay=config.ema.decay or 0.0
+    )
     if fits < plan.micro_batch:
         log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
         plan = replace(plan, micro_batch_size=fits)

@@ -96,8 +96,8 @@ def _seed_dropout(seed: int, micro_batch: int, device: torch.device) -> None:
     """Chance inside the network follows from the micro-batch, not from the process or from what came before."""
     key = random_key(seed, "dropout", micro_batch)
     torch.default_generator.manual_seed(key)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
 
 
 def _check_numbers(run: Run, meter: Meter, lr: float) -> None:

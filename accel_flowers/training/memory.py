@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from accel_flowers.config.schema import OptimConfig
-from accel_flowers.core.errors import OutOfMemory, UserError, error_text
+from accel_flowers.core.errors import UserError, error_text
+from accel_flowers.core.out_of_memory import first_line, is_lack_of_memory
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.distributed.collectives import true_everywhere
+from accel_flowers.models.ema import Ema
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.training.optim import build_optimizer
@@ -52,11 +52,14 @@ def fit_micro_batch(
     size: tuple[int, int],
     num_classes: int,
     accelerator: Accelerator,
+    *,
+    ema_decay: float = 0.0,
 ) -> tuple[int, float]:
     """Find the micro-batch that leaves room for a whole training step on every process; collective.
 
-    Each trial is a few of the training's own steps on black images, with a sixteenth more memory than they need; the weights
-    are put back. It runs before the processes are tied together by DDP, so one that fails keeps none waiting.
+    Each trial is a few of the training's own steps on black images, with all that the training will hold beside them (the
+    gradients of earlier micro-batches, DDP's buckets, the moving average) and a sixteenth more memory than that needs; the
+    weights are put back. It runs before the processes are tied together by DDP, so one that fails keeps none waiting.
 
     Args:
         step: the training's step; its model is on its device, not yet prepared.
@@ -65,9 +68,10 @@ def fit_micro_batch(
         size: height and width of the images.
         num_classes: labels of the trial are 0 … num_classes - 1 in turn.
         accelerator: the processes.
+        ema_decay: of the moving average that the run will keep; 0 = none.
 
     Returns:
-        Images in one forward pass, and the seconds that a step took.
+        Images in one forward pass, and the seconds that one with its backward pass took.
 
     Raises:
         UserError: not even the smallest fits.
@@ -76,7 +80,8 @@ def fit_micro_batch(
     before = clean_state_dict(network)
     for micro_batch in smaller_micro_batches(plan):
         batch = blank_batch(micro_batch, size, num_classes, accelerator.device)
-        found = _try_steps(step, optim, batch, accelerator)
+        accumulates = replace(plan, micro_batch_size=micro_batch).accumulation > 1
+        found = _try_steps(step, optim, batch, accelerator, accumulates=accumulates, ema_decay=ema_decay)
         fits = true_everywhere(accelerator, isinstance(found, float))
         if fits:
             break
@@ -112,7 +117,7 @@ def check_training_mode(network: nn.Module, size: tuple[int, int], micro_batch: 
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             network(torch.zeros((few, 3, *size), dtype=like.dtype, device=like.device))
     except (RuntimeError, AssertionError, ValueError) as error:
-        if _is_lack_of_memory(error):
+        if is_lack_of_memory(error):
             raise
         advice = "--train.micro-batch-size 2 or more" if micro_batch == 1 else "larger pictures (data.train_transforms)"
         raise UserError(
@@ -127,79 +132,75 @@ def check_training_mode(network: nn.Module, size: tuple[int, int], micro_batch: 
                 buffer.copy_(value)
 
 
-@contextmanager
-def oom_as_user_error() -> Iterator[None]:
-    """Turn a lack of memory in the middle of a run into a message.
+class _WhenDue:
+    """An optimizer that steps where the engine completes a step, as Accelerate's does."""
 
-    Raises:
-        OutOfMemory: what to change.
-    """
+    def __init__(self, optimizer: torch.optim.Optimizer, engine: LocalEngine) -> None:
+        self._optimizer, self._engine = optimizer, engine
+
+    def step(self) -> None:
+        if self._engine.sync_gradients:
+            self._optimizer.step()
+
+    def zero_grad(self) -> None:
+        if self._engine.sync_gradients:
+            self._optimizer.zero_grad()
+
+
+def _try_steps(
+    step: TrainStep, optim: OptimConfig, batch: Batch, accelerator: Accelerator, *, accumulates: bool, ema_decay: float
+) -> float | str:
+    """Seconds of the last micro-batch of three steps; where the memory is too short for one, the words of the device."""
+    network = step.model
     try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not _is_lack_of_memory(error):
+        return _steps(step, optim, batch, accelerator, accumulates=accumulates, ema_decay=ema_decay)
+    except (RuntimeError, MemoryError, ValueError) as error:
+        # A batch norm that does not take one image at once: then so few do not fit, whatever the memory.
+        if not is_lack_of_memory(error) and "more than 1 value per channel" not in str(error):
             raise
-        if isinstance(error, MemoryError):  # the machine's, which pictures, workers and scores take, no forward pass
-            raise OutOfMemory(
-                f"Out of this machine's memory: {_first_line(error)}. Leave more of it free, or give it to fewer workers "
-                "(--data.num-workers 0), and go on with --resume auto."
-            ) from None
-        raise OutOfMemory(
-            f"Out of memory: {_first_line(error)}. Leave more memory free and go on with --resume auto, or begin anew with "
-            "a smaller --train.micro-batch-size."
-        ) from None
+        return first_line(error)
+    finally:
+        network.zero_grad(set_to_none=True)
+        clear_device_cache(garbage_collection=True)
 
 
-def _try_steps(step: TrainStep, optim: OptimConfig, batch: Batch, accelerator: Accelerator) -> float | str:
-    """Seconds of the last of three steps; where the memory is too short for one, the words of the device."""
-    device, network = accelerator.device, step.model
+def _steps(
+    step: TrainStep, optim: OptimConfig, batch: Batch, accelerator: Accelerator, *, accumulates: bool, ema_decay: float
+) -> float:
+    """Three steps with all that the training will hold, which is given back at the end; seconds of the last micro-batch."""
+    device, network, engine = accelerator.device, step.model, LocalEngine()
+    held: list[Tensor] = []
     optimizer = build_optimizer(network, optim, scaled=accelerator.scaler is not None)
-    trial = replace(step, engine=LocalEngine(), model=InPrecision(network, accelerator.autocast), optimizer=optimizer)
+    trial = replace(
+        step,
+        engine=engine,
+        model=InPrecision(network, accelerator.autocast),
+        optimizer=_WhenDue(optimizer, engine),
+    )
     set_training_mode(network)
-    kept_free: list[Tensor] = []
-    try:
-        # In the first cuDNN searches for its ways through this very shape, in memory that the training will not need; in the
-        # second the optimizer's state is there, too, and in the last the memory that is to be left over is not.
-        for number in range(3):
-            if device.type == "cuda" and number == 1:
-                torch.cuda.reset_peak_memory_stats(device)
-            if number == 2:
-                kept_free.append(
-                    torch.empty(int(peak_memory_gib(device) * 2**30 / 16), dtype=torch.uint8, device=device)
-                )
+    ema = Ema(network, ema_decay) if ema_decay else None
+    if accelerator.num_processes > 1:
+        # DDP's buckets: they are there during the forward pass, too, when the gradients of the trial are not yet.
+        held.append(torch.empty(_gradient_bytes(network), dtype=torch.uint8, device=device))
+    # In the first cuDNN searches for its ways through this very shape, in memory that the training will not need; in the
+    # second the optimizer's state is there, too, and in the last the memory that is to be left over is not.
+    for number in range(3):
+        if device.type == "cuda" and number == 1:
+            torch.cuda.reset_peak_memory_stats(device)
+        if number == 2:
+            held.append(torch.empty(int(peak_memory_gib(device) * 2**30 / 16), dtype=torch.uint8, device=device))
+        # The second of two micro-batches finds the gradients of the first in memory, and so does any after it.
+        for completes in (False, True) if accumulates else (True,):
+            engine.sync_gradients = completes
             begun = time.perf_counter()
             trial(batch)
             if device.type != "cpu":
                 torch.accelerator.synchronize(device)
-        return time.perf_counter() - begun
-    except (RuntimeError, MemoryError, ValueError) as error:
-        # A batch norm that does not take one image at once: then so few do not fit, whatever the memory.
-        if not _is_lack_of_memory(error) and "more than 1 value per channel" not in str(error):
-            raise
-        return _first_line(error)
-    finally:
-        network.zero_grad(set_to_none=True)
-        del optimizer, trial
-        kept_free.clear()
-        clear_device_cache(garbage_collection=True)
+        if ema:
+            ema.update(number + 1)
+    return time.perf_counter() - begun
 
 
-_WORDS_FOR_IT = (
-    "out of memory",
-    "unable to find an engine",  # cuDNN, where it searched and none of its ways had room
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "could not create a primitive",  # oneDNN
-    "std::bad_alloc",
-)
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Accelerate knows the words of most devices; libraries have their own, and so have Python and C++."""
-    if isinstance(error, MemoryError) or should_reduce_batch_size(error):
-        return True
-    return any(words in str(error) for words in _WORDS_FOR_IT)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _gradient_bytes(network: nn.Module) -> int:
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return sum(parameter.numel() * parameter.element_size() for parameter in trained)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from accel_flowers.config.schema import Config
+from accel_flowers.core.backends import HalfPrecision, fast_precision
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache, write_text_durably
 from accel_flowers.core.machine import bf16_instructions, cpu_facts
@@ -98,8 +99,8 @@ def choose_precision(
     """The precision of a run; None for what the launcher says.
 
     A recipe may name it. Else a run goes on as it began; a new one takes float32 instead of the launcher's bf16 where a
-    trial on this CPU finds it faster. Without a launcher it takes bf16 instead of float32 where a GPU has it, or a CPU has
-    instructions for it and the trial finds it faster.
+    trial on this CPU finds it faster, and fp16 on a GPU that only emulates bf16. Without a launcher it takes bf16 instead of
+    float32 (or fp16, on such a GPU) where a GPU has it, or a CPU has instructions for it and the trial finds it faster.
 
     On the main process alone: the others wait, so that they do not train while it measures.
 
@@ -109,9 +110,11 @@ def choose_precision(
         run_dir: may hold a run that goes on.
         bare: whether a run without a launcher's word may take bf16: so on the command line.
     """
+    launched = launched_precision()
+    if config.train.precision == "bf16" or (config.train.precision, launched) == ("launcher", "bf16"):
+        _tell_of_emulation(processes.device)
     if config.train.precision in ("no", "bf16", "fp16"):
         return config.train.precision
-    launched = launched_precision()
     bare = bare and not launcher_says_precision()
     if config.train.precision == "launcher" or (launched != "bf16" and not bare):
         return None
@@ -119,9 +122,14 @@ def choose_precision(
         began_in = recorded_precision(run_dir, launched)
         if began_in not in (None, launched):
             _log.info(f"precision: {began_in}, in which this run began (--train.precision launcher takes {launched})")
+        if began_in == "bf16":
+            _tell_of_emulation(processes.device)
         return began_in
-    if bare and processes.device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if processes.device.type == "cuda":
+        fast = fast_precision(processes.device)
+        if fast != "bf16":
+            _log.info(instead_of_bf16(fast, torch.cuda.get_device_name(processes.device)))
+        return fast if bare or fast != "bf16" else None
     # What torch.compile would make of the network is another network's speed.
     if processes.device.type != "cpu" or config.train.compile or (bare and not bf16_instructions()):
         return None
@@ -130,6 +138,25 @@ def choose_precision(
         return None
     _log.info(choice.words(config.model.name, bare=bare))
     return choice.bare_precision if bare else choice.precision
+
+
+def instead_of_bf16(fast: HalfPrecision, name: str) -> str:
+    """The line for people where a GPU has no bf16.
+
+    Args:
+        fast: what is taken.
+        name: of the GPU.
+    """
+    taken = "float32" if fast == "no" else fast
+    return (
+        f"precision: {name} has no bf16 of its own: {taken} is taken (--train.precision bf16 for emulated, slow bf16)"
+    )
+
+
+def _tell_of_emulation(device: torch.device) -> None:
+    if device.type == "cuda" and (fast := fast_precision(device)) != "bf16":
+        name = torch.cuda.get_device_name(device)
+        _log.info(f"precision: {name} only emulates bf16, which is slow (--train.precision {fast} is fast there)")
 
 
 def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | None:

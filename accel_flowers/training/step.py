@@ -33,9 +33,10 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """One process, and every micro-batch a step: for trials before Accelerate has prepared anything."""
+    """One process, for trials before Accelerate has prepared anything; every micro-batch is a step, unless it is told."""
 
-    sync_gradients = True
+    def __init__(self) -> None:
+        self.sync_gradients = True
 
     def accumulate(self, *models: nn.Module) -> AbstractContextManager[Any]:
         """Nothing is held back."""

@@ -21,6 +21,7 @@ from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress, attach_to_notebook
 from accel_flowers.core.errors import Diverged, UserError
 from accel_flowers.core.machine import check_can_train
+from accel_flowers.core.out_of_memory import oom_as_user_error
 from accel_flowers.core.signals import signals_stop
 from accel_flowers.data.split import save_split
 from accel_flowers.data.workers import local_cores, start_forkserver, workers_as_user_error
@@ -53,7 +54,6 @@ from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
 from accel_flowers.training.epoch import finish, save
 from accel_flowers.training.loop import loop
-from accel_flowers.training.memory import oom_as_user_error
 from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.rollback import roll_back
@@ -154,7 +154,8 @@ def _session(
         if newest:
             check_shared(accelerator, run_dir, patience=together.times.look)
         split_file = run_dir / SPLIT_FILE if holds_run(run_dir) else None
-        run = build_run(config, accelerator, split_file=split_file, state=newest)
+        with oom_as_user_error():  # where the moving average or DDP's buckets are made, too
+            run = build_run(config, accelerator, split_file=split_file, state=newest)
         together.health.files_of = run.files_of
         session = Session(
             run=run,

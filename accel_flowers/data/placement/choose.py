@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 
 from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache
+from accel_flowers.core.out_of_memory import is_lack_of_memory
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.cache import SAMPLED_IMAGES, DecodedImages, NoCache, open_cache
 from accel_flowers.data.dataset import ImageDataset
@@ -164,13 +166,17 @@ def _place_on_device(
         try:
             whole = WholeImages(train, sizes, on_device, device)
             finished = {name: FinishedImages(parts[name], device, asked[name], threads=threads) for name in asked}
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_lack_of_memory(error):
+                raise
             return None  # somebody else took it meanwhile, or the recipe asked for too much
         placed = {name: Part(parts[name].without_pixels(None), made) for name, made in finished.items()}
         return whole, {"train": Part(train.without_pixels((on_device, sizes)), whole), **placed}
 
     made = run_on_all(accelerator, place_all)
     if not true_everywhere(accelerator, made is not None):
+        made = None
+        clear_device_cache(garbage_collection=True)  # what was placed so far, here or where it did fit
         if insists:
             raise UserError(f"The pictures cannot be kept on the device: {too_large}. Take --data.pixels-from auto.")
         log_on_main(accelerator, f"pixels: not on the device, because {too_large}")
