@@ -85,7 +85,9 @@ def run(checkout: Path, photos: Path, folder: Path, flush_ms: float, *flags: str
         place = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
         variables = {**os.environ, **several, **place, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
         program = [sys.executable, "-c", PROGRAM, str(flush_ms), str(out), *words, *small, *flags]
-        started.append(subprocess.Popen(program, env=variables, cwd=checkout, stdout=subprocess.DEVNULL))
+        started.append(
+            subprocess.Popen(program, env=variables, cwd=checkout, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        )
     codes = [process.wait() for process in started]
     if codes != [0, 0]:
         raise SystemExit(f"a run of {checkout} ended with {codes}")
@@ -94,8 +96,8 @@ def run(checkout: Path, photos: Path, folder: Path, flush_ms: float, *flags: str
 
 
 KINDS = {
-    "steps": ["--train.epochs", "4", "--train.global-batch-size", "4", "--checkpoint.every-steps", "1000"],
-    "epochs": ["--train.epochs", "40", "--train.global-batch-size", "120"],
+    "steps": ["--train.epochs", "2", "--train.global-batch-size", "4", "--checkpoint.every-steps", "1000"],
+    "epochs": ["--train.epochs", "12", "--train.global-batch-size", "120"],
 }
 """Kind of run → its flags."""
 UNITS = {"step": "ms a step", "agreement": "us of it for the agreement", "epoch": "ms an epoch"}

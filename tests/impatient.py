@@ -45,6 +45,17 @@ def meet(words: Sequence[str]) -> None:
     end_with(work)
 
 
+def walk(words: Sequence[str]) -> None:
+    """Make steps in time with the others, so many a second, for longer than anybody is waited for."""
+    (rate,) = words
+    processes = start_processes()
+    with HealthMonitor(processes, TIMES) as health:
+        end = time.monotonic() + 2 * TIMES.silent
+        while time.monotonic() < end:
+            health.at("training", int(time.time() * float(rate)))
+            time.sleep(0.005)
+
+
 def stand(words: Sequence[str]) -> None:
     """Do nothing but say where this process stands: training or evaluating."""
     (doing,) = words

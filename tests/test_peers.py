@@ -278,6 +278,17 @@ def test_images_that_differ_in_anything_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.holds("One process takes another way")
 @pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("steps_a_beat", [2, 50])
+def test_fast_steps_are_no_other_way(steps_a_beat: int, tmp_path: Path) -> None:
+    """What is known of the other is up to a beat old, so both seem to be somewhere else all the time."""
+    words = [str(steps_a_beat / TIMES.beat)]
+    with Ranks(tmp_path, words, words, entry="tests.impatient:walk") as ranks:
+        assert ranks.codes(SOON) == [0, 0], ranks.output()
+
+
+@pytest.mark.holds("One process takes another way")
+@pytest.mark.multiprocess
 def test_a_process_that_takes_another_way_ends_all(tmp_path: Path) -> None:
     """Both live and tell of themselves, but they will never meet."""
     with Ranks(tmp_path, ["training"], ["evaluating"], entry="tests.impatient:stand") as ranks:

@@ -198,7 +198,9 @@ class HealthMonitor:
                 standing = Heartbeat(**json.loads(row))
                 if standing.beat != self._heard[rank].beat:
                     self._heard_at[rank] = now
-                if not standing.is_elsewhere(own):
+                # What was heard is up to a beat old: of two that make several steps in that time none is ever seen beside the
+                # other. They are together as long as the other one moves; one that took another way waits there for ever.
+                if not standing.is_elsewhere(own) or standing.is_elsewhere(self._heard[rank]):
                     self._together_at[rank] = now
                 self._heard[rank] = standing
             if self._leaving.is_set():
