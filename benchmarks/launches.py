@@ -45,6 +45,7 @@ from accel_flowers.data.dataset import Batch
 from accel_flowers.data.loader import each_batch
 from accel_flowers.distributed.launch import build_accelerator
 from accel_flowers.models.freezing import set_training_mode
+from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.samples.draw import draw_sample
 from accel_flowers.training.build import build_run
 from accel_flowers.training.optim import set_lr
@@ -104,7 +105,7 @@ def build(recipe: str, photos: Path, words: list[str]) -> Run:
     """A run of a recipe, whose pixels lie on the device."""
     given = f"--data.path {photos} --run-dir {photos}-run --model.weights none --data.pixels-from device".split()
     flags = [*given, "--data.num-workers", "0", "--train.epochs", "1000", *words]
-    config = config_from_flags(load_recipe(recipe), flags, program="launches.py")
+    config, _ = settle_preprocessing(config_from_flags(load_recipe(recipe), flags, program="launches.py"))
     run = build_run(config, build_accelerator(mixed_precision="bf16"))
     set_training_mode(run.network)
     set_lr(run.optimizer, run.lr_of_step(0))

@@ -35,8 +35,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from accel_flowers.data.transforms.gpu.fused import _jitter
 
-types = {"pixels": "*u8", "made": "*u8", "numbers": "*fp32", "sums": "*i64", "hues": "*u8", "saturations": "*fp32", "shares": "*fp32"}
-types |= {"num_pixels": "i32", "num_columns": "i32"}
+types = {"pixels": "*u8", "made": "*u8", "numbers": "*fp64", "sums": "*i64", "hues": "*u8", "saturations": "*fp32", "shares": "*fp32"}
+types |= {"num_pixels": "i32", "row_stride": "i32", "num_columns": "i32"}
 for capability in (75, 90):
     for sums_up in (True, False):
         fixed = {"num_blends": 3, "num_slots": 7, "with_hue": True, "sums_up": sums_up, "block": 1024}

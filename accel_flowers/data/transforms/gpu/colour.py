@@ -87,7 +87,7 @@ class ColorJitter(Painting):
         kinds = (self._ranges[1] is not None, self._ranges[2] is not None)
         change = _compiled_jitter() if compiled else quickest_jitter(pixels.device)
         tables = hsv_tables(pixels.device) if self._with_hue else None
-        return change(pixels, numbers.float(), tables, num_blends=self._num_blends, kinds=kinds)
+        return change(pixels, numbers, tables, num_blends=self._num_blends, kinds=kinds)
 
 
 class Grey(Painting):
@@ -228,14 +228,14 @@ def jitter(
 
     Args:
         pixels: uint8 [B, 3, H, W].
-        numbers: float32 [B, K], for each blend (amount, contrast, saturation), and at the end the shift of hue.
+        numbers: [B, K], for each blend (amount, contrast, saturation), and at the end the shift of hue.
         tables: `hsv_tables`; None = hues stay.
         kinds: whether contrast and saturation occur at all.
 
     Returns:
         uint8 [B, 3, H, W]
     """
-    made = pixels
+    made, numbers = pixels, numbers.float()
     for number in range(2 * num_blends if tables else num_blends):
         if tables and number == num_blends:
             made = turn_hue(made, numbers[:, -1], tables)
@@ -274,7 +274,7 @@ def share_that_differs(change: Callable[..., Tensor], device: torch.device) -> f
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         pixels = torch.randint(256, (48, 3, 40, 40), dtype=torch.uint8)
-        numbers = torch.tensor([everything.numbers() for _ in pixels])
+        numbers = torch.tensor([everything.numbers() for _ in pixels], dtype=torch.float64)
     pixels[:8] = pixels[:8, :1]
     pixels[8:16] = (pixels[8:16] > 127) * 255
     pixels, numbers = pixels.to(device), numbers.to(device)

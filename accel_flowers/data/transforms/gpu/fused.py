@@ -38,6 +38,7 @@ def _jitter(
     saturations,
     shares,
     num_pixels,
+    row_stride,
     num_columns,
     num_blends: tl.constexpr,
     num_slots: tl.constexpr,
@@ -54,7 +55,7 @@ def _jitter(
     red = tl.load(pixels + first, mask=mask, other=0).to(tl.float32)
     green = tl.load(pixels + first + num_pixels, mask=mask, other=0).to(tl.float32)
     blue = tl.load(pixels + first + 2 * num_pixels, mask=mask, other=0).to(tl.float32)
-    row = numbers + image * num_columns
+    row = numbers + image * row_stride
     mean = 0.0
     if not sums_up:
         mean = ((2 * tl.load(sums + image) + num_pixels) // (2 * num_pixels)).to(tl.float32)
@@ -75,11 +76,13 @@ def _jitter(
             blue = _turned(value, drop, hue, shares, 2, mask)
         else:
             column = 3 * (slot - 1 if with_hue and slot > num_blends else slot)
-            amount, contrast = tl.load(row + column), tl.load(row + column + 1)
+            amount = tl.load(row + column).to(tl.float32)
+            contrast = tl.load(row + column + 1).to(tl.float32)
+            saturation = tl.load(row + column + 2).to(tl.float32)
             grey = _grey(red, green, blue)
             if sums_up:
                 total += grey * contrast
-            base = mean * contrast + grey * tl.load(row + column + 2)
+            base = mean * contrast + grey * saturation
             red, green, blue = _level(base, red, amount), _level(base, green, amount), _level(base, blue, amount)
     if sums_up:
         tl.atomic_add(sums + image, tl.sum(tl.where(mask, total, 0.0).to(tl.int64)))
@@ -97,12 +100,13 @@ def jitter(
     num_blends: int,
     kinds: tuple[bool, bool],
 ) -> Tensor:
-    """`colour.jitter`, argument for argument.
+    """`colour.jitter`, argument for argument; `numbers` may be float64 and a part of a wider table.
 
     Raises:
         Exception: of many kinds, where Triton cannot compile it here.
     """
-    pixels, numbers = pixels.contiguous(), numbers.contiguous()
+    assert numbers.stride(1) == 1
+    pixels = pixels.contiguous()
     batch, _, height, width = pixels.shape
     made = torch.empty_like(pixels)
     sums = torch.zeros(batch, dtype=torch.int64, device=pixels.device)
@@ -111,7 +115,7 @@ def jitter(
     num_slots = 2 * num_blends + 1 if tables else num_blends
     for sums_up in (True, False) if kinds[0] else (False,):
         _jitter[grid](
-            pixels, made, numbers, sums, hues, saturations, shares, height * width, numbers.shape[1],
+            pixels, made, numbers, sums, hues, saturations, shares, height * width, numbers.stride(0), numbers.shape[1],
             num_blends=num_blends, num_slots=num_slots, with_hue=tables is not None, sums_up=sums_up, block=_BLOCK,
             enable_fp_fusion=False,  # each product and sum is rounded, as Pillow's are
         )  # fmt: skip
