@@ -86,8 +86,8 @@ MUTATIONS = (
     Mutation(
         "gradients-not-averaged",
         "training/step.py",
-        "            output = self.task(self.model, inputs, targets)\n",
-        '            output = self.task(getattr(self.model, "module", self.model), inputs, targets)\n',
+        "        output = self.task(self.model, inputs, targets)\n",
+        '        output = self.task(getattr(self.model, "module", self.model), inputs, targets)\n',
         ("test_processes.py::test_losses_agree",),
     ),
     Mutation(

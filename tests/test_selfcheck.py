@@ -91,7 +91,6 @@ def test_all_parts(launch: str) -> None:
     [
         ("gradients-not-averaged", "losses", promises.SAME_LOSSES),
         ("average-buffers", "scores", promises.BATCH_NORM),
-        ("dropout-without-seed", "signal", promises.SIGNAL),
         ("stream-starts-anew", "signal", promises.SIGNAL),
         ("augmentation-without-sample", "pixels", promises.CHANCE),
         ("order-without-epoch", "pixels", promises.ORDER),

@@ -21,7 +21,7 @@ from accel_flowers.selfcheck.finding import Finding, PartFailed
 from accel_flowers.selfcheck.machine import Machine, choose_machine, described
 from accel_flowers.selfcheck.part import Part
 from accel_flowers.selfcheck.parts import PARTS
-from accel_flowers.selfcheck.processes import Started, python
+from accel_flowers.selfcheck.processes import Started, end_all_of, python
 from accel_flowers.selfcheck.table import promises_of_page, table
 
 _log = logging.getLogger(__name__)
@@ -104,12 +104,13 @@ def chosen(only: Sequence[str]) -> list[Part]:
 
 @contextmanager
 def _scratch() -> Iterator[tuple[Path, list[Finding]]]:
-    """A folder that stays, and is named, where something failed or all was cut off."""
+    """A folder that stays, and is named, where something failed."""
     folder = Path(tempfile.mkdtemp(prefix="accel-flowers-selfcheck-"))
     findings: list[Finding] = []
     try:
         yield folder, findings
-    except UserError:
+    except BaseException:
+        end_all_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if any(finding.outcome == "failed" for finding in findings):

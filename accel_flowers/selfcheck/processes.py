@@ -38,7 +38,6 @@ class Started:
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
         self.log = log
-        self._mark = f"{_MARK}={log}".encode()
         self._file = log.open("w")
         self._process = subprocess.Popen(
             list(command),
@@ -138,17 +137,33 @@ class Started:
         return "\n".join([*shown, f"  all of it: {self.log}"])
 
     def _alive(self) -> dict[int, dict[str, str]]:
-        """Process → its environment; those that have ended and were not asked for have none."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal():
-                continue
-            with contextlib.suppress(OSError):  # it ended just now, or is somebody else's
-                variables = (entry / "environ").read_bytes().split(b"\0")
-                if self._mark in variables:
-                    pairs = (variable.decode(errors="replace").partition("=") for variable in variables)
-                    found[int(entry.name)] = {name: value for name, _, value in pairs}
-        return found
+        return _marked(str(self.log))
+
+
+def end_all_of(folder: Path) -> None:
+    """End every process whose log lies in a folder; a signal can come while one is started, before it is anybody's to end."""
+    for _ in range(100):
+        alive = _marked(f"{folder}{os.sep}")
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not alive:
+            return
+        time.sleep(0.02)
+
+
+def _marked(begins: str) -> dict[int, dict[str, str]]:
+    """Process → its environment, of those whose mark begins so; those that have ended and were not asked for have none."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        with contextlib.suppress(OSError):  # it ended just now, or is somebody else's
+            lines = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+            variables = {name: value for name, _, value in (line.partition("=") for line in lines)}
+            if variables.get(_MARK, "").startswith(begins):
+                found[int(entry.name)] = variables
+    return found
 
 
 def python(module: str, *words: str | Path) -> list[str]:
