@@ -40,7 +40,7 @@ def test_all_that_it_measures(photos: Path, tmp_path: Path) -> None:
     assert found["bottleneck"] == ("loading" if rates["loading"] < 1.2 * rates["computing"] else "computing")
     assert "squeezenet1_1, 1 x cpu, precision no" in found["on"]
     changes = {change["what"]: change for change in found["changes"]}
-    assert {"loading, 1 workers", "loading, decoded before", "computing, batches of 16", "computing, bf16"} <= set(
+    assert {"loading, 1 worker", "loading, decoded before", "computing, batches of 16", "computing, bf16"} <= set(
         changes
     )
     for what, change in changes.items():

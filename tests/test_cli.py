@@ -15,9 +15,11 @@ import pytest
 from pydantic import BaseModel
 
 from accel_flowers import __version__
+from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.main import main
 from accel_flowers.config.loading import load_recipe, recipe_names
 from accel_flowers.config.schema import Config
+from accel_flowers.core.errors import UserError
 from tests.conftest import draw_image
 from tests.runs import run_program
 
@@ -65,6 +67,7 @@ def test_help_answers_in_under_a_second(words: list[str]) -> None:
 def test_help_imports_no_heavy_library() -> None:
     program = """
 import sys
+from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.main import main
 for words in (["--help"], ["--version"], ["recipes"], [], ["trian"], ["train"], ["train", "nosuch"],
               *([name, "--help"] for name in ("train", "inspect", "evaluate", "predict", "report", "compare", "recipes", "launch-config", "sample", "download"))):
@@ -210,7 +213,7 @@ def test_a_mistake_that_a_command_finds(
         (["evaluate", "model"], "--data"),
         (["evaluate", "model", "--data", "photos", "--part", "all"], "--part"),
         (["predict", "model", "1.png", "--format", "xml"], "--format"),
-        (["predict", "model", "1.png", "--topk", "3"], "--topk"),
+        (["predict", "model", "1.png", "--topq", "3"], "--topq"),
         (["sample"], "New folder for the images"),
         (["recipes", "all"], "all"),
         (["train", "quickstart", "--train.epoch", "3"], "--train.epoch"),
@@ -283,3 +286,29 @@ def test_the_run_directory_is_named_after_the_recipe(
         assert run(capsys, "train", *words)[0] == 0
     assert [config.run_dir for config in seen] == ["runs/quickstart", "runs/my.recipe", "elsewhere"]
     assert [config.train.epochs for config in seen[1:]] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["predict", "m", "--data", "x"], "There is no flag --data here: pictures come without a flag"),
+        (["predict", "m", "x", "--device", "cuda"], "There is no flag --device here: the first GPU"),
+        (["predict", "m", "x", "--topp", "3"], "There is no flag --topp. Did you mean '--top-k'?"),
+        (["evaluate", "m", "--data", "x", "--batch-size=8"], "There is no flag --batch-size here: the model is scored"),
+        (["inspect", "x", "--output", "y"], "There is no flag --output here: --html FILE writes a page"),
+        (["inspect", "x", "--data=y"], "There is no flag --data here: the folder comes"),
+        (["report", "x", "--html", "y"], "There is no flag --html here: the page is always"),
+        (["compare", "x", "y", "--html", "z"], "There is no flag --html here: --out FILE"),
+        (["sample", "x", "--classes", "3"], "There is no flag --classes."),
+    ],
+)
+def test_habits_get_an_answer_in_every_command(words: list[str], told: str) -> None:
+    with pytest.raises(UserError) as refused:
+        dispatch(words)
+    assert str(refused.value).startswith(told)
+    assert "\n" not in str(refused.value), "a line, no box"
+
+
+def test_habits_that_mean_the_same_are_taken(tmp_path: Path) -> None:
+    assert dispatch(["sample", str(tmp_path / "photos"), "--per_class", "2", "--size=32"]) == 0
+    assert len(list((tmp_path / "photos").rglob("*.jpg"))) == 10

@@ -12,7 +12,7 @@ import pytest
 from tqdm import tqdm
 
 from accel_flowers.cli.main import main
-from accel_flowers.core.console import Lenient, Progress, write_result
+from accel_flowers.core.console import Lenient, Progress, wrap_at_words, write_error, write_result
 from tests.broken_streams import KINDS, open_broken
 from tests.conftest import make_folder
 from tests.ranks import Ranks
@@ -102,3 +102,23 @@ def test_a_bar_and_a_line_know_that_they_share_a_terminal(monkeypatch: pytest.Mo
 def test_results_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     write_result("one\ntwo")
     assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_a_message_is_broken_between_words_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    message = f"{'word ' * 40}\naccel-flowers train {'--a-flag 1 ' * 20}\n  {'indented ' * 20}\nshort"
+    monkeypatch.setenv("COLUMNS", "80")
+    streams = Terminal(), io.StringIO()
+    for stream in streams:
+        monkeypatch.setattr(sys, "stderr", stream)
+        write_error(message)
+    assert streams[0].getvalue() == f"{wrap_at_words(f'accel-flowers: {message}', 80)}\n"
+    assert streams[1].getvalue() == f"accel-flowers: {message}\n", "a file is searched by line"
+    terminal = wrap_at_words(f"accel-flowers: {message}", 80)
+    lines = terminal.split("\n")
+    assert [line for line in lines if len(line) > 80] == [message.split("\n")[1]], "a command is copied whole"
+    assert terminal.split() == f"accel-flowers: {message}".split()
+    assert all(line.startswith("  ") for line in lines if "indented" in line)

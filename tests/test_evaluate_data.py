@@ -64,7 +64,7 @@ def test_what_is_left_out_is_told(model: Path, tmp_path: Path, caplog: pytest.Lo
     (photos / "rose/.hidden.jpg").touch()
     with caplog.at_level("INFO", logger="accel_flowers"):
         assert evaluate(model, photos).num_images == 4
-    assert "1 files that are no pictures by name, for example notes.txt" in caplog.text
+    assert "1 file that is no picture by name, for example notes.txt" in caplog.text
     assert "left out: 1 hidden" in caplog.text
     (photos / "rose/IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (photos / "rose/gone.jpg").symlink_to("nowhere")

@@ -195,6 +195,24 @@ def test_damaged_newest_checkpoint(undisturbed: Path, words: list[str | Path], t
     assert differences(run_dir, undisturbed) == []
 
 
+@pytest.mark.holds("A signal to stop, to any process")
+@pytest.mark.slow
+def test_ctrl_c_through_the_launcher_is_told_in_a_line(words: list[str | Path], tmp_path: Path) -> None:
+    """What else is printed is the launcher's own: it raises an error for each signal, however its processes end."""
+    run_dir = tmp_path / "run"
+    with Launched(TWO_PROCESSES, run_dir, *words, "--train.epochs", "500") as launched:
+        launched.wait_for_step(4)
+        ranks = [pid for pid, rank in launched.pids().items() if rank is not None]
+        launched.signal_launcher(signal.SIGINT)
+        assert launched.wait(60) != 0
+        said = launched.output()
+    assert stopped_at(said, run_dir) >= 4
+    assert said.count("stopped by a signal") == 1
+    assert "accel_flowers/" not in said, "no traceback goes through the program"
+    assert len(ranks) == 2
+    assert not [pid for pid in ranks if Path(f"/proc/{pid}").exists()]
+
+
 @pytest.mark.holds("One process dies: all end")
 @pytest.mark.slow
 def test_the_others_end_with_one_that_is_killed(undisturbed: Path, words: list[str | Path], tmp_path: Path) -> None:

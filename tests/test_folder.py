@@ -305,27 +305,27 @@ LAYOUT = r"Pictures belong in one sub-folder per class \(DIR/rose/1\.jpg\), or i
         ),
         pytest.param(
             tree(*GOOD, "1.jpg"),
-            rf"1 pictures of 'DIR' do not lie in a class folder, for example '1\.jpg'\. {LAYOUT} Move or remove them",
+            rf"1 picture of 'DIR' not in a class folder, for example '1\.jpg'\. {LAYOUT} Move or remove them",
             id="stray picture at the top",
         ),
         pytest.param(
             tree("1.jpg", "2.jpg"),
-            r"2 pictures of 'DIR' do not lie in a class folder, for example '1\.jpg'\. Pictures belong",
+            r"2 pictures of 'DIR' not in a class folder, for example '1\.jpg'\. Pictures belong",
             id="pictures without classes",
         ),
         pytest.param(
             tree("flowers/rose/1.jpg", "flowers/daisy/1.jpg"),
-            r"2 pictures of 'DIR' do not lie in a class folder, .*Did you mean DIR/flowers\? ",
+            r"2 pictures of 'DIR' not in a class folder, .*Did you mean DIR/flowers\? ",
             id="one folder too high",
         ),
         pytest.param(
             tree("flowers/train/rose/1.jpg", "flowers/test/rose/1.jpg"),
-            r"2 pictures of 'DIR' do not lie in a class folder, .*Did you mean DIR/flowers\? ",
+            r"2 pictures of 'DIR' not in a class folder, .*Did you mean DIR/flowers\? ",
             id="one folder too high, with split folders",
         ),
         pytest.param(
             tree("flowers/1.jpg", "flowers/rose/1.jpg"),
-            r"1 pictures of 'DIR' do not lie in a class folder, for example 'flowers/rose/1\.jpg'\. Pictures belong",
+            r"1 picture of 'DIR' not in a class folder, for example 'flowers/rose/1\.jpg'\. Pictures belong",
             id="one folder too high and stray: no hint that leads nowhere",
         ),
         pytest.param(
@@ -374,7 +374,7 @@ LAYOUT = r"Pictures belong in one sub-folder per class \(DIR/rose/1\.jpg\), or i
         ),
         pytest.param(
             tree("train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/2.jpg"),
-            r"1 pictures of 'DIR' do not lie in a class folder, for example 'val/2\.jpg'\.",
+            r"1 picture of 'DIR' not in a class folder, for example 'val/2\.jpg'\.",
             id="stray picture in a split folder",
         ),
         pytest.param(
@@ -484,7 +484,7 @@ def test_zip_with_one_class_and_with_stray_images(tmp_path: Path) -> None:
     one = zip_of(put(tmp_path / "1", "rose/1.jpg", "rose/2.jpg"), tmp_path / "1.zip", inside="flowers/")
     assert "has one class only ('rose')" in refusal(one)
     stray = zip_of(put(tmp_path / "2", "rose/1.jpg", "2.jpg"), tmp_path / "2.zip", inside="flowers/")
-    assert "do not lie in a class folder" in refusal(stray)
+    assert "not in a class folder" in refusal(stray)
 
 
 def test_zip_without_anything(tmp_path: Path) -> None:
@@ -639,7 +639,7 @@ def test_hub_dataset_with_train_alone_has_no_parts(tmp_path: Path) -> None:
         ),
         pytest.param(COLUMNS, ("test",), "has the parts 'test'; train is needed, val and test are known", id="no train"),
         pytest.param(
-            COLUMNS | {"fine": ("label", [1, 0, -1, None])}, ("train",), "2 pictures of the dataset .* have no label",
+            COLUMNS | {"fine": ("label", [1, 0, -1, None])}, ("train",), "2 pictures of the dataset .* without a label",
             id="pictures without label",
         ),
     ],

@@ -238,7 +238,7 @@ def test_check_readable_looks_at_the_files_asked_for(folder: Path) -> None:
     (folder / "rose/05.png").write_bytes(b"")
     table = load_images(str(folder))
     check_readable(table, ["rose/04.png", "daisy/05.png"])
-    with pytest.raises(UserError, match=r"1 pictures of .* cannot be read:\n  rose/05\.png: the file is empty\n"):
+    with pytest.raises(UserError, match=r"1 picture of .* cannot be read:\n  rose/05\.png: the file is empty\n"):
         check_readable(table, ["rose/04.png", "rose/05.png"])
 
 
@@ -323,7 +323,7 @@ def test_given_split_with_a_image_that_broke_since(folder: Path) -> None:
     """To leave it out would renumber the samples: with a given split, skipping is no way out."""
     path = write_split(folder)
     (folder / "rose/05.png").write_bytes(b"")
-    assert "1 pictures of 'DIR' cannot be read:\n  rose/05.png: the file is empty\n" in refusal(folder, str(path))
+    assert "1 picture of 'DIR' cannot be read:\n  rose/05.png: the file is empty\n" in refusal(folder, str(path))
     assert refusal(folder, str(path), skip=True).startswith(
         f"{path} does not fit 'DIR': 1 cannot be read, for example 'rose/05.png': the file is empty. Give the folder"
     )
@@ -426,7 +426,7 @@ def test_val_folder_that_repeats_test(tmp_path: Path) -> None:
     make_parts(tmp_path, train=3, test=2)
     shutil.copytree(tmp_path / "test", tmp_path / "val")
     assert refusal(tmp_path) == (
-        "No picture is left in val of 'DIR': the best epoch is chosen by it. 4 files are left out because they would stand "
+        "No picture is left in val of 'DIR': the best epoch is chosen by it. 4 files are left out because copies would stand "
         "on two sides; val/daisy/0.png has the same bytes as test/daisy/0.png of test."
     )
 
@@ -436,7 +436,7 @@ def test_train_folder_whose_class_repeats_test(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "train/rose")
     shutil.copytree(tmp_path / "test/rose", tmp_path / "train/rose")
     assert refusal(tmp_path) == (
-        "No picture of 'rose' is left in train of 'DIR'. 2 files are left out because they would stand on two sides; "
+        "No picture of 'rose' is left in train of 'DIR'. 2 files are left out because copies would stand on two sides; "
         "train/rose/0.png has the same bytes as test/rose/0.png of test."
     )
 

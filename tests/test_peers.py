@@ -16,6 +16,7 @@ from accel_flowers.data.content import content_facts
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
+from accel_flowers.tracking.last_error import read_error
 from accel_flowers.training.build_data import dataset_fingerprint
 from tests.conftest import make_folder
 from tests.impatient import ENTRY, TIMES
@@ -39,9 +40,9 @@ def training(step: int = 5, **fields: str) -> Heartbeat:
         ([training(), training(state="done")], [0, 999], [0, 0], None),
         ([training(), training(state="failed", words="no disk")], [0, 0], [0, 0], (1, "failed: no disk")),
         # one that waits for its disk, and one that waits for us
-        ([training(6), training(5)], [0, 0], [0, HealthTimes.stuck - 1], None),
-        ([training(5), training(6)], [0, 0], [0, HealthTimes.stuck - 1], None),
-        ([training(6), training(5)], [0, 0], [0, HealthTimes.stuck + 1], (1, "stands elsewhere")),
+        ([training(6), training(5)], [0, 0], [0, HealthTimes().stuck - 1], None),
+        ([training(5), training(6)], [0, 0], [0, HealthTimes().stuck - 1], None),
+        ([training(6), training(5)], [0, 0], [0, HealthTimes().stuck + 1], (1, "stands elsewhere")),
         ([training(7), training(5)], [0, 0], [0, HealthTimes.silent + 1], (1, "stands elsewhere")),
         (
             [training(5), Heartbeat(doing="evaluating", step=5)],
@@ -97,6 +98,11 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
         assert codes == [1, -signal.SIGKILL], ranks.said(0)
         assert time.monotonic() - began < SOON
         said = ranks.said(0)
+    kept = read_error(tmp_path / "run")
+    assert "process 0: process 1 has not been heard of" in kept, (
+        "it is there even where the launcher ends who would print it"
+    )
+    assert kept.partition("process 0: ")[2] in said
     assert "process 1 has not been heard of" in said
     told = said.rpartition("process 1 has not been")[2]
     assert re.search(

@@ -436,7 +436,7 @@ def test_the_command_looks_into_folders_and_tells_the_first_k(
         (["MODEL", "PICTURE", "--batch-size", "0"], "--batch-size 0 is not allowed"),
         (["MODEL", "PICTURE", "--num-workers", "0"], "--num-workers 0 is not allowed"),
         (["MODEL", "FOLDER/*.jpg"], "FOLDER/*.jpg' matches nothing"),
-        (["MODEL", "FOLDER/*.txt"], "matches 1 files, but none with the name of a picture"),
+        (["MODEL", "FOLDER/*.txt"], "matches 1 file, but none with the name of a picture"),
         (
             ["MODEL", "PICTURE", "--out", "FOLDER/rows.xlsx"],
             "the suffix '.xlsx', which tells no format: take one of .txt, .csv",

@@ -38,6 +38,7 @@ from accel_flowers.report.photos import Photos
 from accel_flowers.report.plots import Course, course_plot
 from accel_flowers.report.read import read_run
 from accel_flowers.report.settings import repeat_command
+from accel_flowers.tracking.last_error import note_error
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.made_runs import make_predictions, make_run
@@ -431,6 +432,9 @@ def test_a_run_that_goes_on_gets_no_advice(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", tmp_path / "photos", NAMES, per_part=3, finished=False, train={"epochs": 9})
     text = text_of(draw_report(run_dir))
     assert "2 of 9 epochs so far." in text
+    note_error(run_dir, 0, "process 1 has\nnot been heard of for 20 s")
+    assert "last_error.txt says: " in (text_with := text_of(draw_report(run_dir)))
+    assert "process 0: process 1 has not been heard of for 20 s." in text_with
     assert "a shorter training" not in text
     assert "a longer training" not in text
     ended = make_run(tmp_path / "ended", tmp_path / "photos", NAMES, per_part=3, train={"epochs": 9})

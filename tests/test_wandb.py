@@ -28,7 +28,7 @@ from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.tensorboard import TensorBoardTracker
 from accel_flowers.tracking.wandb import WandbTracker
 from accel_flowers.tracking.wandb_environment import files_under, obey_environment, said_by_environment, wandb_root
-from accel_flowers.tracking.wandb_tables import cells_to_show
+from accel_flowers.tracking.wandb_tables import cells_to_show, class_rows
 from accel_flowers.training.train import train
 from tests.runs import tiny_config, without_photos
 from tests.servers import JsonHandler, serving
@@ -460,3 +460,15 @@ def test_the_model_is_linked_to_a_registry_on_request(tmp_path: Path, caplog: py
     assert f"W&B does not link the model to {registry} (" in caplog.text
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert '"name": "model-r_1"' in json.dumps(records_of(file)), "what W&B takes as a name"
+
+
+@pytest.mark.holds("A confusion matrix is whole, or says what it leaves out")
+def test_classes_that_do_not_fit_are_told() -> None:
+    scores = {f"c{number}": {"precision": 0.5, "recall": 0.25, "f1": 0.3, "count": 4.0} for number in range(12)}
+    assert [row[0] for row in class_rows(scores, most=12)] == list(scores)
+    cut = class_rows(scores, most=10)
+    assert len(cut) == 10
+    assert cut[8] == ["c8", 0.5, 0.25, 0.3, 4.0]
+    assert cut[9] == ["(3 classes left out)", None, None, None, None]
+    table = wandb.Table(["class", "precision", "recall", "F1", "pictures"], cut)
+    assert table.data[9][0] == "(3 classes left out)", "W&B takes what is empty in a column of numbers"

@@ -10,6 +10,7 @@ from typing import Literal
 
 import tyro
 
+from accel_flowers.cli.common import parse_words
 from accel_flowers.core.console import write_result
 from accel_flowers.distributed.environment import is_main_process
 
@@ -34,8 +35,15 @@ class _EvaluateWords:
     """Loader worker processes; None = choose from the cores of this machine."""
 
 
+_EVALUATE_ANSWERS = {
+    "--batch-size": "the model is scored in the batches that its run was scored in",
+    "--model": "the model comes first: accel-flowers evaluate RUN_DIR/model --data DIR",
+    "--out": "scores are printed, as JSON with --json: accel-flowers evaluate ... --json > scores.json",
+}
+
+
 def evaluate_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_EvaluateWords, args=words, prog="accel-flowers evaluate")
+    asked = parse_words(_EvaluateWords, words, "evaluate", answers=_EVALUATE_ANSWERS)
     from accel_flowers.inference.evaluate import describe_scores, evaluate
 
     scores = evaluate(

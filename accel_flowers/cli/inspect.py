@@ -10,6 +10,7 @@ from pathlib import Path
 
 import tyro
 
+from accel_flowers.cli.common import parse_words
 from accel_flowers.core.console import write_result
 from accel_flowers.distributed.environment import is_left_out
 
@@ -46,8 +47,15 @@ class _InspectWords:
     """Processes that look at images; None = the cores of this machine, 0 = this one alone."""
 
 
+_INSPECT_ANSWERS = {
+    "--data": "the folder comes without a flag: accel-flowers inspect DIR",
+    "--out": "--html FILE writes a page, --json prints all of it",
+    "--batch-size": "pictures are looked at one by one",
+}
+
+
 def inspect_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_InspectWords, args=words, prog="accel-flowers inspect")
+    asked = parse_words(_InspectWords, words, "inspect", answers=_INSPECT_ANSWERS)
     if is_left_out():
         return 0  # inspection is for one process: started on several, the first does it
     from accel_flowers.inspection.command import inspect_source

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 import accel_flowers
+from accel_flowers.cli.common import parse_words
 from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError, did_you_mean
 
@@ -27,7 +28,7 @@ class _LaunchConfigWords:
 
 
 def launch_config_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_LaunchConfigWords, args=words, prog="accel-flowers launch-config")
+    asked = parse_words(_LaunchConfigWords, words, "launch-config")
     files = launch_configs()
     if not asked.name:
         width = max(map(len, files))

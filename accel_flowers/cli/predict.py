@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from accel_flowers.cli.common import parse_words
 from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.environment import is_left_out
 
@@ -41,8 +42,15 @@ class _PredictWords:
     """Threads that decode images; None = the cores of this machine."""
 
 
+_PREDICT_ANSWERS = {
+    "--data": "pictures come without a flag: accel-flowers predict RUN_DIR/model PATH...",
+    "--model": "the model comes first: accel-flowers predict RUN_DIR/model PATH...",
+    "--json": "--format json",
+}
+
+
 def predict_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_PredictWords, args=words, prog="accel-flowers predict")
+    asked = parse_words(_PredictWords, words, "predict", answers=_PREDICT_ANSWERS)
     if not asked.paths:
         raise UserError("Which pictures? Type accel-flowers predict MODEL_DIR PATH...")
     if is_left_out():

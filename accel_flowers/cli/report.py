@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from accel_flowers.cli.common import parse_words
 from accel_flowers.core.console import write_result
 from accel_flowers.distributed.environment import is_left_out
 
@@ -23,8 +24,15 @@ class _ReportWords:
     """Where the photos are now; None = where the run had them."""
 
 
+_REPORT_ANSWERS = {
+    "--out": "the page is always RUN_DIR/report.html",
+    "--html": "the page is always RUN_DIR/report.html",
+    "--run-dir": "the run comes without a flag: accel-flowers report RUN_DIR",
+}
+
+
 def report_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_ReportWords, args=words, prog="accel-flowers report")
+    asked = parse_words(_ReportWords, words, "report", answers=_REPORT_ANSWERS)
     if is_left_out():
         return 0
     from accel_flowers.report.draw import draw_report
@@ -47,8 +55,13 @@ class _CompareWords:
     """Print all numbers as one JSON object instead of the table."""
 
 
+_COMPARE_ANSWERS = {
+    "--html": "--out FILE says where the page goes",
+}
+
+
 def compare_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_CompareWords, args=words, prog="accel-flowers compare")
+    asked = parse_words(_CompareWords, words, "compare", answers=_COMPARE_ANSWERS)
     if is_left_out():
         return 0
     from accel_flowers.report.compare import compare_runs, in_words

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import tyro
 
+from accel_flowers.cli.common import parse_words
 from accel_flowers.core.console import write_result
+from accel_flowers.core.plural import number_of
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,13 @@ class _SampleWords:
 
 
 def sample_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_SampleWords, args=words, prog="accel-flowers sample")
+    asked = parse_words(_SampleWords, words, "sample")
     from accel_flowers.samples.draw import draw_sample
 
     drawn = draw_sample(
         asked.directory, images_per_class=asked.images_per_class, image_size=asked.image_size, seed=asked.seed
     )
-    write_result(f"{asked.images_per_class} pictures of each of five kinds of flowers in {drawn}")
+    write_result(f"{number_of(asked.images_per_class, 'picture')} of each of five kinds of flowers in {drawn}")
     return 0
 
 
@@ -45,7 +47,7 @@ class _DownloadWords:
 
 
 def download_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_DownloadWords, args=words, prog="accel-flowers download")
+    asked = parse_words(_DownloadWords, words, "download")
     from accel_flowers.samples.download import download
 
     write_result(f"photos in {download(asked.directory)}, one folder per class; their licence is in LICENSE.txt there")

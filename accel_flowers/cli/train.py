@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from accel_flowers.cli.common import parse_words
 from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
 from accel_flowers.config.schema import Config
 from accel_flowers.core.console import write_result
@@ -46,7 +45,7 @@ class _RecipesWords:
 
 
 def recipes_command(words: Sequence[str]) -> int:
-    tyro.cli(_RecipesWords, args=words, prog="accel-flowers recipes")
+    parse_words(_RecipesWords, words, "recipes")
     rows = [("recipe", "model", "published", "what it does")]
     for name in recipe_names():
         recipe = load_recipe(name)

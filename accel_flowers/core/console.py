@@ -13,7 +13,9 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, TypeVar
@@ -144,7 +146,7 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, or several where the message has them."""
         try:
-            tqdm.write(printable(record.getMessage(), lines=True), file=sys.stderr)
+            tqdm.write(_fit_terminal(printable(record.getMessage(), lines=True)), file=sys.stderr)
         except Exception:  # noqa: BLE001 - as every handler of logging
             self.handleError(record)
 
@@ -176,9 +178,35 @@ def write_result(text: str) -> None:
 
 def write_error(text: str) -> None:
     """Why the program ends, on standard error, at once."""
-    print(f"accel-flowers: {text}", file=sys.stderr, flush=True)
+    print(_fit_terminal(f"accel-flowers: {text}"), file=sys.stderr, flush=True)
 
 
+def _fit_terminal(text: str) -> str:
+    """A message as wide as the terminal; in a file a message stays a line, to be searched for."""
+    if not sys.stderr.isatty():
+        return text
+    return wrap_at_words(text, shutil.get_terminal_size().columns)
+
+
+def wrap_at_words(text: str, width: int) -> str:
+    """Text whose lines are broken between words, but for commands, which stay whole to be copied.
+
+    Args:
+        text: may have several lines.
+        width: columns.
+    """
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        whole = len(line) <= width or line.lstrip().startswith(_COMMANDS)
+        wrapped = textwrap.wrap(
+            line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        lines += [line] if whole else wrapped
+    return "\n".join(lines)
+
+
+_COMMANDS = ("accel-flowers ", "accelerate ", "python ", "wandb ", "pip ", "--")
 _T = TypeVar("_T")
 
 

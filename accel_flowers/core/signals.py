@@ -13,6 +13,7 @@ from typing import Any
 from accel_flowers.core.errors import Interrupted, Stopped
 
 _waits_since: float | None = None
+_handler: Any = None
 
 
 @contextmanager
@@ -29,6 +30,16 @@ def waiting_for_batch() -> Iterator[None]:
 def seconds_waited() -> float:
     """How long this process has been waiting for a batch; 0 = it does not."""
     return 0.0 if _waits_since is None else time.monotonic() - _waits_since
+
+
+def waiting_since() -> float | None:
+    """When (monotonic) this process began to wait for the batch that it waits for; None = it does not."""
+    return _waits_since
+
+
+def owns_signals() -> bool:
+    """Whether signals to stop are answered here: then the process is ours to end, and no notebook's."""
+    return _handler is not None and signal.getsignal(signal.SIGTERM) in (_handler, signal.SIG_IGN)
 
 
 @contextmanager
@@ -92,8 +103,10 @@ def handle_signals(handler: Any) -> dict[signal.Signals, Any]:
     Returns:
         What was set before, for `restore_signals`; nothing outside the main thread, where no signal can be set.
     """
+    global _handler
     if threading.current_thread() is not threading.main_thread():
         return {}
+    _handler = handler
     heard = [number for number in Interrupted.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 

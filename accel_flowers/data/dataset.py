@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from copy import copy
@@ -10,8 +11,9 @@ from typing import Any, NotRequired, TypedDict
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from accel_flowers.core.waiting import BatchWatch
 from accel_flowers.data.cache import DecodedImages
 from accel_flowers.data.decoding.jpeg import decode_pixels, read_header
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image
@@ -73,6 +75,8 @@ class ImageDataset(Dataset[Batch]):
         self._transform = transform
         self._seed = seed
         self._decoded = decoded
+        self._source = table.source
+        self._made = _notes(1)
         self._pixels_on_device = False
         self._param_sampler: tuple[DeviceTransform, Sequence[tuple[int, int]]] | None = None
 
@@ -119,6 +123,32 @@ class ImageDataset(Dataset[Batch]):
         part._pixels_on_device, part._param_sampler = True, param_sampler
         return part
 
+    def noted_by(self, num_workers: int) -> ImageDataset:
+        """The same images, of which each of so many workers notes, for all to see, which it is making."""
+        part = copy(self)
+        part._made = _notes(max(1, num_workers))
+        if num_workers:
+            part._made.share_memory_()
+        return part
+
+    def watch(self) -> BatchWatch:
+        """What sees that no batch of a loader of these images is waited for in vain."""
+        return BatchWatch(lambda: int(self._made[:, _COUNT].sum()), self._stuck_at, self._source)
+
+    def _stuck_at(self) -> tuple[list[str], list[int]]:
+        """Images that are being made, and the workers that make them; where none is, all workers."""
+        rows = self._made.tolist()
+        busy = [row for row in rows if row[_SAMPLE] >= 0]
+        workers = [row[_PROCESS] for row in busy or rows if row[_PROCESS] not in (-1, os.getpid())]
+        return [self.files[row[_SAMPLE]] for row in busy], workers
+
+    def _note(self, sample: int) -> None:
+        """Note which image is being made; -1 = none."""
+        worker = get_worker_info()
+        row = self._made[worker.id if worker else 0]
+        row[_PROCESS], row[_SAMPLE] = os.getpid(), sample
+        row[_COUNT] += 1
+
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch | BadImageError:
         """The batch; or the error, which a worker process can only hand over whole as a result (see `each_batch`)."""
         samples = torch.tensor([key.sample for key in keys])
@@ -133,6 +163,8 @@ class ImageDataset(Dataset[Batch]):
                 batch["pixels"] = _stack(self._of_cache(keys) if self._decoded else self._of_files(keys))
         except BadImageError as error:
             return error
+        finally:
+            self._note(-1)
         return batch
 
     def _draw(self, keys: Sequence[SampleKey], transform: DeviceTransform, sizes: Sequence[tuple[int, int]]) -> Tensor:
@@ -181,14 +213,17 @@ class ImageDataset(Dataset[Batch]):
         return read_image(self._images, int(self._rows[sample]))
 
     def _of_files(self, keys: Sequence[SampleKey]) -> list[Tensor]:
-        return [
-            self._transform.of_file(self._data(key.sample), self.files[key.sample], self._chance(key)) for key in keys
-        ]
+        made = []
+        for key in keys:
+            self._note(key.sample)
+            made.append(self._transform.of_file(self._data(key.sample), self.files[key.sample], self._chance(key)))
+        return made
 
     def _of_cache(self, keys: Sequence[SampleKey]) -> list[Tensor]:
         assert self._decoded is not None
         made = []
         for key in keys:
+            self._note(key.sample)
             pixels = self._decoded.pixels(int(self._rows[key.sample]))
             made += (
                 self._of_files([key])
@@ -200,6 +235,14 @@ class ImageDataset(Dataset[Batch]):
     def _chance(self, key: SampleKey) -> int:
         """Chance belongs to the sample and the epoch: not to the worker, the process or what came before."""
         return random_key(self._seed, "augment", key.epoch, key.sample)
+
+
+_PROCESS, _SAMPLE, _COUNT = range(3)
+"""Columns of what workers note: who makes images, which one just now, and how many there were."""
+
+
+def _notes(num_workers: int) -> Tensor:
+    return torch.tensor([[-1, -1, 0]] * num_workers)
 
 
 def _stack(images: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.sources.walk import describe_left_out
 from accel_flowers.data.split import (
     PARTS,
@@ -139,7 +140,7 @@ def _check_parts(
     why = ""
     if doubles:
         first, cause = next(iter(doubles.items()))
-        why = f" {len(doubles)} files are left out because they would stand on two sides; {first} has {cause}."
+        why = f" {number_of(len(doubles), 'file is', many='files are')} left out because copies would stand on two sides; {first} has {cause}."
     lost = _lacking(table, learned)
     if lost:
         raise UserError(f"No picture of {lost} is left in train of '{table.source}'.{why}")
@@ -231,7 +232,7 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
     """What a person should know before training, a line each."""
     counts = {part: len(split.files_of(part)) for part in PARTS}
     lines = [
-        f"{len(split.parts)} pictures of {len(split.class_names)} classes: "
+        f"{number_of(len(split.parts), 'picture')} of {number_of(len(split.class_names), 'class', many='classes')}: "
         + ", ".join(f"{number} {part}" for part, number in counts.items() if number)
     ]
     if table.given_parts is not None:
@@ -240,11 +241,13 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         classes = {name: table.class_names[label] for name, label in zip(table.files, table.labels, strict=True)}
         torn = [group for group in split.duplicates if len({classes[name] for name in group}) > 1]
         across = f", {len(torn)} of them under two classes (first: {printable(' = '.join(torn[0]))})" if torn else ""
-        lines.append(f"{len(split.duplicates)} groups of identical files, each on one side of the split{across}")
+        lines.append(
+            f"{number_of(len(split.duplicates), 'group')} of identical files, each on one side of the split{across}"
+        )
     if split.left_out:
         first, cause = next(iter(split.left_out.items()))
         lines.append(
-            f"{len(split.left_out)} pictures left out, listed in split.json; first: {printable(first)}: {cause}"
+            f"{number_of(len(split.left_out), 'picture')} left out, listed in split.json; first: {printable(first)}: {cause}"
         )
     return [*lines, *describe_table(table)]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from accel_flowers.core.errors import UserError
 from accel_flowers.core.signals import waiting_for_batch
 from accel_flowers.data.dataset import Batch, ImageDataset, pack, unpack
 from accel_flowers.data.decoding.pillow import BadImageError
@@ -19,7 +21,19 @@ def each_batch(loader: DataLoader[Batch]) -> Iterator[Batch]:
 
     Raises:
         BadImageError: an image could be read before the training, and now it cannot.
+        UserError: for minutes no image came (see `BatchWatch`).
     """
+    images = getattr(loader, "dataset", None)
+    with images.watch() if isinstance(images, ImageDataset) else nullcontext() as watch:
+        try:
+            yield from _unwatched(loader)
+        except RuntimeError as error:
+            if watch is None or watch.ended is None or "DataLoader worker (pid" not in str(error):
+                raise
+            raise UserError(watch.ended) from None
+
+
+def _unwatched(loader: DataLoader[Batch]) -> Iterator[Batch]:
     packed: Any
     with waiting_for_batch():
         waiting = iter(loader)
@@ -45,7 +59,7 @@ def build_loader(
         images.check_can_be_sent()
         start_forkserver()
     return DataLoader(
-        images,
+        images.noted_by(num_workers),
         batch_sampler=batches,
         collate_fn=pack,
         num_workers=num_workers,

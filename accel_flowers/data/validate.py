@@ -10,6 +10,7 @@ from statistics import median
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.decoding.pillow import NOT_READ, BadImageError, verify_image
 from accel_flowers.data.sources.source import ImageSource, read_image
 from accel_flowers.data.table import ImageTable, content_digest
@@ -84,7 +85,7 @@ def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")
     raise UserError(
-        f"{len(bad)} pictures of '{source}' cannot be read:\n"
+        f"{number_of(len(bad), 'picture')} of '{source}' cannot be read:\n"
         + "\n".join(lines)
         + f"\n{_advice(bad)} A training run can leave them out: --data.on-bad-image skip lists them in its split.json."
     )

@@ -15,6 +15,7 @@ from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, UserError, error_text
 from accel_flowers.core.machine import available_cores, shared_memory
 from accel_flowers.core.parallel import end_with_starter, shorten_socket_paths
+from accel_flowers.core.plural import number_of
 
 _HEADROOM = 1.5
 """Batches are not equally quick to make, and rates are measured in a moment."""
@@ -78,7 +79,7 @@ def fit_shared_memory(
     if fits == num_workers:
         return num_workers, None
     return fits, (
-        f"loading: {fits} workers for each process instead of {num_workers}, because "
+        f"loading: {number_of(fits, 'worker')} for each process instead of {num_workers}, because "
         + (f"/dev/shm has room for {free / 2**20:.0f} MiB only" if free else "/dev/shm is missing or cannot be written")
         + " (in Docker: --shm-size 8g)"
     )

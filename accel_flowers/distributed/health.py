@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from accel_flowers.core.console import write_error
 from accel_flowers.core.errors import Interrupted, RankLost, UserError
+from accel_flowers.core.waiting import batch_time_limit
 from accel_flowers.distributed.collectives import Processes
 
 
@@ -38,8 +39,9 @@ class HealthTimes:
     """Between two heartbeats."""
     silent: float = 20.0
     """A process that was not heard of for so long is gone; one that stands elsewhere for so long went another way."""
-    stuck: float = 600.0
-    """How long the others may wait for one that lives and stands just before them: its disk may be slow."""
+    stuck: float = field(default_factory=lambda: batch_time_limit() + 60)
+    """How long the others may wait for one that lives and stands just before them: its disk may be slow. Longer than it waits
+    itself, because it knows the cause."""
     grace: float = 5.0
     """Left to a process to end by itself, once it is clear that it must."""
     leave: float = 10.0
@@ -125,6 +127,9 @@ class HealthMonitor:
         self._rank, self._size = processes.process_index, processes.num_processes
         self.files_of: Callable[[int], Sequence[str]] = lambda _: ()
         """Images of a micro-batch, for the messages; set when they are known."""
+        self.when_lost: Callable[[str], None] = lambda _: None
+        """Called once with the message about a lost process, as soon as it is known: a launcher may end this one before it is
+        printed."""
         self._own = Heartbeat()
         self._heard = [Heartbeat()] * self._size
         now = time.monotonic()
@@ -251,7 +256,9 @@ class HealthMonitor:
         standing = self._heard[other]
         where = "" if standing.state == "failed" else f" (last heard of: {self._where(other, standing)})"
         here = self._where(self._rank, self._own)
-        self._lost = f"process {other} {did}{where}. All end, here in {here}. Go on with --resume auto"
+        lost = f"process {other} {did}{where}. All end, here in {here}. Go on with --resume auto"
+        self.when_lost(lost)
+        self._lost = lost
 
     def _where(self, rank: int, standing: Heartbeat) -> str:
         if standing.doing == "starting":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accel_flowers.core.console import counted
 from accel_flowers.core.errors import printable
+from accel_flowers.core.plural import number_of
 from accel_flowers.inference.gallery import Gallery
 from accel_flowers.inference.outputs import Format, RowOutput, choose_format, describe_probabilities
 from accel_flowers.inference.predict import check_words, find_images, predict_files
@@ -61,10 +62,10 @@ def predict_to_outputs(
                 gallery.add(row)
     _log.info(about)
     if out:
-        _log.info(f"{len(files):,} files in {out}")
+        _log.info(f"{number_of(len(files), 'file')} in {out}")
     if gallery:
         gallery.write(model=str(model_dir), about=about)
         _log.info(f"gallery in {html}")
     if num_bad:
-        _log.info(f"{num_bad:,} of {len(files):,} files could not be read")
+        _log.info(f"{num_bad:,} of {number_of(len(files), 'file')} could not be read")
     return num_bad

@@ -15,6 +15,7 @@ from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.backends import fast_arithmetic, fast_precision
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.order import natural_key
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decide_split import describe_table
@@ -152,7 +153,7 @@ def describe_scores(scores: Scores) -> str:
     width = max(len(printable(name)) for name in scores.per_class)
     own = "".join(f", {name} {value:.4f}" for name, value in scores.own.items())
     lines = [
-        f"{scores.num_images} pictures ({scores.part}): {_in_short(scores)}{own}",
+        f"{number_of(scores.num_images, 'picture')} ({scores.part}): {_in_short(scores)}{own}",
         printable(scores.baseline_in_words()),
         f"{'':<{width}}  precision  recall      F1  pictures",
     ]
@@ -221,7 +222,7 @@ def _choose_part(
         missing = sorted(set(split.files_of(wanted)) - set(table.files))
         if missing:
             raise UserError(
-                f"{len(missing)} files that {split_file} puts into {wanted} are not in '{table.source}', "
+                f"{number_of(len(missing), 'file')} that {split_file} puts into {wanted} cannot be found in '{table.source}', "
                 f"for example '{missing[0]}'. Give the folder that the split was made from."
             )
     else:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
 from accel_flowers.core.order import natural_key
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.decide_split import too_few_for_a_split
 from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
@@ -62,7 +63,7 @@ def topics(findings: Findings) -> list[Topic]:
         *_copies(findings.identical, "identical", "identical files"),
         *_copies(findings.alike, "alike", "near duplicates"),
         Topic(
-            "far", "warning", f"{_number(len(findings.far), 'picture')} far from every other",
+            "far", "warning", f"{number_of(len(findings.far), 'picture')} far from every other",
             "Check these: wrong photos, screenshots and blank pages are among them, and so are good pictures that are "
             "unusual. Colours and detail are compared, not what is shown.",
             tuple(Item((p.file,), f"{distance:.1f} times the usual distance") for p, distance in findings.far),
@@ -70,27 +71,27 @@ def topics(findings: Findings) -> list[Topic]:
         _few(findings),
         _unbalanced(findings),
         Topic(
-            "small", "warning", f"{_number(len(findings.small), 'picture')} smaller than {SMALL_SIDE} pixels",
+            "small", "warning", f"{number_of(len(findings.small), 'picture')} smaller than {SMALL_SIDE} pixels",
             "They are enlarged to several times their size for most networks. Replace them with larger ones where you can.",
             tuple(Item((p.file,), _size(p)) for p in findings.small),
         ),
         Topic(
-            "long", "warning", f"{_number(len(findings.long), 'picture')} more than {LONG_RATIO:g} times as long as wide",
+            "long", "warning", f"{number_of(len(findings.long), 'picture')} more than {LONG_RATIO:g} times as long as wide",
             "A square crop shows a small part of them. Cut out what matters.",
             tuple(Item((p.file,), _size(p)) for p in findings.long),
         ),
         Topic(
-            "turned", "info", f"{_number(len(findings.turned), 'picture')} turned by EXIF",
+            "turned", "info", f"{number_of(len(findings.turned), 'picture')} turned by EXIF",
             "They are turned upright when they are read, here and in training. Other programs may show them on their side.",
             tuple(Item((p.file,), f"stored {_TURNS[p.seen.orientation]}") for p in findings.turned),
         ),
         Topic(
-            "converted", "info", f"{_number(len(findings.converted), 'picture')} in other colours than plain RGB or grey",
+            "converted", "info", f"{number_of(len(findings.converted), 'picture')} in other colours than plain RGB or grey",
             "They become RGB when they are read: transparency is laid on white, deep greys are scaled.",
             tuple(Item((p.file,), f"{p.seen.mode} in {p.seen.format}") for p in findings.converted),
         ),
         Topic(
-            "ignored", "info", "1 file that is no picture by name" if len(findings.ignored) == 1 else f"{len(findings.ignored):,} files that are no pictures by name",
+            "ignored", "info", number_of(len(findings.ignored), "file that is no picture by name", many="files that are no pictures by name"),
             "They are ignored.",
             tuple(Item((name,), "") for name in findings.ignored),
         ),
@@ -109,7 +110,7 @@ def topics(findings: Findings) -> list[Topic]:
 
 def _unreadable(findings: Findings) -> Topic:
     return Topic(
-        "unreadable", "error", f"{_number(len(findings.unreadable), 'file')} that cannot be read",
+        "unreadable", "error", f"{number_of(len(findings.unreadable), 'file')} that cannot be read",
         "Repair or remove them: training stops at them, or leaves them out with --data.on-bad-image skip.",
         tuple(Item((name,), cause) for name, cause in findings.unreadable.items()),
     )  # fmt: skip
@@ -133,7 +134,7 @@ def _copies(groups: Sequence[Copies], kind: str, name: str) -> Iterator[Topic]:
         yield Topic(
             f"{kind}-across" if across else kind,
             "error" if across else "warning",
-            f"{_number(len(chosen), 'group')} of {name}{where}",
+            f"{number_of(len(chosen), 'group')} of {name}{where}",
             advice.strip(),
             tuple(Item(tuple(p.file for p in group.images), _stands_in(group)) for group in chosen),
         )
@@ -148,7 +149,7 @@ def _stands_in(group: Copies) -> str:
 def _few(findings: Findings) -> Topic:
     return Topic(
         "few", "error" if findings.cannot_be_split else "warning",
-        f"{_number(len(findings.few), 'class')} too small to be split".replace("classs", "classes"),
+        f"{number_of(len(findings.few), 'class')} too small to be split".replace("classs", "classes"),
         too_few_for_a_split(findings.few, findings.parts_to_draw) if findings.few else "",
         tuple(Item((), f"{name}: {number:,}") for name, number in findings.few.items()),
     )  # fmt: skip
@@ -169,19 +170,15 @@ def _size(image: ImageFacts) -> str:
     return f"{image.seen.width} x {image.seen.height}"
 
 
-def _number(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
-
-
 def headline(findings: Findings) -> str:
     """The answer in one sentence."""
     found = topics(findings)
     errors = [topic.title for topic in found if topic.level == "error"]
     warnings = sum(topic.level == "warning" for topic in found)
-    start = f"{_number(findings.num_images, 'picture')}, {_number(len(findings.class_counts), 'class')}"
+    start = f"{number_of(findings.num_images, 'picture')}, {number_of(len(findings.class_counts), 'class')}"
     start = start.replace("classs", "classes")
     answer = f"errors: {', '.join(errors)}" if errors else "no errors"
-    return f"{start}; {answer}" + (f"; {_number(warnings, 'warning')}" if warnings else "")
+    return f"{start}; {answer}" + (f"; {number_of(warnings, 'warning')}" if warnings else "")
 
 
 def sizes_in_words(findings: Findings) -> str:

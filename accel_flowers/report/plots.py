@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from accel_flowers.core.order import natural_key
+from accel_flowers.core.plural import number_of
 from accel_flowers.metrics.calibration import ReliabilityBins
 from accel_flowers.report.findings import Calibration, ClassFindings, PartFindings
 from accel_flowers.tracking.figures import COLOURS, paint_confusion, shorten
@@ -334,7 +335,7 @@ def counts_plot(counts: Mapping[str, Mapping[str, int]]) -> Plot:
         _legend_above(axes)
 
     total = sum(sum(parts.values()) for parts in counts.values())
-    return draw("counts", f"{total:,} pictures by class and part.", (430, 110 + 26 * len(shown)), paint)
+    return draw("counts", f"{number_of(total, 'picture')} by class and part.", (430, 110 + 26 * len(shown)), paint)
 
 
 def sizes_plot(sizes: Sequence[tuple[int, int]]) -> Plot:

@@ -16,6 +16,7 @@ from accel_flowers.core.yaml_text import MAX_BYTES, parse_yaml
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
 from accel_flowers.models.saved import SPEC_FILE, ModelSpec, load_spec
+from accel_flowers.tracking.last_error import read_error
 from accel_flowers.tracking.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run, read_metrics
 
 
@@ -47,6 +48,11 @@ class RunRecord:
     def name(self) -> str:
         """The directory's own name."""
         return self.run_dir.absolute().name
+
+    @property
+    def last_error(self) -> str:
+        """Why it ended, where a process of it was lost; else empty."""
+        return read_error(self.run_dir)
 
     @property
     def overfits(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from accel_flowers.config.schema import Config
+from accel_flowers.core.plural import number_of
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
 from accel_flowers.report.findings import SURE, Calibration, ClassFindings, PartFindings
@@ -26,7 +27,7 @@ def points(difference: float) -> str:
 
 def images(count: int) -> str:
     """ "1 image", "2 images"."""
-    return f"{count:,} picture" + ("" if count == 1 else "s")
+    return number_of(count, "picture")
 
 
 def part_name(part: str) -> str:

@@ -7,6 +7,7 @@ checkpoints/         step-N, each whole by itself, to go on from; last and best 
 model/               best weights, class names, preprocessing: all that evaluate and predict need
 predictions.parquet  what the best weights say of every image of validation and test
 report.html          all of it as one page; plots/ holds its figures
+last_error.txt       why the processes that were left ended, where one was lost; until the run goes on
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from accel_flowers.core.plural import number_of
 from accel_flowers.metrics.confusion import Ints
 from accel_flowers.tracking.scored import WORST_PICTURES, Scored
 
@@ -18,16 +19,32 @@ def tables_of(scored: Scored) -> dict[str, Any]:
     """Name → table or plot."""
     import wandb
 
-    per_class = scored.scores["per_class"].items()
-    rows = [[name, row["precision"], row["recall"], row["f1"], row["count"]] for name, row in per_class]
     worst = wandb.Table(columns=["picture", "file", "class", "predicted", "confidence", "loss"])
     for sample, *cells in scored.rows_of_worst(WORST_PICTURES):
         worst.add_data(wandb.Image(scored.thumbnail(sample), file_type="jpg"), *cells)
     return {
         "confusion_matrix": _confusion_matrix(scored),
-        "per_class": wandb.Table(["class", "precision", "recall", "F1", "pictures"], rows[:MOST_ROWS]),
+        "per_class": wandb.Table(
+            ["class", "precision", "recall", "F1", "pictures"], class_rows(scored.scores["per_class"])
+        ),
         "worst_pictures": worst,
     }
+
+
+def class_rows(per_class: Mapping[str, Mapping[str, float]], most: int = MOST_ROWS) -> list[list[Any]]:
+    """The scores of each class as rows of a table; of more than fit the first, and how many are left out in the last row.
+
+    Args:
+        per_class: class → "precision", "recall", "f1" and "count".
+        most: rows that fit.
+    """
+    rows: list[list[Any]] = [
+        [name, row["precision"], row["recall"], row["f1"], row["count"]] for name, row in per_class.items()
+    ]
+    if len(rows) <= most:
+        return rows
+    left_out = number_of(len(rows) - most + 1, "class", many="classes")
+    return [*rows[: most - 1], [f"({left_out} left out)", None, None, None, None]]
 
 
 def _confusion_matrix(scored: Scored) -> Any:

@@ -24,6 +24,7 @@ from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.machine import check_can_train
 from accel_flowers.core.out_of_memory import oom_as_user_error
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.cache import NoCache, open_cache
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.loader import build_loader, each_batch
@@ -241,7 +242,9 @@ def _other_loaders(run: Run, folder: Path) -> dict[tuple[str, str], DataLoader[B
     now, parts = run.loaders["train"].num_workers, run.parts
     numbers = {0, 1, local_cores(1) - 1, local_cores(1)} - {now}
     loaders = {
-        (f"loading, {workers} workers", f"--data.num-workers {workers}"): _loader(run, parts["train"], workers)
+        (f"loading, {number_of(workers, 'worker')}", f"--data.num-workers {workers}"): _loader(
+            run, parts["train"], workers
+        )
         for workers in sorted(number for number in numbers if 0 <= number <= 16)
     }
     if run.to_pixels["train"] is loaded_pixels and not parts["train"].is_decoded:

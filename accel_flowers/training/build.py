@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accel_flowers.config.schema import Config, DataConfig, ModelConfig
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
 from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler, random_key, shrunk_to
@@ -108,7 +109,7 @@ def _fit_to_images(plan: BatchPlan, data: DataParts, accelerator: Accelerator) -
     if fits != plan:
         log_on_main(
             accelerator,
-            f"train.global_batch_size {plan.global_batch_size} is more than the {num_images} pictures to train on: "
+            f"train.global_batch_size {plan.global_batch_size} is more than the {number_of(num_images, 'picture')} to train on: "
             f"{fits.global_batch_size} is taken",
         )
     return fits
@@ -144,7 +145,9 @@ def fit_memory(
         step, config.optim, plan, recipe.train_size, num_classes, accelerator, ema_decay=config.ema.decay or 0.0
     )
     if fits < plan.micro_batch:
-        log_on_main(accelerator, f"out of memory: {fits} pictures in a forward pass instead of {plan.micro_batch}")
+        log_on_main(
+            accelerator, f"out of memory: {number_of(fits, 'picture')} in a forward pass instead of {plan.micro_batch}"
+        )
         plan = replace(plan, micro_batch_size=fits)
     return plan, fits / seconds
 
@@ -289,7 +292,9 @@ def _build_network(
         if accelerator.is_main_process:
             trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
             _log.info(f"{config.name}: {report.summary()}")
-            _log.info(f"{trained:,} parameters train" + (f"; {len(frozen)} tensors are frozen" if frozen else ""))
+            _log.info(
+                f"{trained:,} parameters train" + (f"; {number_of(len(frozen), 'tensor')} frozen" if frozen else "")
+            )
         return network
 
     return main_process_first(accelerator, build)

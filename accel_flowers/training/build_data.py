@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config, DataConfig
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
@@ -196,7 +197,7 @@ def build_loaders(
         if loaded_per_second and trained_per_second:
             log_on_main(
                 accelerator,
-                f"loading: {num_workers} workers for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
+                f"loading: {number_of(num_workers, 'worker')} for each process; a core makes {loaded_per_second:.0f} pictures/s ready, "
                 f"the training takes {trained_per_second:.0f}",
             )
     needing = {part: images.bytes_of_one() for part, images in parts.items() if images.needs_workers and num_workers}

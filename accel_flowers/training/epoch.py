@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from accel_flowers.core.errors import Interrupted
+from accel_flowers.core.plural import number_of
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import average_buffers
 from accel_flowers.inference.loop import predict_loader
@@ -122,7 +123,9 @@ def finish(session: Session) -> dict[str, Scores]:
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
-        progress.line(f"test (evaluated once): {_as_text(results['test'])}  ({len(run.parts['test'])} pictures)")
+        progress.line(
+            f"test (evaluated once): {_as_text(results['test'])}  ({number_of(len(run.parts['test']), 'picture')})"
+        )
     scores = {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
     progress.line(scores["test" if "test" in scores else "val"].baseline_in_words())
     if run.config.debug.overfit_batches and run.accelerator.is_main_process:

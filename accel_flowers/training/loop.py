@@ -7,6 +7,7 @@ import math
 import torch
 
 from accel_flowers.core.errors import Diverged, Interrupted
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.loader import each_batch
 from accel_flowers.data.sampler import random_key
 from accel_flowers.models.freezing import set_training_mode
@@ -74,7 +75,9 @@ def loop(session: Session) -> None:
         if epoch_ends:
             progress.line(end_epoch(session))
             if run.should_stop_early():
-                progress.line(f"no improvement for {state.epochs_since_improvement} epochs: early stopping")
+                progress.line(
+                    f"no improvement for {number_of(state.epochs_since_improvement, 'epoch')}: early stopping"
+                )
                 break
             set_training_mode(run.network)
             meter.restart()
@@ -86,8 +89,8 @@ def _describe_run(run: Run) -> str:
     plan, accelerator = run.plan, run.accelerator
     words = (
         f"{plan.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}; "
-        f"a step is {plan.global_batch_size} pictures: {plan.accumulation} x {plan.micro_batch} on each process; "
-        f"{plan.num_steps} steps in {plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
+        f"a step is {number_of(plan.global_batch_size, 'picture')}: {plan.accumulation} x {plan.micro_batch} on each process; "
+        f"{number_of(plan.num_steps, 'step')} in {number_of(plan.epochs, 'epoch')}"
     )
     return words + (f"; going on after step {run.state.step}" if run.state.step else "")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from accel_flowers.config.schema import OptimConfig
 from accel_flowers.core.errors import UserError, error_text
 from accel_flowers.core.out_of_memory import first_line, is_lack_of_memory
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.distributed.collectives import true_everywhere
@@ -89,7 +90,7 @@ def fit_micro_batch(
     if not fits or isinstance(found, str):
         words = f" ({found})" if isinstance(found, str) else ""
         raise UserError(
-            f"There is not enough memory on {accelerator.device} to train on {micro_batch} picture(s) of "
+            f"There is not enough memory on {accelerator.device} to train on {number_of(micro_batch, 'picture')} of "
             f"{size[0]} x {size[1]} pixels at once{words}: take smaller pictures (data.train_transforms), a smaller "
             "--model.name, or leave more memory free."
         )
@@ -121,7 +122,7 @@ def check_training_mode(network: nn.Module, size: tuple[int, int], micro_batch: 
             raise
         advice = "--train.micro-batch-size 2 or more" if micro_batch == 1 else "larger pictures (data.train_transforms)"
         raise UserError(
-            f"{type(network).__name__} cannot be trained on {micro_batch} picture(s) of {size[0]} x {size[1]} pixels at "
+            f"{type(network).__name__} cannot be trained on {number_of(micro_batch, 'picture')} of {size[0]} x {size[1]} pixels at "
             f"once: {error_text(error)}.\nTake {advice}, another --model.name, or freeze the network's layers (--model.freeze)."
         ) from None
     finally:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from accel_flowers.inference.image_classifier import ImageClassifier, load_model
 from accel_flowers.metrics.classification import Scores
 from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.tracking.jsonl import forget_after
+from accel_flowers.tracking.last_error import forget_error, note_error, read_error
 from accel_flowers.tracking.run_dir import (
     METRICS_FILE,
     MODEL_DIR,
@@ -157,6 +158,7 @@ def _session(
         with oom_as_user_error():  # where the moving average or DDP's buckets are made, too
             run = build_run(config, accelerator, split_file=split_file, state=newest)
         together.health.files_of = run.files_of
+        together.health.when_lost = partial(note_error, run_dir, accelerator.process_index)
         session = Session(
             run=run,
             run_dir=run_dir,
@@ -217,6 +219,9 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
     }
 
     def write() -> None:
+        if told := read_error(run_dir):
+            _log.info(f"this run ended before with: {told}")
+            forget_error(run_dir)
         if not holds_run(run_dir):
             # The configuration comes last: from then on the directory holds a run, which nothing overwrites.
             save_split(run.split, run_dir / SPLIT_FILE)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import refused
+from accel_flowers.core.plural import number_of
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError
 from accel_flowers.data.sources.labels import LABEL_COLUMNS
@@ -156,7 +157,7 @@ def _table(
         kept = {row: label for row, label in enumerate(said) if label is not None}
         lacking = len(said) - len(kept)
         if lacking and part == "train" and to_learn:
-            raise UserError(f"{lacking} pictures of the dataset '{name}' have no label.")
+            raise UserError(f"{number_of(lacking, 'picture')} of the dataset '{name}' without a label.")
         if lacking:
             left_out[f"in the part '{split}' without a label"] += lacking
         indices = None if table._indices is None else table._indices.column(0).to_numpy()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.plural import number_of
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.data.sources.walk import Walk
 from accel_flowers.data.table import SPLIT_FOLDERS, quoted
@@ -70,9 +71,11 @@ def read_label_files(source: str, root: Path, found: Walk, *, label_column: str 
         return None
     _take_parts_of_folders(listed)
     unnamed = sorted(set(found.files) - listed.labels.keys())
-    listed.notes.insert(0, f"classes by {listed.file}: {len(listed.labels):,} pictures")
+    listed.notes.insert(0, f"classes by {listed.file}: {number_of(len(listed.labels), 'picture')}")
     if unnamed:
-        listed.notes.append(f"{len(unnamed):,} pictures without a label are left out, for example '{unnamed[0]}'")
+        listed.notes.append(
+            f"{number_of(len(unnamed), 'picture')} without a label left out, for example '{unnamed[0]}'"
+        )
     return listed
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.sources.walk import Walk
 from accel_flowers.data.table import LAYOUT, SPLIT_FOLDERS, quoted
 
@@ -106,7 +107,7 @@ def _check_depth(source: str, names: Sequence[str], tops: Sequence[str], layout:
         wrong = stray or deeper
         hint = f" Did you mean {Path(source) / tops[0]}?" if too_high and len(deeper) == len(names) else ""
         layout.mistakes.append(
-            f"{len(wrong)} pictures of '{source}' do not lie in a class folder, for example '{wrong[0]}'.{hint} {LAYOUT} "
+            f"{number_of(len(wrong), 'picture')} of '{source}' not in a class folder, for example '{wrong[0]}'.{hint} {LAYOUT} "
             "Move or remove them: with one of them the labels of all pictures would be lost."
         )
     elif deeper:

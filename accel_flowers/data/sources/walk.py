@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError, printable
+from accel_flowers.core.plural import number_of
 from accel_flowers.core.reading import read_start
 from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS, START, begins_like_image
 
@@ -169,7 +170,9 @@ def describe_left_out(ignored: Sequence[str], left_out: Mapping[str, int]) -> li
     """
     lines = []
     if others := left_out.get(NO_IMAGE):
-        lines.append(f"{others:,} files that are no pictures by name, for example {printable(ignored[0])}")
+        lines.append(
+            f"{number_of(others, 'file that is no picture', many='files that are no pictures')} by name, for example {printable(ignored[0])}"
+        )
     rest = left_out_in_words({reason: number for reason, number in left_out.items() if reason != NO_IMAGE})
     return [*lines, rest] if rest else lines
 
@@ -237,7 +240,9 @@ def _matches(pattern: str, found: Found) -> list[Path]:
             images.add(path)
     if not images:
         others = (
-            f"{len(matched)} files, but none with the name of a picture (.jpg, .png, ...)" if matched else "nothing"
+            f"{number_of(len(matched), 'file')}, but none with the name of a picture (.jpg, .png, ...)"
+            if matched
+            else "nothing"
         )
         raise UserError(
             f"The pattern '{pattern}' matches {others}. '**' stands for folders of any depth: 'new/**/*.jpg'."

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import make_folder_once, refused
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.sources.walk import is_hidden, looks_like_image
 from accel_flowers.data.sources.zip_names import name_members
 from accel_flowers.data.table import LAYOUT
@@ -79,7 +80,7 @@ def _mend(target: Path, archive: zipfile.ZipFile, members: Sequence[zipfile.ZipI
     lost = [member for member in members if not _is_whole(target / member.filename, member)]
     if not lost:
         return
-    _log.info(f"{len(lost):,} files of the unpacked zip were gone from {target}: unpacked again")
+    _log.info(f"{number_of(len(lost), 'file')} of the unpacked zip gone from {target}: unpacked again")
     with tempfile.TemporaryDirectory(dir=target.parent) as aside:
         for member in lost:
             unpacked = Path(archive.extract(member, aside))
