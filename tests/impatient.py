@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from accel_flowers.cli.common import split_imports
 from accel_flowers.cli.main import end_with
@@ -54,6 +55,22 @@ def walk(words: Sequence[str]) -> None:
         while time.monotonic() < end:
             health.at("training", int(time.time() * float(rate)))
             time.sleep(0.005)
+
+
+def fail(words: Sequence[str]) -> None:
+    """Train in name; fail with an error of its own some beats after a file is there."""
+    (sign,) = map(Path, words)
+
+    def work() -> int:
+        with process_session({}, owns_process=True, times=TIMES) as together:
+            together.health.at("training", 5)
+            sign.with_suffix(f".{together.processes.process_index}").touch()
+            while not sign.exists():
+                time.sleep(0.01)
+            time.sleep(3 * TIMES.beat)
+            raise ValueError("a sum that never came")
+
+    end_with(work)
 
 
 def stand(words: Sequence[str]) -> None:

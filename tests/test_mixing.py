@@ -31,6 +31,7 @@ def one_hot_images(labels: torch.Tensor, height: int = 24, width: int = 16) -> t
     return torch.nn.functional.one_hot(labels, 3).float()[:, :, None, None].expand(-1, -1, height, width).contiguous()
 
 
+@pytest.mark.holds("Mixing follows from the place in the stream")
 @settings(deadline=None, max_examples=30)
 @given(first=st.integers(0, 10**6).map(lambda place: 2 * place), mixup=st.sampled_from([0.0, 0.2, 1.0]),
        cutmix=st.sampled_from([0.0, 1.0]), chance=st.sampled_from([0.3, 1.0]))  # fmt: skip
@@ -101,6 +102,7 @@ def test_mistakes_are_told(spec: str | dict[str, object], micro_batch: int, word
         build_batch_transform(spec, BatchContext(3, 5, micro_batch))
 
 
+@pytest.mark.holds("Mixing follows from the place in the stream")
 def test_losses_do_not_depend_on_the_micro_batch(photos: Path, tmp_path: Path) -> None:
     """A run with both, and the same in smaller pieces."""
     losses = []

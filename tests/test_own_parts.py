@@ -183,7 +183,7 @@ def _clean_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_clean_registry")
 def test_names_have_a_prefix() -> None:
     for name in ("rain", "/rain", "my/", "my/rain/drops", "my rain/x", "1/2"):
-        with pytest.raises(UserError, match="prefix and a slash"):
+        with pytest.raises(UserError, match="prefix of its own and a slash"):
             register("transform", name)
     with pytest.raises(UserError, match=r"no kind 'metrics'\. Did you mean 'metric'"):
         register("metrics", "my/rain")  # type: ignore[arg-type]

@@ -111,6 +111,26 @@ def test_a_process_that_is_killed_ends_the_other(words: list[str | Path], tmp_pa
     assert "Traceback" not in said
 
 
+@pytest.mark.holds("One process dies: all end")
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("killed", [0, 1])
+def test_what_follows_from_a_lost_process_is_not_told_as_the_cause(killed: int, tmp_path: Path) -> None:
+    """Between GPUs the host runs ahead of the device: what it then computes ends in errors of any kind."""
+    sign = tmp_path / "sign"
+    with Ranks(tmp_path, [sign], [sign], entry="tests.impatient:fail") as ranks:
+        for rank in range(2):
+            ranks.wait_for(sign.with_suffix(f".{rank}"))
+        time.sleep(3 * TIMES.beat)
+        ranks.signal(killed, signal.SIGKILL)
+        sign.touch()
+        ranks.codes(SOON)
+        said, code = ranks.said(1 - killed), ranks.code(1 - killed)
+    assert code == 1
+    assert f"process {killed} has not been heard of" in said
+    assert "It ended here with: ValueError: a sum that never came" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.holds("One process fails alone")
 @pytest.mark.multiprocess
 def test_a_process_that_fails_alone_tells_all(words: list[str | Path], tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_stages_can_be_frozen() -> None:
     assert network.get_parameter(f"{backbone.head(network)}.weight").requires_grad
 
 
+@pytest.mark.holds("A network of timm is timm's")
 def test_preprocessing_is_that_of_the_weights() -> None:
     seen = find_backbone("timm/tf_efficientnet_lite2").preprocessing()
     assert (seen.size, seen.mean, seen.interpolation) == ((260, 260), (0.5, 0.5, 0.5), "bicubic")
@@ -132,6 +133,7 @@ def test_weights_of_a_file_are_taken_but_for_the_head(tmp_path: Path) -> None:
             assert torch.equal(network.state_dict()[name], tensor)
 
 
+@pytest.mark.holds("A network of timm is timm's")
 def test_from_training_to_the_report(photos: Path, tmp_path: Path) -> None:
     """Trained, scored, asked, explained, drawn, and read by timm."""
     result = train(tiny_config(photos, tmp_path / "run", model={"name": SMALL}, train={"epochs": 1}))

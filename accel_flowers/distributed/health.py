@@ -154,11 +154,13 @@ class HealthMonitor:
         if error is None or isinstance(error, Interrupted):
             self._leave("done")
             return
-        if self._store is not None and _is_of_a_collective(error):
-            self._find_out()
+        if self._store is not None and (_is_of_a_collective(error) or self._somebody_is_late()):
+            self._find_out(error)
             if self._lost is not None:
                 self._leave("failed", self._lost)
-                raise RankLost(self._lost) from None
+                # What a device computes from sums that never came ends in errors of any kind.
+                here = "" if _is_of_a_collective(error) else f"\nIt ended here with: {_in_words(error)}"
+                raise RankLost(f"{self._lost}{here}") from None
         where = self._where(self._rank, self._own)
         self._leave("failed", f"{_in_words(error)} ({where})")
         if (
@@ -239,10 +241,17 @@ class HealthMonitor:
             return [now - heard_at for heard_at in self._heard_at]
         return [now - self._answered_at, *[0.0] * (self._size - 1)]
 
-    def _find_out(self) -> None:
-        """Wait until it is known who made a collective fail: some process did, so silence is soon enough."""
+    def _somebody_is_late(self) -> bool:
+        silent = self._silent(time.monotonic())
+        others = [other for other in range(self._size) if other != self._rank]
+        return any(self._heard[other].state == "running" and silent[other] > 2 * self._times.beat for other in others)
+
+    def _find_out(self, error: BaseException) -> None:
+        """Wait until it is known who made a collective fail: some process did, so silence is soon enough. For another
+        error somebody may be the cause who is late, as long as nothing is heard of him."""
         deadline = time.monotonic() + self._times.silent
-        while self._lost is None and time.monotonic() < deadline:
+        is_sure = _is_of_a_collective(error)
+        while self._lost is None and time.monotonic() < deadline and (is_sure or self._somebody_is_late()):
             silent = self._silent(time.monotonic())
             together = [0.0] * self._size
             patience = 4 * self._times.beat
