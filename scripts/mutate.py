@@ -186,15 +186,15 @@ MUTATIONS = (
     Mutation(
         "signal-not-agreed",
         "distributed/preemption.py",
-        "        stop, late = self._flags.any_before(self._must_stop(), late)",
-        "        stop = self._must_stop()",
+        "        stop, late = self._flags.any_before(self._signalled, late)",
+        "        stop = self._signalled",
         ("test_faults.py::test_stopped_by_a_signal_to_one_process",),
     ),
     Mutation(
         "signal-in-an-evaluation-not-agreed",
         "distributed/preemption.py",
-        "            if self._flags.any_before(self._must_stop(), False)[0]:",
-        "            if self._must_stop():",
+        "            if self._flags.any_before(self._signalled, False)[0]:",
+        "            if self._signalled:",
         ("test_interrupted.py::test_a_signal_during_the_evaluation_waits_for_none_of_it",),
     ),
     # Checkpoints and the run directory
