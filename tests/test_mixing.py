@@ -47,6 +47,7 @@ def test_targets_are_the_shares_of_the_pixels(first: int, mixup: float, cutmix: 
     torch.testing.assert_close(mixed.mean(dim=(2, 3)), targets, atol=1e-5, rtol=0)
 
 
+@pytest.mark.holds("Mixing follows from the place in the stream")
 @pytest.mark.parametrize(
     "spec", [{"mixup": {"alpha": 0.4}}, "cutmix", {"mixup_or_cutmix": {"mixup": 0.2, "cutmix": 1.0}}]
 )
