@@ -20,7 +20,8 @@ _PLURAL_ALWAYS = {
     "len(labels)", "total", "side", "len(pairs) - most", "left_out", "length.planned", "len(self)", "len(runs)",
     "sizes[least]", "sizes[most]", "len(sizes)", "num_images", "images_per_class", "num_workers", "micro_batch",
     "part_name(main.part)", "words.part_name(part)", "len(absent)", "' or '.join((f'{count:,}' for count in counts))",
-    "'more' if number + 1 > len(self) else number + 1",
+    "'more' if given > len(samples) else given", "len(predictions.files)", "len(wanted)", "each", "smaller[1]", "each * processes",
+    "len(table.files)", "lines(base.run_dir)[-1]['step']", "_PROOFS", "size",
 }  # fmt: skip
 
 

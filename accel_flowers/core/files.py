@@ -65,7 +65,14 @@ def writing(what: str, advice: str) -> Iterator[None]:
         yield
     # torch and safetensors have errors of their own for a write that the disk refuses.
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{what} cannot be written: {_cause(error)}. {advice}") from None
+        cause = _cause(error)
+        if cause in _FORBIDDEN:
+            advice = advice.replace("Make room", "Mend the permissions")
+        raise UserError(f"{what} cannot be written: {cause}. {advice}") from None
+
+
+_FORBIDDEN = tuple(map(os.strerror, (errno.EACCES, errno.EPERM, errno.EROFS)))
+"""Causes that no room would mend."""
 
 
 def _cause(error: BaseException) -> str:
@@ -85,9 +92,9 @@ def check_writable(path: Path, flag: str) -> None:
         UserError: its folder does not exist or refuses new files, or there is a folder of its name.
     """
     advice = f"Give another file with {flag} FILE."
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"'{path}' is a folder. {advice}")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise UserError(
             f"'{path}' cannot be written: there is no folder '{path.parent}'. Make it, or give another file."
         )

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from accel_flowers.core.errors import UserError
+
 
 def read_file(path: str | Path, *, max_bytes: int) -> bytes:
     """The content of a regular file.
@@ -68,6 +70,20 @@ def _open_regular(path: str | Path, max_bytes: int | None) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def check_permitted(path: str | Path) -> None:
+    """See that a file which is looked for may be: what stands in a forbidden folder looks like what is not there.
+
+    Raises:
+        UserError: the system does not permit it.
+    """
+    try:
+        os.stat(path)
+    except PermissionError:
+        raise UserError(f"'{path}' cannot be read: permission denied. Mend the permissions of its folder.") from None
+    except (OSError, ValueError):
+        return
 
 
 def read_text(path: str | Path, *, max_bytes: int) -> str:

@@ -195,7 +195,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device | Non
     folder = Path(path)
     inside = folder / MODEL_DIR
     saved = saved_models.load_model(
-        inside if (inside / SPEC_FILE).exists() and not (folder / SPEC_FILE).exists() else folder
+        inside if os.path.exists(inside / SPEC_FILE) and not os.path.exists(folder / SPEC_FILE) else folder
     )
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

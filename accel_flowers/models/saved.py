@@ -25,7 +25,7 @@ from accel_flowers.config.field_types import StandardDeviation, TransformSpec, t
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_folder, write_text_durably, writing
-from accel_flowers.core.reading import read_file
+from accel_flowers.core.reading import check_permitted, read_file
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.models.backbone import Backbone
 from accel_flowers.models.classifier import Classifier
@@ -144,6 +144,7 @@ def load_spec(directory: Path) -> ModelSpec:
     """
     directory = model_folder(directory)
     path = directory / SPEC_FILE
+    check_permitted(path)
     if not os.path.isfile(path):  # unlike Path's method, it answers for any name
         raise UserError(f"'{directory}' is no model folder: it has no {SPEC_FILE}. A run writes it to RUN_DIR/model.")
     try:
@@ -223,7 +224,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         UserError: the file is missing, no regular file, or damaged.
     """
     try:
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise OSError("it is no regular file")
         return load_file(path)
     except Exception as error:  # noqa: BLE001 - a damaged file makes its reader fail in any way it likes

@@ -7,6 +7,7 @@ format, is another file, and is not recognised.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def load_seen(model_dir: Path) -> dict[str, Digests] | None:
         UserError: it is damaged or no file of this kind.
     """
     path = model_dir / SEEN_FILE
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         found = load(read_file(path, max_bytes=_MAX_BYTES))

@@ -38,7 +38,7 @@ class Photos:
         self._root: Path | None = None
         self._table: ImageTable | None = None
         path = Path(self.source).expanduser()
-        if self.source and path.is_dir() and not is_dataset_folder(path):
+        if self.source and os.path.isdir(path) and not is_dataset_folder(path):
             self._root = path
         elif self.source:
             self._load_archive()

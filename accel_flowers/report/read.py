@@ -11,7 +11,7 @@ from typing import Any
 from accel_flowers.config.loading import ENVIRONMENT_KEY, config_from_yaml
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
-from accel_flowers.core.reading import read_text
+from accel_flowers.core.reading import check_permitted, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, parse_yaml
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
@@ -82,6 +82,7 @@ def read_run(run_dir: Path) -> RunRecord:
     Raises:
         UserError: it is none, or one of its files is damaged; the message names the file.
     """
+    check_permitted(run_dir / CONFIG_FILE)
     if not holds_run(run_dir):
         inside = run_dir.parent if holds_run(run_dir.parent) else None
         hint = f" Did you mean {inside}?" if inside else ""
@@ -95,6 +96,7 @@ def read_run(run_dir: Path) -> RunRecord:
     config = config_from_yaml(text, source=str(path))  # first: it sees that there are sections at all
     environment = parse_yaml(text, str(path)).get(ENVIRONMENT_KEY) or {}
     split = load_split(run_dir / SPLIT_FILE)
+    check_permitted(run_dir / MODEL_DIR / SPEC_FILE)  # without its temperature the page would judge other probabilities
     predictions = load_predictions(run_dir / PREDICTIONS_FILE) if os.path.exists(run_dir / PREDICTIONS_FILE) else None
     if predictions:
         _check_fit(run_dir, predictions, split, overfits=config.debug.overfit_batches is not None)

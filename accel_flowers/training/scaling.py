@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from accel_flowers.config.schema import Config, OptimConfig
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.training.optim import build_optimizer
@@ -72,7 +73,9 @@ def advice_on_batches(
         if not config.schedule.warmup_epochs and config.schedule.name != "one_cycle":
             flags += " --schedule.warmup-epochs 1"
         before, after = max(1, num_images // size), num_images // larger
-        lines.append(f"As many for each as one process has ({after} steps an epoch instead of {before}): {flags}")
+        lines.append(
+            f"As many for each as one process has ({number_of(after, 'step')} an epoch instead of {before}): {flags}"
+        )
     lines.append("Or train on one. What each is worth here: the command benchmark in the place of train.")
     return "\n".join(lines)
 
