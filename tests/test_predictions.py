@@ -65,6 +65,16 @@ def test_damage_is_told(tmp_path: Path) -> None:
         load_predictions(path)
 
 
+def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "p.parquet"
+    write(path)
+    content = path.read_bytes()
+    assert b"probabilities" in content
+    path.write_bytes(content.replace(b"probabilities", b"pr\xffbabilities"))
+    with pytest.raises(UserError, match="damaged"):
+        load_predictions(path)
+
+
 @pytest.mark.parametrize(
     ("column", "value", "cause"),
     [

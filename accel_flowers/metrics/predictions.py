@@ -108,9 +108,10 @@ def load_predictions(path: Path) -> SavedPredictions:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is damaged or no table of predictions: {error}.") from None
     wanted = {"part", "file", "label", "predicted", "loss", "probabilities"}
-    if lacking := sorted(wanted - set(table.column_names)):
-        raise UserError(f"{path} is no table of predictions: it lacks {', '.join(lacking)}.")
     try:
+        # Names, too, are text only when they are asked for, and may be bytes that are none.
+        if lacking := sorted(wanted - set(table.column_names)):
+            raise UserError(f"{path} is no table of predictions: it lacks {', '.join(lacking)}.")
         class_names = tuple(str(name) for name in parse_json((table.schema.metadata or {})[_CLASS_NAMES]))
         label_of = {name: label for label, name in enumerate(class_names)}
         columns = {name: table[name].to_pylist() for name in wanted}
