@@ -172,7 +172,7 @@ class OnMachine(Launched):
     ) -> None:
         self.machine = machine
         launcher = [
-            *machine.enter, "env", "ACCELERATE_USE_CPU=true", *LAUNCH, "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"),
+            *machine.enter, *LAUNCH, "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"),
             "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(machine.rank),
             "--main_process_ip", ADDRESSES[0], "--main_process_port", str(PORT), "--mixed_precision", "no",
             "--max_restarts", str(max_restarts),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import stat
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
+from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.data import cache as cache_module
 from accel_flowers.data.cache import DecodedImages, NoCache, cache_key, open_cache
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError, decode_image
+from accel_flowers.data.placement import choose
 from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
@@ -329,3 +333,25 @@ def test_a_recipe_that_insists_is_told_what_is_lacking(lacking: str, tmp_path: P
     for way, change in (("as advised", advised), ("files", {"pixels_from": "files"})):
         changed = {"data": config.data.model_copy(update=change), "run_dir": str(tmp_path / way)}
         train(config.model_copy(update=changed))
+
+
+@pytest.mark.holds("A cache of decoded pictures lies on a disk of the machine")
+def test_a_home_over_a_network_holds_no_cache_unless_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    kinds = {home: "local", temporary: "local"}
+    monkeypatch.setattr(choose, "kind_of_disk", lambda path: next(kinds[top] for top in kinds if top in path.parents))
+    usual, here = home / "accel_flowers/decoded", temporary / f"accel_flowers-{os.getuid()}"
+    assert choose.cache_root(DataConfig()) == usual
+    assert not here.exists()
+    kinds[home] = "network"
+    assert choose.cache_root(DataConfig()) == here / "decoded"
+    assert stat.S_IMODE(here.stat().st_mode) == 0o700
+    assert choose.cache_root(DataConfig(cache_dir=str(home))) == home, "whoever names a place gets it"
+    here.chmod(0o777)  # somebody else could exchange what lies in it
+    assert choose.cache_root(DataConfig()) == usual
+    here.chmod(0o700)
+    kinds[temporary] = "memory"
+    assert choose.cache_root(DataConfig()) == usual

@@ -7,15 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from accel_flowers.config.schema import Config
+from accel_flowers.config.schema import Config, DebugConfig
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, Split, load_split, subsample_split
 from accel_flowers.models.saved import load_spec
-from accel_flowers.training.debugging import describe_overfitting
+from accel_flowers.training.debugging import (
+    check_deterministic,
+    describe_overfitting,
+    layers_not_deterministic,
+    stricter,
+)
 from accel_flowers.training.train import train
 from tests.conftest import draw_image, make_folder
 from tests.ranks import finish
@@ -198,3 +205,51 @@ def test_the_verdict_on_overfitting(losses: tuple[float, float], told: str) -> N
     said = describe_overfitting(*losses, 5)
     assert told in said
     assert f"loss {losses[0]:.4f} in training mode, {losses[1]:.4f} in evaluation mode" in said
+
+
+CANNOT = {"alexnet"} | {f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")}
+
+
+def cannot_be_deterministic(name: str) -> bool:
+    with torch.device("meta"):
+        return bool(layers_not_deterministic(torchvision.models.get_model(name, weights=None)))
+
+
+@pytest.mark.holds("Debugging flags do what they say")
+def test_networks_that_cannot_be_deterministic_on_a_gpu_are_named_before_the_run() -> None:
+    assert all(map(cannot_be_deterministic, ("alexnet", "vgg11")))
+    assert not any(map(cannot_be_deterministic, ("resnet18", "squeezenet1_1", "mobilenet_v3_small")))
+    with torch.device("meta"):
+        network = torchvision.models.alexnet()
+    config = Config.model_validate({"model": {"name": "alexnet"}, "debug": {"deterministic": True}})
+    with pytest.raises(
+        UserError, match=r"alexnet cannot be trained deterministically .* its AdaptiveAvgPool2d\."
+    ) as told:
+        check_deterministic(config, network, torch.device("cuda"))
+    assert f"alexnet and the {len(CANNOT - {'alexnet'})} of vgg".replace("8", "eight") in str(told.value)
+    check_deterministic(config, network, torch.device("cpu"))
+    check_deterministic(Config(), network, torch.device("cuda"))
+    network.features.requires_grad_(False)
+    check_deterministic(config, network, torch.device("cuda"))  # no gradient goes through its pooling
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_of_torchvisions_networks_nine_cannot_be_deterministic() -> None:
+    names = torchvision.models.list_models(torchvision.models)
+    here = [
+        name for name in names if not name.startswith("regnet")
+    ]  # which want numbers when they are made; small ones do
+    assert len(here) > 60
+    assert {name for name in here if cannot_be_deterministic(name)} == CANNOT
+    assert not layers_not_deterministic(torchvision.models.regnet_y_400mf())
+
+
+def test_whatever_has_no_deterministic_algorithm_ends_in_a_message() -> None:
+    pool, back = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+    with (
+        pytest.raises(UserError, match="does not have a deterministic implementation on this device: leave --debug"),
+        stricter(DebugConfig(deterministic=True)),
+    ):
+        back(*pool(torch.zeros(1, 1, 4, 4)))
+    assert not torch.are_deterministic_algorithms_enabled()

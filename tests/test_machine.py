@@ -95,3 +95,36 @@ def test_without_linux_all_else_works(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert code_of(["evaluate", str(model), "--data", str(photos)]) == 0
     assert code_of(["predict", str(model), str(photos)]) == 0
     end_with_the_training(0)  # a loader's worker begins so
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /users rw,relatime shared:9 - nfs4 server:/users rw
+31 30 8:2 / /users/local\040disk rw - xfs /dev/sdb1 rw
+32 22 0:41 / /tmp rw - tmpfs tmpfs rw
+33 22 0:42 / /scratch rw - fuse.sshfs me@host: rw
+34 22 0:43 / /lustre rw - lustre 10.0.0.1@tcp:/fs rw
+35 22 0:44 / /mnt rw - ext4 /dev/sdc rw
+36 22 0:45 / /mnt rw - beegfs beegfs_nodev rw
+nonsense
+"""
+
+
+@pytest.mark.holds("A cache of decoded pictures lies on a disk of the machine")
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/cache", "local"),
+        ("/", "local"),
+        ("/users/me/.cache/not/there/yet", "network"),
+        ("/usershelf", "local"),
+        ("/users/local disk/cache", "local"),
+        ("/tmp/x", "memory"),
+        ("/scratch/x", "network"),
+        ("/lustre", "network"),
+        ("/mnt/x", "network"),
+    ],
+)
+def test_what_a_folder_lies_on(path: str, kind: str) -> None:
+    assert machine.kind_of_disk(Path(path), MOUNTS) == kind
+    assert machine.kind_of_disk(Path(path), "") == "local"

@@ -364,9 +364,7 @@ def test_a_trial_in_which_nothing_fits_tells_the_words_of_the_device() -> None:
             raise RuntimeError("FIND was unable to find an engine to execute this computation\nmore")
 
     plan = BatchPlan(100, 1, 8, 1, 8)
-    with pytest.raises(
-        UserError, match=r"1 picture\(s\) of 4 x 4 pixels at once \(FIND was unable .* computation\): take"
-    ):
+    with pytest.raises(UserError, match=r"1 picture of 4 x 4 pixels at once \(FIND was unable .* computation\): take"):
         fit_micro_batch(step_of(Large()), OptimConfig(), plan, (4, 4), 2, Accelerator(cpu=True))
 
 

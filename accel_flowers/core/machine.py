@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
+from typing import Literal
 
 from accel_flowers.core.errors import UserError
 
@@ -58,6 +60,40 @@ def shared_memory(folder: str = "/dev/shm") -> int | None:
         return 0  # it is missing, or cannot be written
     room = os.statvfs(folder)
     return room.f_bavail * room.f_frsize
+
+
+_OVER_A_NETWORK = (
+    "9p", "afs", "beegfs", "ceph", "cifs", "fhgfs", "gfs2", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "ocfs2",
+    "orangefs", "panfs", "pvfs2", "smb", "virtiofs", "wekafs", "sshfs", "s3fs", "gcsfuse", "juicefs", "blobfuse", "mountpoint-s3",
+)  # fmt: skip
+"""Beginnings of the names of file systems whose disks are elsewhere, with or without "fuse." in front."""
+
+
+def kind_of_disk(path: Path, mounts: str | None = None) -> Literal["network", "memory", "local"]:
+    """What the files of a folder, which need not be there yet, would lie on.
+
+    Args:
+        path: the folder.
+        mounts: what /proc/self/mountinfo says; None = it is read. Where there is none, all is taken for local.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+        except OSError:
+            return "local"
+    place, longest, kind = os.path.realpath(path), "", ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        if len(fields) < 5 or not after:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])  # blanks are written as numbers
+        inside = place == point or place.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(longest):  # the last one lies over those before it
+            longest, kind = point, after.split()[0]
+    if kind in ("tmpfs", "ramfs"):
+        return "memory"
+    return "network" if kind.removeprefix("fuse.").startswith(_OVER_A_NETWORK) else "local"
 
 
 def _cgroup_quota(root: Path) -> float | None:

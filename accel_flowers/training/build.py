@@ -42,6 +42,7 @@ from accel_flowers.training.build_data import (
     open_run_parts,
     read_transforms,
 )
+from accel_flowers.training.debugging import check_deterministic
 from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
@@ -82,6 +83,7 @@ def build_run(
     # The network and the plan come before the images are read one by one: their mistakes are quicker to find.
     sizes = {recipe.train_size, recipe.eval_size}
     network = _build_network(config.model, table.class_names, sizes, accelerator, seed=config.train.seed)
+    check_deterministic(config, network, accelerator.device)
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     check_training_mode(network, recipe.train_size, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from accel_flowers.config.schema import Config, DebugConfig
+from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import Split, subsample_split
 from accel_flowers.data.table import ImageTable
 
@@ -69,9 +71,51 @@ def describe_overfitting(train_loss: float, eval_loss: float, num_classes: int) 
     return f"{told}learnt."
 
 
+_NOT_DETERMINISTIC = (
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool2d,
+    nn.AvgPool3d,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
+)
+"""Layers whose gradient CUDA sums in any order, from the list in `torch.use_deterministic_algorithms`."""
+
+
+def layers_not_deterministic(network: nn.Module) -> list[str]:
+    """Kinds of a network's layers through which no training on a GPU goes deterministically; those behind all that is
+    trained are not asked for, nor is a pooling to one place, which torch computes as a mean."""
+    found, learns = set(), False
+    for module in network.modules():  # in the order in which layers were made, which is that of the forward pass
+        learns |= any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        to_one = isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1))
+        if learns and isinstance(module, _NOT_DETERMINISTIC) and not to_one:
+            found.add(type(module).__name__)
+    return sorted(found)
+
+
+def check_deterministic(config: Config, network: nn.Module, device: torch.device) -> None:
+    """See that a network can be trained as `debug.deterministic` wants it, before anything is computed.
+
+    Raises:
+        UserError: it cannot on such a device.
+    """
+    layers = layers_not_deterministic(network) if config.debug.deterministic and device.type == "cuda" else []
+    if layers:
+        raise UserError(
+            f"{config.model.name} cannot be trained deterministically on a GPU, because of its {' and '.join(layers)}.\n"
+            "Leave --debug.deterministic out, train the last layer alone (--model.freeze backbone), or take another\n"
+            "--model.name: of torchvision's only alexnet and the eight of vgg are so."
+        )
+
+
 @contextmanager
 def stricter(debug: DebugConfig) -> Iterator[None]:
-    """Anomaly detection and deterministic algorithms, as asked for, while the block lasts."""
+    """Anomaly detection and deterministic algorithms, as asked for, while the block lasts.
+
+    Raises:
+        UserError: something on the way has no deterministic algorithm; with torch's words.
+    """
     deterministic = torch.are_deterministic_algorithms_enabled()
     if debug.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
@@ -79,5 +123,12 @@ def stricter(debug: DebugConfig) -> Iterator[None]:
     try:
         with torch.autograd.set_detect_anomaly(debug.detect_anomaly or torch.is_anomaly_enabled()):
             yield
+    except RuntimeError as error:
+        if "does not have a deterministic implementation" not in str(error):
+            raise
+        words = str(error).partition(", but you set")[0]
+        raise UserError(
+            f"{words} on this device: leave --debug.deterministic out, or take another --model.name."
+        ) from None
     finally:
         torch.use_deterministic_algorithms(deterministic)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from accelerate.utils.memory import clear_device_cache
 from accel_flowers.config.schema import DataConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache
+from accel_flowers.core.machine import kind_of_disk
 from accel_flowers.core.out_of_memory import is_lack_of_memory
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.data.cache import SAMPLED_IMAGES, DecodedImages, NoCache, open_cache
@@ -256,6 +260,10 @@ def _keep_decoded(
     if decoded is None:
         log_on_main(accelerator, f"pixels: decoded anew each time; {why_not}")
         return None
+    if kind_of_disk(decoded.folder) == "network":
+        log_on_main(
+            accelerator, "pixels: the cache lies on a network disk: --data.cache-dir on a local one may be faster"
+        )
     how = "made before" if made_before else f"made in {time.monotonic() - begun:.1f} s"
     size = f"{decoded.num_bytes / 2**30:.2f} GiB"
     log_on_main(accelerator, f"pixels: from decoded pictures, {size} in {decoded.folder} ({how})")
@@ -263,12 +271,29 @@ def _keep_decoded(
 
 
 def cache_root(data: DataConfig) -> Path:
-    """Where caches of decoded images lie.
+    """Where caches of decoded images lie: where the recipe says, else in the user's cache directory; where that is over a
+    network, which would carry every image of every epoch, on a disk of this machine, if its temporary files lie on one.
 
     Raises:
         NoCache: there is no such place.
     """
+    if data.cache_dir is not None:
+        return Path(data.cache_dir)
     try:
-        return user_cache() / "decoded" if data.cache_dir is None else Path(data.cache_dir)
+        usual = user_cache() / "decoded"
     except RuntimeError as error:  # a user without a home directory
         raise NoCache(f"there is no cache directory: {error}") from None
+    here = Path(tempfile.gettempdir(), f"accel_flowers-{os.getuid()}")
+    if kind_of_disk(usual) == "network" and kind_of_disk(here) == "local" and _is_our_own(here):
+        return here / "decoded"
+    return usual
+
+
+def _is_our_own(folder: Path) -> bool:
+    """Whether a folder among everybody's temporary files, made if need be, belongs to this user alone."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o022
