@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker
 
 from accel_flowers.data.content import content_facts
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
 from accel_flowers.distributed.health import HealthTimes, Heartbeat, diagnose
+from accel_flowers.distributed.session import process_session
 from accel_flowers.tracking.last_error import read_error
 from accel_flowers.training.build_data import dataset_fingerprint
 from tests.conftest import make_folder
@@ -208,6 +211,36 @@ def test_a_process_group_that_cannot_be_destroyed_keeps_nobody(takes: float, how
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert done.stdout.split() == ["destroyed", *(["left"] if code == 0 else [])]
+
+
+def test_the_process_group_goes_last_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever closes trackers must not take it down first, when nobody sees to it that this ends."""
+    ends: list[str] = []
+    monkeypatch.setattr(PartialState, "destroy_process_group", lambda *_: ends.append("group"))
+
+    class Watches(GeneralTracker):
+        name = "watches"
+        requires_logging_directory = False
+        tracker = None
+        main_process_only = False
+
+        def store_init_configuration(self, values: dict[str, object]) -> None:
+            del values
+
+        def log(self, values: dict[str, object], step: int | None = None, **_: object) -> None:
+            del values, step
+
+        def finish(self) -> None:
+            ends.append("tracker")
+
+    def fail() -> None:
+        with process_session({}, owns_process=False, times=TIMES) as together:
+            together.build_accelerator(trackers=[Watches()]).init_trackers("test")
+            raise ValueError("in the test")
+
+    with pytest.raises(ValueError, match="in the test"):
+        fail()
+    assert ends == ["tracker", "group"]
 
 
 @pytest.mark.holds("Processes that differ do not start")
