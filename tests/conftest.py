@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,9 @@ from PIL import Image
 
 from accel_flowers.core import registry
 from accel_flowers.core.console import attach_console
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job that a script starts with &; programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 gc.set_threshold(100_000)  # as the program does, which imports its libraries in less time
 
