@@ -42,7 +42,7 @@ from common import PROJECT, machine, ratio, spread
 sys.path.insert(0, str(PROJECT))
 
 from accel_flowers.config.schema import Config
-from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS
+from accel_flowers.data.decoding.kinds import IMAGE_EXTENSIONS
 
 KINDS = ("exact", "plain")
 COLUMNS = ("step", "epoch", "processor")

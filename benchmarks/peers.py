@@ -217,7 +217,7 @@ def link_photos(source: Path, target: Path, replicate: int) -> int:
     Returns:
         Training photos.
     """
-    from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS
+    from accel_flowers.data.decoding.kinds import IMAGE_EXTENSIONS
 
     folders = sorted(folder for folder in source.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     count = 0

@@ -21,15 +21,8 @@ from PIL import Image, ImageFile, features
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.decoding import pillow as decode
-from accel_flowers.data.decoding.pillow import (
-    IMAGE_EXTENSIONS,
-    MAX_PIXELS,
-    READ_EXTENSIONS,
-    BadImageError,
-    ImageInfo,
-    decode_image,
-    verify_image,
-)
+from accel_flowers.data.decoding.kinds import IMAGE_EXTENSIONS, READ_EXTENSIONS, START, Jpeg, begins_like_image
+from accel_flowers.data.decoding.pillow import MAX_PIXELS, BadImageError, ImageInfo, decode_image, verify_image
 from tests import images
 from tests.images import COLOURS, HEIGHT, KINDS, WIDTH
 
@@ -240,7 +233,7 @@ def test_photos_that_are_not_read_are_called_by_their_kind(kind: str, content: b
     told = cause_of(content)
     assert kind in told
     assert told.endswith("a kind that is not read here: convert it to JPEG")
-    assert decode.begins_like_image(content[: decode.START])
+    assert begins_like_image(content[:START])
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow was built without AVIF")
@@ -426,7 +419,7 @@ def test_truncation_anywhere(corpus: dict[str, bytes]) -> None:
 def test_who_reads_the_pixels_of_a_jpeg(corpus: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow is asked only where the quick reader does not vouch for the file."""
     asked = []
-    really = decode._Jpeg.load
+    really = Jpeg.load
 
     def load(image: Any) -> Any:
         asked.append(kind)
@@ -443,7 +436,7 @@ def test_who_reads_the_pixels_of_a_jpeg(corpus: dict[str, bytes], monkeypatch: p
     for kind, data in files.items():
         decoded, verified = outcome(data)
         assert decoded == verified, kind
-    monkeypatch.setattr(decode._Jpeg, "load", load)
+    monkeypatch.setattr(Jpeg, "load", load)
     for kind, data in files.items():
         with contextlib.suppress(BadImageError):
             verify_image(data, kind)

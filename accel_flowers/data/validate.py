@@ -11,7 +11,8 @@ from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.core.plural import number_of
-from accel_flowers.data.decoding.pillow import NOT_READ, BadImageError, verify_image
+from accel_flowers.data.decoding.kinds import NOT_READ
+from accel_flowers.data.decoding.pillow import BadImageError, verify_image
 from accel_flowers.data.sources.source import ImageSource, read_image
 from accel_flowers.data.table import ImageTable, content_digest
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from accel_flowers.data.decoding.ballast import ballast
-from accel_flowers.data.decoding.pillow import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED, decode_image, exif_orientation
+from accel_flowers.data.decoding.exif import exif_orientation
+from accel_flowers.data.decoding.pillow import MAX_ASPECT, MAX_PIXELS, MAX_SCANNED, decode_image
 from accel_flowers.data.decoding.turbo import jpeg_pixels, jpeg_size
 
 _UNIT = 16

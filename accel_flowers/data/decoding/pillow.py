@@ -12,7 +12,6 @@ All functions may be called from several threads at once.
 
 import contextlib
 import os
-import re
 import struct
 import threading
 import warnings
@@ -24,35 +23,18 @@ from typing import Final
 import numpy as np
 from PIL import (
     AvifImagePlugin,
-    BmpImagePlugin,
     GifImagePlugin,
     Image,
     ImageFile,
-    JpegImagePlugin,
     PngImagePlugin,
-    PpmImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
 )
 from PIL.ExifTags import Base as Tag
-from PIL.Image import Transpose
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.decoding.ballast import ballast
+from accel_flowers.data.decoding.exif import TURNS, exif_orientation
+from accel_flowers.data.decoding.kinds import NOT_READ_KINDS, PLUGINS, Jpeg, Tiff, not_read
 from accel_flowers.data.decoding.turbo import jpeg_pixels, jpeg_size
-
-READ_EXTENSIONS: Final[frozenset[str]] = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".tif", ".tiff", ".bmp",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".avifs", ".mpo",
-})  # fmt: skip
-"""Lower-case file name suffixes, with the dot, of images that are read."""
-_NOT_READ_EXTENSIONS: Final[frozenset[str]] = frozenset({
-    ".heic", ".heif", ".heics", ".hif", ".jp2", ".j2k", ".j2c", ".jpx", ".jpf", ".jxl", ".jxr",
-    ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".srf", ".sr2", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw",
-    ".3fr", ".erf", ".kdc", ".dcr", ".mrw", ".x3f", ".rwl", ".iiq",
-})  # fmt: skip
-IMAGE_EXTENSIONS: Final = READ_EXTENSIONS | _NOT_READ_EXTENSIONS
-"""Those that count as images: what is not read here is refused by name, and not passed over. What a file is, its content says."""
 
 MAX_PIXELS: Final = 178_956_970
 """Largest width times height that is decoded: where Pillow takes a file for an attack and refuses it by default."""
@@ -76,16 +58,6 @@ _PILLOW_ERRORS: Final = (
 
 _SUBFILE, _SUB_IFDS, _DNG = 254, 330, 50706
 """Tags of a TIFF: 1 for a smaller version of another image in the file; where more images are; the version of a DNG."""
-
-_TURNS: Final = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}  # EXIF orientation -> what brings the image upright
 
 
 class BadImageError(UserError):
@@ -159,7 +131,7 @@ def upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 def _upright(image: Image.Image, name: str) -> Image.Image:
     rgb = _load_rgb(image, name)
-    turn = _TURNS.get(_orientation(image))
+    turn = TURNS.get(_orientation(image))
     if turn is not None:
         rgb = rgb.transpose(turn)
     elif rgb is image:
@@ -183,7 +155,7 @@ def verify_image(data: bytes, name: str) -> ImageInfo:
     """
     with _open(data, name) as image:
         (width, height), mode = image.size, image.mode
-        if isinstance(image, _Jpeg):
+        if isinstance(image, Jpeg):
             if not _is_flawless(data):
                 image.draft(None, (1, 1))  # 1/8 scale: still reads every byte, yet skips most of the arithmetic
                 image.load()  # 8-bit L, RGB or CMYK: nothing after this can fail
@@ -232,78 +204,20 @@ def decode_thumbnail(data: bytes, name: str, *, side: int) -> Thumbnail:
     """
     with _open(data, name) as image:
         (width, height), mode = image.size, image.mode
-        stored = image.tag_v2.get(Tag.Orientation, 1) if isinstance(image, _Tiff) else None
-        if isinstance(image, _Jpeg):
+        stored = image.tag_v2.get(Tag.Orientation, 1) if isinstance(image, Tiff) else None
+        if isinstance(image, Jpeg):
             image.draft(None, (side, side))
         rgb = _load_rgb(image, name)  # takes the orientation from a TIFF, which is upright then
         orientation = _orientation(image)
         if orientation >= 5:
             width, height = height, width
-        turn = _TURNS.get(orientation)
+        turn = TURNS.get(orientation)
         factor = min(rgb.size) // side
         small = rgb.reduce(factor) if factor > 1 else rgb.copy()
-        if stored in _TURNS:
+        if stored in TURNS:
             orientation = stored
     info = ImageInfo(width, height, mode, image.format or "")
     return Thumbnail(info, orientation, small if turn is None else small.transpose(turn))
-
-
-class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """A JPEG that keeps its EXIF block from Pillow, which parses it on opening, for the resolution, and may warn."""
-
-    def getexif(self) -> Image.Exif:
-        return Image.Exif()
-
-
-class _Tiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF that keeps all but the orientation from Pillow, which turns TIFFs itself on loading, and may warn."""
-
-    def getexif(self) -> Image.Exif:
-        exif = Image.Exif()
-        exif[Tag.Orientation] = self.tag_v2.get(Tag.Orientation, 1)
-        return exif
-
-
-# The plugins are called directly, not through `Image.open`: that warns about large images before their size can be
-# asked, and about JPEGs whose list of further frames is broken, and opens what nobody wants opened by mistake (EPS
-# runs Ghostscript).
-_PLUGINS: Final[tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...]] = (
-    (re.compile(rb"\xff\xd8\xff"), _Jpeg),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
-    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), _Tiff),
-    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
-    (re.compile(rb"P[1-6][\s#]"), PpmImagePlugin.PpmImageFile),
-    (re.compile(rb"....ftyp(avi[fs]|(mif1|msf1|miaf).{4,48}?avi[fs])", re.DOTALL), AvifImagePlugin.AvifImageFile),
-)
-
-# What other photos begin with, and what they are called. Cameras' raw files in the form of a TIFF are seen when it is open.
-_NOT_READ: Final = tuple(
-    (re.compile(start, re.DOTALL), kind)
-    for start, kind in (
-        (
-            rb"....ftypcrx|II\x1a\0\0\0HEAPCCDR|II\*\0....CR|IIRO|IIRS|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM",
-            "a raw photo",
-        ),
-        (rb"....ftyp(hei.|hev.|mif1|msf1)", "a HEIC photo"),
-        (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 photo"),
-        (rb"\0\0\0\x0cJXL |\xff\x0a", "a JPEG XL photo"),
-        (rb"II\xbc\x01", "a JPEG XR photo"),
-    )
-)
-NOT_READ: Final = "a kind that is not read here"
-START: Final = 80
-"""Bytes of a file by which its kind is told."""
-
-
-def begins_like_image(start: bytes) -> bool:
-    """Whether a file of this content, of which the first `START` bytes suffice, is an image, whatever its name."""
-    return any(magic.match(start) for magic, _ in (*_PLUGINS, *_NOT_READ))
-
-
-def _not_read(kind: str) -> str:
-    return f"{kind}, {NOT_READ}: convert it to JPEG"
 
 
 _quiet_lock, _large_lock = threading.Lock(), threading.Lock()
@@ -329,19 +243,19 @@ def _open(data: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
     """Opens an image file and turns every error of Pillow in the body of the `with` into a `BadImageError`."""
     if not data:
         raise BadImageError(name, "the file is empty")
-    plugin = next((plugin for magic, plugin in _PLUGINS if magic.match(data)), None)
+    plugin = next((plugin for magic, plugin in PLUGINS if magic.match(data)), None)
     if plugin is None:
-        kind = next((kind for magic, kind in _NOT_READ if magic.match(data)), None)
+        kind = next((kind for magic, kind in NOT_READ_KINDS if magic.match(data)), None)
         raise BadImageError(
-            name, _not_read(kind) if kind else "not a JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP or PPM picture"
+            name, not_read(kind) if kind else "not a JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP or PPM picture"
         )
-    if plugin is _Tiff and data[8:10] == b"CR":
-        raise BadImageError(name, _not_read("a raw photo"))
+    if plugin is Tiff and data[8:10] == b"CR":
+        raise BadImageError(name, not_read("a raw photo"))
     if bomb := ballast(data):
         raise BadImageError(name, bomb)
     # Further frames (GIF, animated PNG) and tags (TIFF) are read on opening, with warnings about what is odd in them.
     animated_png = plugin is PngImagePlugin.PngImageFile and b"acTL" in data
-    may_warn = animated_png or plugin in (GifImagePlugin.GifImageFile, AvifImagePlugin.AvifImageFile, _Tiff)
+    may_warn = animated_png or plugin in (GifImagePlugin.GifImageFile, AvifImagePlugin.AvifImageFile, Tiff)
     try:
         with _quiet() if may_warn else contextlib.nullcontext():
             image = plugin(BytesIO(data))
@@ -363,16 +277,16 @@ def _refusal(image: Image.Image, data: bytes) -> str | None:
     size = f"{image.width} x {image.height}"
     pixels = image.width * image.height
     if (
-        isinstance(image, _Tiff)
+        isinstance(image, Tiff)
         and image.tag_v2.get(_SUBFILE) == 1
         and (_SUB_IFDS in image.tag_v2 or _DNG in image.tag_v2)
     ):
-        return _not_read("a raw photo")  # what comes first in it is a thumbnail
+        return not_read("a raw photo")  # what comes first in it is a thumbnail
     if pixels > MAX_PIXELS:
         return f"{size} is more than the {MAX_PIXELS:,} pixels allowed"
     if max(image.size) > MAX_ASPECT * min(image.size):
         return f"{size} is a line: one side may be {MAX_ASPECT} times as long as the other"
-    num_scans = data.count(b"\xff\xda") if isinstance(image, _Jpeg) else 0
+    num_scans = data.count(b"\xff\xda") if isinstance(image, Jpeg) else 0
     if num_scans * pixels > MAX_SCANNED:
         return f"a JPEG of {size} in {num_scans:,} scans takes too long to decode"
     return None
@@ -393,7 +307,7 @@ def _cause(error: BaseException, kind: str) -> str:
 
 
 def _load_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Decodes the pixels to mode "RGB", not yet upright (but see `_Tiff`): `image` itself where it is just that."""
+    """Decodes the pixels to mode "RGB", not yet upright (but see `Tiff`): `image` itself where it is just that."""
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         return _grey_to_8_bits(image, name).convert("RGB")
@@ -411,7 +325,7 @@ def _load_rgb(image: Image.Image, name: str) -> Image.Image:
 def _grey_to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """Scales grey of uint16, int32 or float32 to uint8; Pillow's `convert` would clip it at 255 instead."""
     values = np.asarray(image)
-    tags = image.tag_v2 if isinstance(image, _Tiff) else {}
+    tags = image.tag_v2 if isinstance(image, Tiff) else {}
     whites: tuple[int, ...] = (65535,)
     if image.mode == "F":
         whites = (1, 255)
@@ -436,25 +350,3 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8, of a loaded image; 1 where there is none, or none that can be read."""
     exif = image.info.get("exif")
     return exif_orientation(exif) if isinstance(exif, bytes) else 1
-
-
-def exif_orientation(exif: bytes) -> int:
-    """The orientation, 1 to 8, that an EXIF block asks for; 1 where it asks for none.
-
-    Read by hand, as Pillow's reader warns about, or stumbles over, damage in parts that do not matter here.
-    """
-    tiff = exif.removeprefix(b"Exif\0\0").removeprefix(b"Exif\0\0")  # some writers put it twice
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return 1
-    try:
-        (start,) = struct.unpack_from(order + "L", tiff, 4)
-        (count,) = struct.unpack_from(order + "H", tiff, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == Tag.Orientation:
-                (value,) = struct.unpack_from(order + ("L" if kind == 4 else "H"), tiff, entry + 8)
-                return value if value in _TURNS else 1
-    except struct.error:  # the block ends too early
-        pass
-    return 1

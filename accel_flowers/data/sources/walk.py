@@ -26,7 +26,7 @@ from pathlib import Path
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.plural import number_of
 from accel_flowers.core.reading import read_start
-from accel_flowers.data.decoding.pillow import IMAGE_EXTENSIONS, START, begins_like_image
+from accel_flowers.data.decoding.kinds import IMAGE_EXTENSIONS, START, begins_like_image
 
 HIDDEN, NO_IMAGE, FAR_LINK = "hidden", "not named like a picture", "links to folders that are not followed"
 OWN = "folders that this program wrote (runs, models)"
