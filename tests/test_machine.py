@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -94,7 +95,16 @@ def test_without_linux_all_else_works(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert code_of(["inspect", str(photos)]) == 0
     assert code_of(["evaluate", str(model), "--data", str(photos)]) == 0
     assert code_of(["predict", str(model), str(photos)]) == 0
-    end_with_the_training(0)  # a loader's worker begins so
+    worker = multiprocessing.get_context("spawn").Process(target=_begin_a_worker)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+
+
+def _begin_a_worker() -> None:
+    """As a loader's worker begins there."""
+    del signal.sigwaitinfo
+    end_with_the_training(0)
 
 
 MOUNTS = r"""
