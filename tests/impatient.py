@@ -34,11 +34,11 @@ def main(words: Sequence[str]) -> None:
 
 
 def meet(words: Sequence[str]) -> None:
-    """Meet the others of a launch, as a session does when it begins; twice, as a sweep in one process does."""
+    """Meet the others of a launch, as a session does when it begins; several times, as a sweep in one process does."""
     (seconds,) = words
 
     def work() -> int:
-        for _ in range(2):
+        for _ in range(4):
             with process_session({}, owns_process=True, times=replace(TIMES, meet=float(seconds))):
                 pass
         return 0

@@ -103,33 +103,39 @@ def _meet(url: str, timeout: timedelta, **_: object) -> Iterator[tuple[Store, in
     so would a second run in the same processes.
 
     Raises:
-        RankLost: the process that holds the store is gone.
+        RankLost: the launcher that holds the store is gone.
         UserError: its port is taken.
     """
     global _missing
     del url
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    try:
-        store = PrefixStore(f"start {num_restarts()}.{next(_meetings)}", _open_store(rank, timeout))
-        store.append(_CAME, f"{rank} ")  # type: ignore[attr-defined]  # nor that it has this
-        while True:
-            came = {int(word) for word in store.get(_CAME).split()}
-            _missing = sorted(set(range(size)) - came)
-            if not _missing:
-                break
-            time.sleep(_ASK_EVERY)
-    except torch.distributed.DistError as error:
-        raise RankLost(
-            f"the processes lost each other before they had met ({str(error).splitlines()[0][:200]}).\n"
-            "See what the other machines say."
-        ) from None
+    start = f"start {num_restarts()}.{next(_meetings)}"
+    while True:
+        try:
+            store = PrefixStore(start, _open_store(rank, timeout))
+            store.append(_CAME, f"{rank} ")  # type: ignore[attr-defined]  # nor that it has this
+            while _missing := sorted(set(range(size)) - {int(word) for word in store.get(_CAME).split()}):
+                time.sleep(_ASK_EVERY)
+            break
+        except torch.distributed.DistError as error:
+            if _is_held_by_launcher():
+                raise RankLost(
+                    f"the processes lost each other before they had met ({str(error).splitlines()[0][:200]}).\n"
+                    "See what the other machines say."
+                ) from None
+            _missing = None
+            time.sleep(_ASK_EVERY)  # it was that of a run before this one, which process 0 is just leaving
     yield store, rank, size
+
+
+def _is_held_by_launcher() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _open_store(rank: int, timeout: timedelta) -> Store:
     """The store, in this process where the launcher has none."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    holds = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    holds = rank == 0 and not _is_held_by_launcher()
     store = torch.distributed.TCPStore  # type: ignore[attr-defined]  # torch does not say that it exports it
     try:
         opened: Store = store(host, port, is_master=holds, timeout=timeout, wait_for_workers=False, multi_tenant=True)
