@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import unicodedata
 from pathlib import Path
@@ -49,6 +50,24 @@ def test_a_part_alone_is_scored(model: Path, part: str, tmp_path: Path) -> None:
     scores = evaluate(model, tmp_path)
     assert scores.num_images == 4
     assert evaluate(model, tmp_path / part).num_images == 4
+
+
+@pytest.mark.parametrize("recorded", ["no", "bf16", "fp16"])
+def test_the_models_own_precision_scores_it_whatever_a_launcher_says(
+    model: Path, recorded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = make_folder(tmp_path / "new", per_class=2, classes=("rose",))
+    own = shutil.copytree(model, tmp_path / "model")
+    spec = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**spec, "precision": recorded}))
+    losses = set()
+    for says in (None, "no", "bf16"):
+        if says:
+            monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", says)
+        with caplog.at_level("INFO", logger="accel_flowers"):
+            losses.add(evaluate(own, photos).loss)
+    assert len(losses) == 1
+    assert ("in float32, because cpu has no fp16" in caplog.text) == (recorded == "fp16")
 
 
 def test_classes_are_matched_in_any_form_of_their_name(model: Path, tmp_path: Path) -> None:

@@ -34,7 +34,6 @@ from accel_flowers.distributed.collectives import (
     main_process_first,
     num_local_processes,
 )
-from accel_flowers.distributed.launch import launched_precision, launcher_says_precision
 from accel_flowers.distributed.session import process_session
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.classification import Predictions, Scores, Seen
@@ -79,9 +78,10 @@ def evaluate(
     spec = load_spec(model_dir)
     facts = {**versions(), "model": spec.model_dump(mode="json", exclude={"scores"})}
     with process_session(facts, owns_process=owns_process) as together, workers_as_user_error():
-        accelerator = together.build_accelerator(
-            mixed_precision=_available_precision(spec.precision, together.processes.device)
-        )
+        precision = _available_precision(spec.precision, together.processes.device)
+        accelerator = together.build_accelerator(mixed_precision=precision)
+        if precision != spec.precision:
+            log_on_main(accelerator, f"in float32, because {accelerator.device} has no {spec.precision}")
         saved = main_process_first(accelerator, lambda: load_model(model_dir))
         table = main_process_first(
             accelerator,
@@ -183,14 +183,11 @@ def _describe_seen(scores: Scores) -> list[str]:
     return lines
 
 
-def _available_precision(recorded: str, device: torch.device) -> str | None:
-    """The launcher's precision where there is a launcher; else the recorded one where this device has it.
-
-    The launcher's bf16 means, as in training, what suits the network on a CPU or the GPU that has none: the recorded one.
-    """
-    if launcher_says_precision():
-        return recorded if launched_precision() == "bf16" and recorded == fast_precision(device) else None
-    return "no" if recorded == "fp16" and device.type == "cpu" else recorded
+def _available_precision(recorded: str, device: torch.device) -> str:
+    """The recorded one, whatever a launcher says, so that scores are the same from any launch; float32 where the device
+    does not have it."""
+    missing = recorded == ("fp16" if device.type == "cpu" else "bf16" if fast_precision(device) != "bf16" else None)
+    return "no" if missing else recorded
 
 
 def _with_labels_of_model(table: ImageTable, class_names: tuple[str, ...]) -> ImageTable:

@@ -110,9 +110,7 @@ class Bench:
         """
         program = python("accel_flowers", *words)
         if where == "all":
-            # Trainings name their precision; `evaluate` takes the launcher's, and is to score as the float32 runs did.
-            own = ["--mixed_precision", "no"] if words[0] == "evaluate" else []
-            launcher = python("accelerate.commands.launch", *self.machine.launcher, *own)
+            launcher = python("accelerate.commands.launch", *self.machine.launcher)
             program = [*launcher, *program[1:]]
         more = {"ACCELERATE_USE_CPU": "true"} if where == "cpu" else {}
         more |= {"NVIDIA_TF32_OVERRIDE": "0"} if words[0] == "evaluate" else {}
