@@ -221,12 +221,12 @@ from accel_flowers.training import build
 resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
 fit = build.fit_micro_batch
 
-def fit_in_little(*words):
+def fit_in_little(*words, **more):
     used = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmSize")).split()[1])
     if os.environ.get("RANK", "0") == sys.argv[1]:
         resource.setrlimit(resource.RLIMIT_AS, (used + 900 * 2**20, resource.RLIM_INFINITY))
     try:
-        return fit(*words)
+        return fit(*words, **more)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (2**42, resource.RLIM_INFINITY))
 
