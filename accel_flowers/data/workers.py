@@ -126,13 +126,16 @@ def end_with_the_training(worker: int) -> None:
     """Make a worker deaf to the signals that stop a run, but for those that the training itself sends it; and let it
     end when the training is gone."""
     del worker
-    end_with_starter()
     Queue._on_queue_feeder_error = staticmethod(_end_for_a_batch)  # type: ignore[attr-defined]
-    if not hasattr(signal, "sigwaitinfo"):
+    listens = hasattr(signal, "sigwaitinfo")
+    if listens:
+        # Before there is a thread: each takes over what the one that starts it blocks, and a signal finds one that does not.
+        signal.pthread_sigmask(signal.SIG_BLOCK, Interrupted.SIGNALS)
+    end_with_starter()
+    if not listens:
         return  # macOS cannot say who sent a signal; nothing that is trained there would be lost
     training = parent_process()
     assert training is not None
-    signal.pthread_sigmask(signal.SIG_BLOCK, Interrupted.SIGNALS)
 
     def listen() -> None:
         while signal.sigwaitinfo(Interrupted.SIGNALS).si_pid != training.pid:
