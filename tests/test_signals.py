@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.errors import Interrupted, Stopped
 from accel_flowers.core.signals import leave_undisturbed, seconds_waited, signals_stop
 from accel_flowers.data.loader import each_batch
+from accel_flowers.data.workers import end_with_the_training
 from accel_flowers.distributed import launcher as launcher_module
 from accel_flowers.distributed import preemption as preemption_module
 from accel_flowers.distributed.health import HealthMonitor
@@ -196,3 +199,28 @@ def test_flags_are_answered_at_the_next_call_and_nobody_waits_for_them(tmp_path:
         assert answer == [new and not acted for new, acted in zip(raised, before, strict=True)]
     assert told[0]["seconds"][0] < LATE / 2, "it does not wait for one that comes later to the same call"
     assert told[0]["seconds"][1] > LATE / 2, "but it is never two calls ahead"
+
+
+def _work_until_told(started: Event) -> None:
+    """What a loader's worker is."""
+    end_with_the_training(0)
+    started.set()
+    while True:
+        time.sleep(0.01)
+
+
+@pytest.mark.holds("A signal to stop, to any process")
+def test_a_worker_hears_the_training_alone() -> None:
+    """A launcher and a terminal send a signal to all; a worker that went would take the step with it that is to be saved."""
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    worker = context.Process(target=_work_until_told, args=(started,))
+    worker.start()
+    assert started.wait(60)
+    for _ in range(5):  # each might find another thread
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+        worker.join(0.2)
+        assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
