@@ -87,6 +87,8 @@ def build_config(asked: argparse.Namespace, photos: Path, run_dir: Path) -> Conf
                 {"ColorJitter": {"brightness": 0.2, "contrast": 0.2}},
             ],
             "eval_transforms": [{"Resize": {"size": asked.size * 8 // 7}}, {"CenterCrop": {"size": asked.size}}],
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
         },
         "model": {"name": asked.model, "weights": "none"},
         "optim": {"name": "sgd", "lr": 1e-3},

@@ -41,6 +41,7 @@ from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.find import build_network
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.training.optim import build_optimizer
 from accel_flowers.training.precision import try_precisions
 from accel_flowers.training.step import TrainStep, loaded_whole
@@ -65,7 +66,8 @@ def build_ours(config: Config, pixels: Tensor, labels: Tensor) -> tuple[Step, st
     channels_last = wants_channels_last(network)
     if channels_last:
         network.to(memory_format=torch.channels_last)
-    normalizer = Normalizer(config.data.mean, config.data.std, channels_last=channels_last)
+    *_, mean, std = config.data.preprocessing()
+    normalizer = Normalizer(mean, std, channels_last=channels_last)
     task = classification(build_criterion(config.loss, labels, CLASSES, device))
     model, optimizer = accelerator.prepare(network, build_optimizer(network, config.optim))
     set_training_mode(network)
@@ -85,7 +87,7 @@ def build_plain(config: Config, pixels: Tensor, labels: Tensor) -> Step:
     network = models.get_model(config.model.name, num_classes=CLASSES).to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=config.optim.lr, momentum=config.optim.momentum)
     criterion = torch.nn.CrossEntropyLoss()
-    mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in (config.data.mean, config.data.std))
+    mean, std = (torch.tensor(each, device=device).view(1, 3, 1, 1) for each in config.data.preprocessing()[2:])
 
     def step() -> None:
         optimizer.zero_grad()
@@ -124,6 +126,7 @@ def measure(name: str, asked: argparse.Namespace) -> None:
             "train": {"global_batch_size": asked.batch},
         }
     )
+    config, _ = settle_preprocessing(config)
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (asked.batch, 3, asked.size, asked.size), dtype=torch.uint8).to(device)
     labels = (torch.arange(asked.batch) % CLASSES).to(device)
