@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from accel_flowers import __version__
@@ -75,6 +75,11 @@ def shown(text: str) -> str:
     return "\N{NO-BREAK SPACE}".join(printable(piece) for piece in text.split("\N{NO-BREAK SPACE}"))
 
 
+def breakable(text: str) -> Markup:
+    """A path as text that a line may break behind a slash, rather than within a name; copied, it is the path."""
+    return escape(shown(text)).replace("/", Markup("/<wbr>"))
+
+
 @cache
 def _environment() -> Environment:
     """What fills the templates: whatever is no markup is escaped, and a value that is lacking is an error."""
@@ -87,6 +92,7 @@ def _environment() -> Environment:
     )
     environment.globals["version"] = __version__
     environment.filters["shown"] = shown
+    environment.filters["breakable"] = breakable
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["below"] = lambda name, folder: name.removeprefix(f"{folder}/") if folder else name
     environment.filters["percent"] = percent
