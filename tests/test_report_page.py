@@ -155,7 +155,7 @@ def test_words_are_whole_on_a_phone(browser: Browser, tmp_path: Path) -> None:
     flags = f"[...document.querySelectorAll('.command span')].filter(e => e.textContent.startsWith('-') && {lines}(e) > 1).length"
     assert browser.evaluate("document.querySelectorAll('.command span').length") > 4
     assert browser.evaluate(flags) == 0
-    narrow = "Math.min(...[...document.querySelectorAll('.pairs dd')].map(e => e.getBoundingClientRect().width))"
+    narrow = "Math.min(...[...document.querySelectorAll('.typed dd')].map(e => e.getBoundingClientRect().width))"
     assert browser.evaluate(narrow) > 250
     assert browser.evaluate("[...document.querySelectorAll('.file')].every(e => e.querySelector('wbr'))")
     assert browser.evaluate("document.querySelector('.photo .file').innerText").startswith(names)
