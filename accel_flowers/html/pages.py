@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 
 from accel_flowers import __version__
@@ -75,9 +75,15 @@ def shown(text: str) -> str:
     return "\N{NO-BREAK SPACE}".join(printable(piece) for piece in text.split("\N{NO-BREAK SPACE}"))
 
 
-def breakable(text: str) -> Markup:
-    """A path as text that a line may break behind a slash, rather than within a name; copied, it is the path."""
-    return escape(shown(text)).replace("/", Markup("/<wbr>"))
+def breakable(text: str, after: str = "/") -> Markup:
+    """A path as text that a line may break behind a slash, rather than within a name; copied, it is the path.
+
+    Args:
+        text: a path, or a name that has other joints.
+        after: the characters behind which a line may break.
+    """
+    joints = [f"{character}\0" if character in after else character for character in shown(text)]
+    return Markup("<wbr>").join("".join(joints).split("\0"))
 
 
 @cache
