@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from accel_flowers.config.effects import settings_without_effect
+from accel_flowers.config.effects import fit_warmup, settings_without_effect
 from accel_flowers.config.loading import load_recipe, recipe_names
 from accel_flowers.config.schema import Config
 from accel_flowers.distributed.launch import build_accelerator
@@ -73,3 +73,9 @@ def test_a_run_tells_it_once_before_its_first_step(
     said = capsys.readouterr().err
     assert said.count("without effect: schedule.gamma 0.7") == 1
     assert said.index("without effect") < said.index("steps in 1 epoch")
+
+
+@pytest.mark.parametrize(("epochs", "fits"), [(1, 0.2), (3, 0.6), (6, 1.2), (7, 1.4)])
+def test_a_warmup_that_is_cut_has_a_short_number(epochs: int, fits: float) -> None:
+    config = Config.model_validate({"schedule": {"warmup_epochs": 9}, "train": {"epochs": epochs}})
+    assert str(fit_warmup(config)[0].schedule.warmup_epochs) == str(fits)

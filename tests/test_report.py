@@ -21,8 +21,9 @@ from accel_flowers.config.loading import load_recipe
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.order import natural_key
+from accel_flowers.core.yaml_text import parse_yaml
 from accel_flowers.data.split import Split, load_split, save_split
-from accel_flowers.metrics.calibration import apply_temperature, fit_temperature, reliability_bins
+from accel_flowers.metrics.calibration import ReliabilityBins, apply_temperature, fit_temperature, reliability_bins
 from accel_flowers.metrics.classification import Predictions, summarize
 from accel_flowers.metrics.intervals import compare_paired, holm
 from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions, load_predictions, save_predictions
@@ -37,7 +38,7 @@ from accel_flowers.report.length import Length, course_of_training
 from accel_flowers.report.photos import Photos
 from accel_flowers.report.plots import Course, course_plot
 from accel_flowers.report.read import read_run
-from accel_flowers.report.settings import repeat_command
+from accel_flowers.report.settings import differing, repeat_command
 from accel_flowers.tracking.last_error import note_error
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
@@ -60,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def text_of(page: Path) -> str:
     """What a reader of the page sees, on one line."""
-    body = re.sub(r"<(style|title)>.*?</\1>", "", page.read_text("utf-8"), flags=re.DOTALL)
+    body = re.sub(r"<(style|title)>.*?</\1>", "", page.read_text("utf-8").replace("<wbr>", ""), flags=re.DOTALL)
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", body))).replace("\N{NO-BREAK SPACE}", " ")
 
 
@@ -214,6 +215,20 @@ def test_curves_say_of_which_part_they_are_and_why_they_differ(made: Path) -> No
     assert "with smoothed labels, with weighted classes." in told
 
 
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        ("mixup", "on mixed pictures. Validation"),
+        ({"mixup": {"alpha": 0.2}}, "on mixed pictures. Validation"),
+        ({"mixup": {"off_epochs": 2}}, "on mixed pictures until the last 2 epochs. Validation"),
+        ({"cutmix": {"off_epochs": 1.0}}, "on mixed pictures until the last epoch. Validation"),
+    ],
+)
+def test_a_curve_says_until_when_pictures_are_mixed(transform: object, told: str) -> None:
+    config = Config.model_validate({"data": {"batch_transform": transform}})
+    assert told in words.parts_of_curves({"train": 1, "val": 1}, config, loss=True)
+
+
 def test_mistakes_come_in_order(made: Path) -> None:
     judged = answers(load_predictions(made / "one/predictions.parquet"), "test")
     mistakes = worst_mistakes(judged, 5)
@@ -222,6 +237,33 @@ def test_mistakes_come_in_order(made: Path) -> None:
     margins = [answer.probability - answer.p_runner_up for answer in least_confident(judged, 36)]
     assert margins == sorted(margins)
     assert margins[0] >= 0
+
+
+def test_the_least_confident_are_told_with_their_lead_and_their_second(made: Path) -> None:
+    """Of a good model even these are far ahead, and what they were ahead of need not be the label."""
+    unsure = least_confident(answers(load_predictions(made / "one/predictions.parquet"), "test", temperature=1.25), 8)
+    text = text_of(made / "one/report.html")
+    section = text[text.index("Least confident") :].split(" Labels ")[0]
+    first, last = (f"{100 * answer.margin:.1f}" for answer in (unsure[0], unsure[-1]))
+    assert f"least ahead of the second, right or wrong: by {first} to {last} points." in section
+    for answer in unsure:
+        row = "label" if answer.label == answer.runner_up else "second"
+        assert f"{row} {answer.runner_up} {100 * answer.p_runner_up:.1f} %" in section
+    assert words.least_ahead([0.998, 0.9981]) == (
+        "Answers whose first choice was least ahead of the second, right or wrong: by 99.8 points."
+    )
+
+
+def test_all_that_a_class_is_taken_for_is_counted(tmp_path: Path) -> None:
+    """The two most frequent by name, the others by number."""
+    names = ("aster", "broom", "clover", "daisy", "elder")
+    text = text_of(draw_report(make_run(tmp_path / "run", tmp_path / "photos", names, per_part=20, skill=0.5)))
+    found = find_part(load_predictions(tmp_path / "run/predictions.parquet"), "test", temperature=None)
+    several = [each for each in found.classes if len(each.taken_for) > 2]
+    assert several
+    for each in several:
+        named = ", ".join(f"{name} {count}" for name, count in each.taken_for[:2])
+        assert f"; taken for {named}, others {each.missed - sum(count for _, count in each.taken_for[:2])} " in text
 
 
 def test_wrong_labels_are_found(tmp_path: Path) -> None:
@@ -300,6 +342,25 @@ def test_few_pictures_do_not_say_that_probabilities_are_true() -> None:
     found = find_part(spoken(truth, said), "test", temperature=None)
     assert found.accuracy.value == pytest.approx(22 / 30)
     assert words.calibration(found)[0] == "Too few pictures to tell"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(0.201, ", which alone chance may give (up to 23.7 %)."), (0.3, "; chance gives (up to 23.7 %).")],
+)
+def test_a_gap_beyond_chance_does_not_contradict_an_error_within_it(error: float, told: str) -> None:
+    """On few pictures the mean may be surely off where the bins, each of them, are not."""
+    truth = [place % 3 for place in range(30)]
+    said = np.full((30, 3), 0.1)
+    said[np.arange(30), truth] = 0.8
+    found = find_part(spoken(truth, said), "test", temperature=None)
+    served = ReliabilityBins(np.array([0.0, 1.0]), np.array([30]), np.array([0.4]), np.array([0.4 + error]))
+    judged = replace(
+        found.calibration, served=served, by_chance=0.237, confidence=0.364, accuracy=0.533, gap_by_chance=0.166
+    )
+    headline, sentence = words.calibration(replace(found, calibration=judged))
+    assert headline == "No: it is right more often than it says"
+    assert sentence.replace("\N{NO-BREAK SPACE}", " ").endswith(f"Calibration error (ECE) {100 * error:.1f} %{told}")
 
 
 @pytest.mark.holds("It concludes nothing from a model that is not surely better than a constant answer")
@@ -443,7 +504,7 @@ def test_a_run_that_goes_on_gets_no_advice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("counts", "headline"),
-    [((2, 8), "could be luck (p = 0.11)"), ((2, 20), "hardly luck (p < 0.001)"), ((4, 4), "equally good")],
+    [((2, 8), "could be luck (p = 0.11)"), ((2, 20), "hardly luck (p < 0.001)"), ((4, 4), "right equally often here")],
 )
 def test_verdicts(counts: tuple[int, int], headline: str) -> None:
     first = np.array([True] * counts[0] + [False] * counts[1] + [True] * 50)
@@ -536,13 +597,23 @@ def test_predictions_of_another_split_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_repeats_the_run(made: Path) -> None:
     run = read_run(made / "one")
-    assert repeat_command(run) == f"accel-flowers train {made}/one/config.yaml --run-dir {made}/one-again"
+    plain = f"accel-flowers train {made}/one/config.yaml --run-dir {made}/one-again"
+    assert repeat_command(run) == f"{plain} --train.precision no", "a trial may find bf16 faster now"
+    named = run.config.train.model_copy(update={"precision": "no"})
+    assert repeat_command(replace(run, config=run.config.model_copy(update={"train": named}))) == plain
     assert load_recipe(str(made / "one/config.yaml")) == run.config
     run.environment.update(num_processes=2)
     assert '$(accel-flowers launch-config cpu_2_processes)" --num_processes 2' in repeat_command(run)
     run.environment.update(num_processes=1, precision="bf16")
     assert repeat_command(run).startswith("accelerate launch --cpu --num_processes 1 --mixed_precision bf16 -m ")
     assert repeat_command(run).endswith(" --train.precision launcher"), "whatever a trial would find now"
+
+
+def test_settings_are_told_as_they_are_typed() -> None:
+    steps = "[RandomResizedCrop: {size: 64, scale: [0.6, 1.0]}, RandomHorizontalFlip]"
+    config = load_recipe("quickstart", {"data.path": "photos"})
+    assert differing(config, Config())["data.train_transforms"][0] == steps
+    assert parse_yaml(steps, "what the page tells") == list(config.data.train_transforms or ())
 
 
 def test_runs_are_compared_on_the_same_images(made: Path, tmp_path: Path) -> None:

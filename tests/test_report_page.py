@@ -144,6 +144,35 @@ def test_a_phone_needs_no_sideways_scrolling(browser: Browser, pages: dict[str, 
     assert smallest > 7
 
 
+@needs_browser
+def test_words_are_whole_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """Commands break between their words, settings have the width of the card, names and files break behind a slash."""
+    names = ("chrysanthemum", "dandelion", "sunflower")
+    files = tuple(f"chrysanthemum_00{number}.png" for number in range(4))
+    run = make_run(tmp_path / "run", tmp_path / "photos", names, names=files, per_part=6, skill=0.9)
+    others = [
+        make_run(tmp_path / name, tmp_path / "photos", names, names=files, per_part=6, skill=0.9, seed=seed, draw=False)
+        for name, seed in (("two", 2), ("three", 3))
+    ]
+    compare_runs([run, *others], out=tmp_path / "compare.html")
+    browser.open(tmp_path / "compare.html", width=390, height=844)
+    wide = (
+        "[...document.querySelectorAll('.scroll:not(.of-classes)')].filter(e => e.scrollWidth > e.clientWidth).length"
+    )
+    assert browser.evaluate(wide) == 0, "three runs fit without scrolling"
+    heights = "[...document.querySelectorAll('.of-classes td:first-child')].map(e => e.clientHeight)"
+    assert max(browser.evaluate(heights)[1:]) < 45, "dandelion and sunflower on one line each"
+    browser.open(draw_report(run), width=390, height=844)
+    lines = "(e => { const r = document.createRange(); r.selectNodeContents(e); return new Set([...r.getClientRects()].map(b => Math.round(b.y))).size })"
+    flags = f"[...document.querySelectorAll('.command span')].filter(e => e.textContent.startsWith('-') && {lines}(e) > 1).length"
+    assert browser.evaluate("document.querySelectorAll('.command span').length") > 4
+    assert browser.evaluate(flags) == 0
+    narrow = "Math.min(...[...document.querySelectorAll('.typed dd')].map(e => e.getBoundingClientRect().width))"
+    assert browser.evaluate(narrow) > 250
+    assert browser.evaluate("[...document.querySelectorAll('.file')].every(e => e.querySelector('wbr'))")
+    assert browser.evaluate("document.querySelector('.photo .file').innerText").startswith(names)
+
+
 @pytest.mark.holds("It can be read on a phone, in the dark and in print")
 @needs_browser
 def test_it_prints(browser: Browser, pages: dict[str, Path]) -> None:

@@ -110,7 +110,7 @@ def fit_warmup(config: Config) -> tuple[Config, list[str]]:
     asked, epochs = config.schedule.warmup_epochs, config.train.epochs
     if asked < epochs:
         return config, []
-    fits = _SHARE_OF_WARMUP * epochs
+    fits = round(_SHARE_OF_WARMUP * epochs, 1)  # 0.6, not 0.6000000000000001
     line = f"schedule.warmup_epochs {asked:g} is no shorter than the run (train.epochs {epochs}): {fits:g} is taken"
     schedule = config.schedule.model_copy(update={"warmup_epochs": fits})
     return config.model_copy(update={"schedule": schedule}), [line]

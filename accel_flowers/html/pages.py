@@ -75,6 +75,17 @@ def shown(text: str) -> str:
     return "\N{NO-BREAK SPACE}".join(printable(piece) for piece in text.split("\N{NO-BREAK SPACE}"))
 
 
+def breakable(text: str, after: str = "/") -> Markup:
+    """A path as text that a line may break behind a slash, rather than within a name; copied, it is the path.
+
+    Args:
+        text: a path, or a name that has other joints.
+        after: the characters behind which a line may break.
+    """
+    joints = [f"{character}\0" if character in after else character for character in shown(text)]
+    return Markup("<wbr>").join("".join(joints).split("\0"))
+
+
 @cache
 def _environment() -> Environment:
     """What fills the templates: whatever is no markup is escaped, and a value that is lacking is an error."""
@@ -87,6 +98,7 @@ def _environment() -> Environment:
     )
     environment.globals["version"] = __version__
     environment.filters["shown"] = shown
+    environment.filters["breakable"] = breakable
     environment.filters["thousands"] = lambda number: f"{number:,}"
     environment.filters["below"] = lambda name, folder: name.removeprefix(f"{folder}/") if folder else name
     environment.filters["percent"] = percent

@@ -28,7 +28,7 @@ probabilities true: a model that is 5 points too sure would look the same."""
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said of one image: class names with probabilities; `margin` is to the runner-up."""
+    """What the model said of one image: class names with probabilities."""
 
     part: str
     file: str
@@ -40,6 +40,11 @@ class Answer:
     runner_up: str
     p_runner_up: float
     loss: float
+
+    @property
+    def margin(self) -> float:
+        """How far the first choice is ahead of the second."""
+        return self.probability - self.p_runner_up
 
     @property
     def right(self) -> bool:
@@ -300,5 +305,5 @@ def worst_mistakes(found: list[Answer], count: int) -> list[Answer]:
 
 
 def least_confident(found: list[Answer], count: int) -> list[Answer]:
-    """Answers whose first choice is hardly ahead of the second, right or wrong."""
-    return sorted(found, key=lambda each: (each.probability - each.p_runner_up, each.file))[:count]
+    """Answers whose first choice is least ahead of the second, right or wrong; the closest first."""
+    return sorted(found, key=lambda each: (each.margin, each.file))[:count]

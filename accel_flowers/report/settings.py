@@ -44,10 +44,23 @@ def differing(*configs: Config) -> dict[str, tuple[str, ...]]:
     """Dotted name → the value in each, of the fields that are not the same in all."""
     values = [flat_fields(config) for config in configs]
     return {
-        name: tuple(_plain(each[name]) for each in values)
+        name: tuple(_typed(each[name]) for each in values)
         for name, first in values[0].items()
         if not name.startswith(_OF_NO_EFFECT) and any(each[name] != first for each in values)
     }
+
+
+def _typed(value: Any) -> str:
+    """A value as one would type it behind its flag: lists and mappings in YAML's flow style."""
+    if isinstance(value, list):
+        # A pair in a list is a mapping of its own without braces, too.
+        bare = (_pairs(each) if isinstance(each, dict) and len(each) == 1 else _typed(each) for each in value)
+        return f"[{', '.join(bare)}]"
+    return f"{{{_pairs(value)}}}" if isinstance(value, dict) else _plain(value)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}: {_typed(each)}" for name, each in values.items())
 
 
 def _plain(value: Any) -> str:
@@ -71,6 +84,10 @@ def repeat_command(run: RunRecord) -> str:
             program += " --cpu"
         program += f" --num_processes {processes} --mixed_precision {shlex.quote(str(precision))} -m accel_flowers"
     again = run.run_dir.with_name(f"{run.run_dir.name}-again")
-    own = ["--train.precision", "launcher"] if on_cpu and precision == "bf16" else []  # no trial that may end otherwise
+    own = []  # no trial that may end otherwise
+    if on_cpu and precision == "bf16":
+        own = ["--train.precision", "launcher"]
+    elif processes == 1 and precision == "no" and run.config.train.precision == "auto":
+        own = ["--train.precision", "no"]
     words = ["train", str(run.run_dir / CONFIG_FILE), "--run-dir", str(again), *own]
     return f"{program} {shlex.join(words)}"

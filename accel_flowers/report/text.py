@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from accel_flowers.config.schema import Config
 from accel_flowers.core.plural import number_of
@@ -51,6 +52,12 @@ def names_of(names: Sequence[str], most: int = 3) -> str:
     if more > 0:
         shown.append(f"{more} more")
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else "".join(shown)
+
+
+def least_ahead(margins: Sequence[float]) -> str:
+    """Which answers are called the least confident, and by how much their first choice was ahead; margins in order."""
+    ends = dict.fromkeys(f"{100 * margin:.1f}" for margin in (margins[0], margins[-1]))
+    return f"Answers whose first choice was least ahead of the second, right or wrong: by {' to '.join(ends)} points."
 
 
 def baseline(found: PartFindings) -> tuple[str, str]:
@@ -218,7 +225,8 @@ def calibration(main: PartFindings) -> tuple[str, str]:
     served = f" {_temperature(main.part, found)}" if found.raw else ""
     if not found.trustworthy:
         side = "is too sure of itself" if found.confidence > found.accuracy else "is right more often than it says"
-        return f"No: it {side}", f"{means}{error}; chance gives up to {percent(found.by_chance)}.{served}"
+        within = ", which alone chance may give" if found.served.error <= found.by_chance else "; chance gives"
+        return f"No: it {side}", f"{means}{error}{within} (up to {percent(found.by_chance)}).{served}"
     if not found.enough:
         return (
             "Too few pictures to tell",
@@ -268,7 +276,7 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
     if config.loss.class_weights != "none":
         also.append("with weighted classes")
     if config.data.batch_transform is not None:
-        also.append("on mixed pictures")
+        also.append(f"on mixed pictures{_unmixed(config.data.batch_transform)}")
     how = "".join(f", {each}" for each in also) if loss else ""
     if config.debug.overfit_batches:
         return (
@@ -280,6 +288,17 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
         f"while the weights still move{how}. Validation: {images(counts['val'])}, unchanged, after each epoch. So training may stand "
         f"{'above' if loss else 'below'} validation."
     )
+
+
+def _unmixed(batch_transform: str | Mapping[str, Any]) -> str:
+    """How long a run goes on without mixing, where its recipe says so."""
+    if isinstance(batch_transform, str):
+        return ""
+    arguments = next(iter(batch_transform.values()), None)
+    off = arguments.get("off_epochs") if isinstance(arguments, Mapping) else None
+    if not isinstance(off, (int, float)) or not off:
+        return ""
+    return f" until the last {f'{off:g} epochs' if off != 1 else 'epoch'}"
 
 
 def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[str, str]:
@@ -296,7 +315,7 @@ def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[st
         f"{points(difference.low)} to {points(difference.high)})."
     )
     if difference.value == 0:
-        return f"{second} and {first} are equally good", where
+        return f"{second} and {first} are right equally often here", where
     if p_value < LUCK:
         side = "better" if difference.value > 0 else "worse"
         return f"{second} is {side} than {first}, and that is hardly luck ({p})", where
