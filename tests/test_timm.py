@@ -155,6 +155,7 @@ def test_from_training_to_the_report(photos: Path, tmp_path: Path) -> None:
     assert draw_report(result.run_dir).exists()
 
 
+@pytest.mark.slow
 def test_real_weights_know_flowers(tmp_path: Path) -> None:
     """The files of real weights fit, and the network with its own head calls a daisy a daisy."""
     weights, pictures = os.environ.get("ACCEL_FLOWERS_TEST_WEIGHTS"), os.environ.get("ACCEL_FLOWERS_TEST_PHOTOS")
