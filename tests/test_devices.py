@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +23,10 @@ from accel_flowers.distributed.devices import (
     runs_on,
 )
 from accel_flowers.distributed.environment import asks_for_gpu, sign_of_gpu
+from accel_flowers.distributed.launch_words import asked_of
 from accel_flowers.training.loop import _seed_dropout
 from tests.ranks import Ranks
-from tests.runs import without_photos, write_recipe
+from tests.runs import PROJECT, without_photos, write_recipe
 
 LAUNCHED = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "no"}
 """What Accelerate's launchers set in any case."""
@@ -104,6 +108,63 @@ def test_without_a_launcher_the_cpu_is_taken_and_a_gpu_that_is_lost_told(caplog:
     assert line.endswith("Training on the CPU.")
     with pytest.raises(UserError, match="ACCELERATE_USE_CPU=true"):
         check_gpu_is_there({**LAUNCHED, "CUDA_VISIBLE_DEVICES": "3"})
+
+
+# What was said to the launcher
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("accelerate launch -m accel_flowers train", "nothing"),
+        ("accelerate launch --cpu -m accel_flowers train", "cpu"),
+        ("accelerate launch --use-cpu -m accel_flowers", "cpu"),
+        ("accelerate launch --num_processes 2 script.py --cpu", "nothing"),  # that is the script's
+        ("accelerate launch --multi_gpu -m accel_flowers", "gpu"),
+        ("accelerate launch --config_file cpu.yaml -m accel_flowers", "cpu"),
+        ("accelerate launch --config_file=cpu.yaml -m accel_flowers", "cpu"),
+        ("python -m accelerate.commands.launch --config_file gpu.yaml -m accel_flowers --cpu", "gpu"),
+        ("/usr/bin/accelerate-launch --config_file mpi.yaml script.py", "cpu"),
+        ("accelerate launch --config_file none.yaml script.py", None),
+        ("accelerate launch --config_file odd.yaml script.py", None),
+        ("accelerate launch --config_file", "nothing"),
+        ("torchrun --nproc-per-node 2 script.py", None),
+        ("bash", None),
+        ("", None),
+    ],
+)
+def test_what_a_launch_asks_for(words: str, asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cpu.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 2\nuse_cpu: true\n")
+    Path("gpu.yaml").write_text("distributed_type: 'NO'\n")
+    Path("mpi.yaml").write_text("distributed_type: MULTI_CPU\n")
+    Path("odd.yaml").write_text("- {")
+    assert asked_of(words.split(), default="not there") == asked
+    if asked == "nothing":
+        assert asked_of(words.split(), default="cpu.yaml") == "cpu"
+
+
+@pytest.mark.multiprocess
+def test_a_configuration_for_the_cpu_is_one_on_several_processes_too(tmp_path: Path) -> None:
+    """Without a variable, and without GPUs that are hidden."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "distributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\nmain_process_port: 0\nuse_cpu: true\nmixed_precision: 'no'\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\nfrom accel_flowers.distributed.launch import computes_on_cpu, start_processes\n"
+        "processes = start_processes()\nassert computes_on_cpu()\n"
+        "print(processes.num_processes, os.environ['ACCELERATE_USE_CPU'], flush=True)\n"
+        "processes.destroy_process_group()\n"
+    )
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
+    done = subprocess.run(
+        [*launcher, str(script)], capture_output=True, text=True, timeout=120, check=False, cwd=PROJECT,
+        env={**{k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}, "PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2", "true"] * 2
 
 
 # GPUs that are dealt out wrongly, or differ

@@ -22,6 +22,7 @@ from accelerate.utils import check_cuda_p2p_ib_support
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.environment import asks_for_gpu, is_main_process, sign_of_gpu
+from accel_flowers.distributed.launch_words import asked_of, words_of_launcher
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def check_gpu_is_there(environment: Mapping[str, str] | None = None) -> None:
         warnings.simplefilter("ignore")  # torch warns of an old driver in lines of its own; here its words are told
         if torch.accelerator.is_available():
             return
-    asked, sign = asks_for_gpu(environment), sign_of_gpu(environment)
+    asked = asks_for_gpu(environment, asked_of(words_of_launcher()))
+    sign = sign_of_gpu(environment)
     if asked:
         raise UserError(missing_gpu(_why_no_gpu()))
     if sign and is_main_process():
@@ -74,7 +76,7 @@ def missing_gpu(why: str) -> str:
         f"The launch configuration asks for a GPU, and none can be used: {why}.\n"
         "Look at `nvidia-smi` and CUDA_VISIBLE_DEVICES (in Docker: --gpus all). To train on the CPU, add --cpu to\n"
         "accelerate launch, or take the configuration cpu or cpu_2_processes (accel-flowers launch-config);\n"
-        "with a configuration of your own for several processes, set ACCELERATE_USE_CPU=true."
+        "a configuration of your own says use_cpu: true. ACCELERATE_USE_CPU=true does it, too."
     )
 
 

@@ -83,15 +83,24 @@ def _number(word: str) -> int | None:
         return None
 
 
-def asks_for_gpu(environment: Mapping[str, str] | None = None) -> bool:
+def is_launched(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether this process was started by Accelerate's launcher."""
+    given = os.environ if environment is None else environment
+    return {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= given.keys()
+
+
+def asks_for_gpu(environment: Mapping[str, str] | None = None, asked: str | None = None) -> bool:
     """Whether this process was started by Accelerate's launcher, and nothing says that it shall compute on the CPU.
 
-    The launcher of several processes does not pass `use_cpu` on; one that hides all GPUs (`gpu_ids: "-1,-1"`) says as much.
+    One that hides all GPUs (`gpu_ids: "-1,-1"`) says as much.
+
+    Args:
+        environment: the launcher's variables.
+        asked: what else is known of the launch (`launch_words.asked_of`).
     """
     given = os.environ if environment is None else environment
-    launched = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= given.keys()
     on_cpu = given.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes", "on", "y", "t")
-    return launched and not on_cpu and not _hides_gpus(given)
+    return is_launched(given) and not on_cpu and not _hides_gpus(given) and asked not in ("cpu", "nothing")
 
 
 def sign_of_gpu(environment: Mapping[str, str] | None = None, devices: Path = Path("/dev")) -> str | None:

@@ -34,8 +34,16 @@ from accel_flowers.distributed.devices import (
     differences,
     start_device,
 )
-from accel_flowers.distributed.environment import RANKS, launched_place, left_over, names_of_a_launch, num_restarts
+from accel_flowers.distributed.environment import (
+    RANKS,
+    is_launched,
+    launched_place,
+    left_over,
+    names_of_a_launch,
+    num_restarts,
+)
 from accel_flowers.distributed.health import HealthTimes
+from accel_flowers.distributed.launch_words import asked_of, words_of_launcher
 from accel_flowers.distributed.meeting import MEETING_URL, limited_wait
 
 _log = logging.getLogger(__name__)
@@ -125,6 +133,8 @@ def start_processes(*, seconds_to_meet: float = HealthTimes.meet) -> PartialStat
         UserError: the launch is wrong, the GPU that it asks for is not there, or processes would share one.
     """
     check_launch()
+    if is_launched() and asked_of(words_of_launcher()) == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # which the launcher of several processes does not pass on
     if not parse_flag_from_env("ACCELERATE_USE_CPU"):
         check_gpu_is_there()
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
