@@ -206,6 +206,8 @@ class Drill:
     def _disturb(self, run: Launched | Forked, disturb: str, *, starts_in: float) -> str | None:
         """Wait for a random moment and disturb; returns the moment's kind, None if the run was faster."""
         chance, moment = self._chance, self._moment(disturb)
+        if moment in FILES_OF and any(run.run_dir.glob(FILES_OF[moment])):
+            moment = "steps"  # it was written before this start
         if moment == "start":
             time.sleep(chance.uniform(0, starts_in))
         elif moment in FILES_OF:
@@ -229,7 +231,10 @@ class Drill:
         if isinstance(run, Launched) and disturb == "launcher":
             run.signal_launcher(number)
         elif isinstance(run, Launched):
-            run.signal(number, rank=ranks[0] if len(ranks) == 1 else None)
+            alone = ranks[0] if len(ranks) == 1 else None
+            if alone is not None and not run.wait_for_rank(alone, PATIENCE):
+                return None
+            run.signal(number, rank=alone)
         else:
             for rank in ranks:
                 run.signal(rank, number)

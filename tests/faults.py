@@ -157,6 +157,15 @@ class Launched(Watched):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
+    def wait_for_rank(self, rank: int, timeout: float) -> bool:
+        """Until the launcher has started it; False where the run has ended, or nothing came of it."""
+        deadline = time.monotonic() + timeout
+        while rank not in self.pids().values():
+            if self.has_ended() or time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
     def signal_launcher(self, number: signal.Signals) -> None:
         """It tells the ranks, and with each all processes in its session: the loaders' workers, W&B's service."""
         self._process.send_signal(number)
