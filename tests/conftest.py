@@ -24,8 +24,10 @@ from PIL import Image
 from accel_flowers.core import registry
 from accel_flowers.core.console import attach_console
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job that a script starts with &; programs inherit it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# As jobs of a script (&) and of nohup ignore them, and programs inherit it.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 gc.set_threshold(100_000)  # as the program does, which imports its libraries in less time
 

@@ -375,6 +375,7 @@ def test_what_waits_behind_a_write_that_failed_is_not_tried(
         for _ in range(3):
             training.step()
             training.checkpoints.save(training.network, training.optimizer, training.state)
+            until(lambda: len(list(training.root.glob(".step-00000002.part"))) == 1)
         may_write.set()
         with pytest.raises(UserError, match=r"checkpoint of step 2 .* No space left on device\. Step 1 is the last"):
             training.checkpoints.wait()

@@ -298,7 +298,7 @@ def _unmixed(batch_transform: str | Mapping[str, Any]) -> str:
     off = arguments.get("off_epochs") if isinstance(arguments, Mapping) else None
     if not isinstance(off, (int, float)) or not off:
         return ""
-    return f" until the last {f'{off:g} epochs' if off != 1 else 'epoch'}"
+    return " until the last epoch" if off == 1 else f" until the last {number_of(off, 'epoch')}"
 
 
 def verdict(first: str, second: str, paired: Paired, p_value: float) -> tuple[str, str]:
