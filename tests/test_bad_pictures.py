@@ -61,6 +61,7 @@ def of(corpus: dict[str, Verdict], verdict: str, under: str = "") -> set[str]:
     return {name for name, its in corpus.items() if its.verdict == verdict and name.startswith(under)}
 
 
+@pytest.mark.slow
 def test_script_writes_the_same_corpus_each_time(root: Path, corpus: dict[str, Verdict], tmp_path: Path) -> None:
     script = [sys.executable, str(PROJECT / "scripts/bad_pictures.py"), str(tmp_path / "new")]
     done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=60)

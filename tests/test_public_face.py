@@ -188,6 +188,7 @@ main()
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_the_notebook_launcher_runs_it_on_two_processes(
     photos: Path, recipe: Path, result: af.TrainResult, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def test_split_of_real_photos_keeps_copies_together() -> None:
 
 
 @needs_photos
+@pytest.mark.slow
 def test_copies_of_real_photos_are_alike_and_other_photos_are_not() -> None:
     """The limits of near duplicates, on 100 photos: each edit of a photo is found, no two photos are taken for one."""
     files = sorted(Path(PHOTOS or "").glob("*/*.jpg"))

@@ -81,6 +81,7 @@ def test_slow_pictures_are_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.holds("A picture that is not handed over by a disk or network is not waited for without end")
+@pytest.mark.slow
 def test_without_workers_the_command_line_ends(tmp_path: Path) -> None:
     code = f"""
         from pathlib import Path
