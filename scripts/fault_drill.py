@@ -208,6 +208,8 @@ class Drill:
         chance, moment = self._chance, self._moment(disturb)
         if moment in FILES_OF and any(run.run_dir.glob(FILES_OF[moment])):
             moment = "steps"  # it was written before this start
+        if moment == "start" and disturb == "stop":
+            moment = "steps"  # until they have met the others wait for minutes, and say so
         if moment == "start":
             time.sleep(chance.uniform(0, starts_in))
         elif moment in FILES_OF:
