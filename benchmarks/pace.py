@@ -7,8 +7,8 @@
 Two processes over gloo train SqueezeNet on drawn flowers of 32 pixels. The last lines give medians over the rounds, their spread, and
 the ratio this / other of neighbouring runs.
 
-  git worktree add /tmp/before 7fcd61e
-  python benchmarks/pace.py --other /tmp/before --rounds 5
+  git worktree add --detach BEFORE 7fcd61e
+  python benchmarks/pace.py --other BEFORE --rounds 5
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ MOUNTS = r"""
 22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 30 22 0:40 / /users rw,relatime shared:9 - nfs4 server:/users rw
 31 30 8:2 / /users/local\040disk rw - xfs /dev/sdb1 rw
-32 22 0:41 / /tmp rw - tmpfs tmpfs rw
+32 22 0:41 / /ram rw - tmpfs tmpfs rw
 33 22 0:42 / /scratch rw - fuse.sshfs me@host: rw
 34 22 0:43 / /lustre rw - lustre 10.0.0.1@tcp:/fs rw
 35 22 0:44 / /mnt rw - ext4 /dev/sdc rw
@@ -129,7 +129,7 @@ nonsense
         ("/users/me/.cache/not/there/yet", "network"),
         ("/usershelf", "local"),
         ("/users/local disk/cache", "local"),
-        ("/tmp/x", "memory"),
+        ("/ram/x", "memory"),
         ("/scratch/x", "network"),
         ("/lustre", "network"),
         ("/mnt/x", "network"),

@@ -22,7 +22,6 @@ from accelerate.utils import check_cuda_p2p_ib_support
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.environment import asks_for_gpu, is_main_process, sign_of_gpu
-from accel_flowers.distributed.launch_words import asked_of, words_of_launcher
 
 _log = logging.getLogger(__name__)
 
@@ -46,10 +45,14 @@ class Place:
 # A GPU that is not there
 
 
-def check_gpu_is_there(environment: Mapping[str, str] | None = None) -> None:
+def check_gpu_is_there(environment: Mapping[str, str] | None = None, asked: str | None = None) -> None:
     """See that a launch that asks for GPUs has one; to be called before the processes look for each other.
 
     Without a launcher the CPU is taken, as on a laptop; where there seems to be a GPU all the same, that is told.
+
+    Args:
+        environment: the launcher's variables.
+        asked: what else is known of the launch (`launch_words.asked_of`).
 
     Raises:
         UserError: there is none; with torch's words for why.
@@ -58,9 +61,8 @@ def check_gpu_is_there(environment: Mapping[str, str] | None = None) -> None:
         warnings.simplefilter("ignore")  # torch warns of an old driver in lines of its own; here its words are told
         if torch.accelerator.is_available():
             return
-    asked = asks_for_gpu(environment, asked_of(words_of_launcher()))
     sign = sign_of_gpu(environment)
-    if asked:
+    if asks_for_gpu(environment, asked):
         raise UserError(missing_gpu(_why_no_gpu()))
     if sign and is_main_process():
         _log.warning(f"no GPU is used, though {sign}: {_why_no_gpu()}. Training on the CPU.")

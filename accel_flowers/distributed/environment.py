@@ -84,7 +84,7 @@ def _number(word: str) -> int | None:
 
 
 def is_launched(environment: Mapping[str, str] | None = None) -> bool:
-    """Whether this process was started by Accelerate's launcher."""
+    """Whether this process was started by Accelerate's launcher; the precision alone may be somebody's own setting."""
     given = os.environ if environment is None else environment
     return {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= given.keys()
 

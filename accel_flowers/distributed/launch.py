@@ -133,10 +133,11 @@ def start_processes(*, seconds_to_meet: float = HealthTimes.meet) -> PartialStat
         UserError: the launch is wrong, the GPU that it asks for is not there, or processes would share one.
     """
     check_launch()
-    if is_launched() and asked_of(words_of_launcher()) == "cpu":
+    asked = asked_of(words_of_launcher()) if is_launched() else None
+    if asked == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"  # which the launcher of several processes does not pass on
     if not parse_flag_from_env("ACCELERATE_USE_CPU"):
-        check_gpu_is_there()
+        check_gpu_is_there(asked=asked)
     AcceleratorState._reset_state()  # a run before this one in the same process may have had another precision
     on_cpu, counted = computes_on_cpu(), "LOCAL_WORLD_SIZE" in os.environ
     trouble = "" if on_cpu else start_device()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from accel_flowers.distributed.environment import is_main_process
+from accel_flowers.distributed.environment import is_launched, is_main_process
 
 _log = logging.getLogger(__name__)
 
@@ -28,9 +28,7 @@ class Launcher:
     """The process that started this one, where it is a launcher; to be made while it is still there."""
 
     def __init__(self) -> None:
-        # The precision alone may be somebody's own setting.
-        by_accelerate = {"ACCELERATE_MIXED_PRECISION", "ACCELERATE_DYNAMO_BACKEND"} <= os.environ.keys()
-        started = by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ
+        started = is_launched() or "TORCHELASTIC_RUN_ID" in os.environ
         self._process = os.getppid() if started else None
 
     def is_gone(self) -> bool:
