@@ -124,3 +124,12 @@ def _path_of_this_process() -> Iterator[None]:
     os.environ.pop("PYTHONSAFEPATH", None)
     if safe is not None:
         os.environ["PYTHONSAFEPATH"] = safe
+
+
+@pytest.fixture
+def every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings wait for each checkpoint: a slow disk leaves none out."""
+    from accel_flowers.training.snapshot_writer import SnapshotWriter
+    from tests.every_checkpoint import submit_and_wait
+
+    monkeypatch.setattr(SnapshotWriter, "submit", submit_and_wait)

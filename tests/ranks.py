@@ -118,9 +118,16 @@ class Ranks:
         return "\n".join(map(self.said, range(len(self.pids))))
 
 
-def finish(directory: Path, words: Sequence[str | Path], *, processes: int = 1, timeout: float = 120) -> str:
+def finish(
+    directory: Path,
+    words: Sequence[str | Path],
+    *,
+    processes: int = 1,
+    timeout: float = 120,
+    entry: str = PROGRAM_ENTRY,
+) -> str:
     """Run the program to its end; returns what it said."""
-    with Ranks(directory, *[words] * processes) as ranks:
+    with Ranks(directory, *[words] * processes, entry=entry) as ranks:
         codes = ranks.codes(timeout)
         assert codes == [0] * processes, ranks.output()
         return ranks.output()

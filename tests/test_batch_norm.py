@@ -36,7 +36,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
         train={"epochs": 2},
     )
     words = ["train", recipe, "--import", PROJECT / "examples/my_parts.py", "--data.path", photos]
-    finish(folder, [*words, "--run-dir", folder / "run"], processes=2)
+    finish(folder, [*words, "--run-dir", folder / "run"], processes=2, entry="tests.every_checkpoint:main")
     return folder / "run/checkpoints"
 
 

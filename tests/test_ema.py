@@ -61,6 +61,7 @@ def test_what_does_not_move_stays_bit_for_bit() -> None:
     assert torch.equal(ema.network.weight, network.weight)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("every_checkpoint")
 def test_in_a_run_every_step_is_taken_in(tmp_path: Path) -> None:
     """By the definition, from one checkpoint to the next; a checkpoint comes after each step."""
     photos = make_folder(tmp_path / "photos", per_class=12)

@@ -195,6 +195,7 @@ def test_a_run_ends_with_its_best_epoch(photos: Path, tmp_path: Path) -> None:
     assert again.loss == result.scores["test"].loss, "the test part was scored with these weights"
 
 
+@pytest.mark.usefixtures("every_checkpoint")
 def test_gradients_are_clipped_once_a_step(photos: Path, tmp_path: Path) -> None:
     """Two micro-batches a step: it is the norm of the whole step's gradient that is held down."""
     lr, norm = 0.5, 1e-3

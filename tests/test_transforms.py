@@ -434,7 +434,7 @@ def own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     register("transform", "my/array")(lambda: np.asarray)
     register("transform", "my/float")(lambda: lambda image: v2.functional.pil_to_tensor(image).float())
     register("transform", "my/chance")(
-        lambda: lambda image: image.rotate(90 * int(np.random.default_rng().integers(4)))
+        lambda: lambda image: image.rotate(180 * int(np.random.default_rng().integers(2)))
     )
     register("transform", "my/number")(lambda: 3)
 
