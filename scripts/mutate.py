@@ -208,8 +208,8 @@ MUTATIONS = (
     Mutation(
         "best-one-not-checked",
         "training/checkpoint_folders.py",
-        "                damage = self._damage(state.best_step)",
-        "                pass",
+        "found := self._damage(each)",
+        "found := None",
         ("test_checkpoint.py::test_a_damaged_best_one_spoils_those_that_rely_on_it",),
     ),
     Mutation(
@@ -264,8 +264,8 @@ MUTATIONS = (
     ),
     Mutation(
         "weights-of-the-last-epoch",
-        "training/epoch.py",
-        "    session.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)\n",
+        "training/choose.py",
+        "    session.checkpoints.load_weights(network, state.best_step, _file_of(session))\n",
         "",
         ("test_train.py::test_a_run_ends_with_its_best_epoch",),
     ),

@@ -21,11 +21,12 @@ def fault_recipe(path: Path) -> Path:
     """Batch norm, dropout, accumulation, a moving rate and average, checkpoints inside epochs and between log lines."""
     return write_recipe(
         path,
-        model={"name": "shufflenet_v2_x0_5", "dropout": 0.3},
+        model={"name": "shufflenet_v2_x0_5", "dropout": 0.3, "tta": "auto"},
         optim={"name": "adamw", "lr": 1e-3},
         schedule={"name": "cosine"},
         train={"epochs": 5, "micro_batch_size": 2, "log_every_steps": 3},
         ema={"decay": 0.9},
+        soup={"epochs": 3},
         checkpoint={"every_steps": 2},
     )
 
@@ -34,9 +35,10 @@ def recipe_without_batch_norm(path: Path) -> Path:
     """The same arithmetic on any number of processes: dropout, accumulation, momentum, no batch norm."""
     return write_recipe(
         path,
-        model={"dropout": 0.3},
+        model={"dropout": 0.3, "tta": "mirror"},
         train={"epochs": 5, "global_batch_size": 8, "micro_batch_size": 2, "log_every_steps": 3},
         ema={"decay": 0.9},
+        soup={"epochs": 2},
         checkpoint={"every_steps": 2},
     )
 

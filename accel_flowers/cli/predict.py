@@ -35,7 +35,7 @@ class _PredictWords:
     html: Path | None = None
     """Also write a page with the images and what they were taken for; it stands alone."""
     tta: bool = False
-    """Average the probabilities of each image and its mirror image; takes twice the time."""
+    """Average the scores of each image and its mirror image, also where the model was not scored so (`model.tta`); takes twice the time."""
     batch_size: int | None = None
     """Images in one forward pass; None = what the model was scored with."""
     num_workers: int | None = None

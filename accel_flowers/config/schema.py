@@ -30,6 +30,10 @@ from accel_flowers.config.field_types import (
 )
 from accel_flowers.core import registry
 
+Tta = Literal["none", "mirror", "mirror_zoom"]
+"""Views of an image whose scores are averaged: it alone; it and its mirror image (left and right exchanged); these, and the
+middle of both, enlarged."""
+
 
 class Section(BaseModel):
     """What all sections share: unknown keys are errors, values cannot change after reading."""
@@ -134,6 +138,9 @@ class ModelConfig(Section):
     ] = "none"
     """What keeps its weights: none, backbone (everything but the new last layer), or a number: so many first stages."""
 
+    tta: Literal[Tta, "auto"] = "none"
+    """Test-time augmentation, views of a picture whose scores are averaged: none; mirror (it and its mirror image; takes twice the time), mirror_zoom (these, and the middle of both enlarged; four times), or auto: whichever has the lowest validation loss. It is settled when the run ends, kept in the model, and used by evaluate and predict; epochs are scored without it."""
+
 
 class LossConfig(Section):
     task: Annotated[str, known("task", "classification")] = "classification"
@@ -230,6 +237,11 @@ class EmaConfig(Section):
     """Share of a moving average of the weights that a step keeps, for example 0.999; None = no average. It warms up as (1 + step) / (10 + step). With it, averaged weights are scored beside the raw ones (val_ema/...), name the best epoch and are what model/ holds."""
 
 
+class SoupConfig(Section):
+    epochs: int | None = Field(default=None, ge=2)
+    """At the end of the run, average the weights (where there is a moving average, those) of the best so many epochs: the best one, and of the others, best first, each with which validation does not get worse; None = the best epoch alone."""
+
+
 class CheckpointConfig(Section):
     every_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps between two checkpoints inside an epoch; None = at the end of each epoch only."""
@@ -308,6 +320,8 @@ class Config(Section):
     """Length, batches, seed, choice of the best."""
     ema: EmaConfig = EmaConfig()
     """Moving average of the weights."""
+    soup: SoupConfig = SoupConfig()
+    """Mean of several epochs' weights."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved, and what is kept."""
     debug: DebugConfig = DebugConfig()

@@ -114,7 +114,7 @@ def evaluate(
         # The same arithmetic as in training.
         with fast_arithmetic(accelerator.device), together.preemption(accelerator, CheckpointConfig()) as preemption:
             predictions = predict_loader(
-                saved.network,
+                saved.classifier.views,
                 accelerator.prepare(loader),
                 lambda batch: saved.normalizer(batch["pixels"]),
                 accelerator,

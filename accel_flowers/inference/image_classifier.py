@@ -115,7 +115,8 @@ class ImageClassifier:
                 [N, H, W, 3], tensors uint8 [3, H, W] or [N, 3, H, W].
             top_k: classes to tell of each, at most as many as the model has.
             batch_size: images in one forward pass; None = what the model was scored with.
-            tta: average the probabilities of each image and its mirror image (left and right exchanged).
+            tta: average the scores of each image and its mirror image (left and right exchanged), also where the model was scored
+                without; a model that was scored with more views is asked with these anyway.
 
         Returns:
             An answer for each image, in their order.
@@ -178,8 +179,11 @@ class ImageClassifier:
     @torch.inference_mode()
     def _probabilities(self, pixels: Tensor, tta: bool) -> Tensor:
         """uint8 [B, 3, H, W] → float32 [B, C]."""
-        views = [pixels, pixels.flip(-1)] if tta else [pixels]
-        return torch.stack([self._classifier(view) for view in views]).mean(dim=0)
+        classifier = self._classifier
+        if tta and self.spec.tta == "none":
+            classifier = self._saved.with_views("mirror")
+        probabilities: Tensor = classifier(pixels)
+        return probabilities
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> ImageClassifier:

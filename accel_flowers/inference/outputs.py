@@ -14,6 +14,7 @@ from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import check_writable, replace_file, writing
 
 if TYPE_CHECKING:
+    from accel_flowers.config.schema import Tta
     from accel_flowers.inference.image_classifier import Prediction
     from accel_flowers.models.saved import ModelSpec
 
@@ -205,9 +206,17 @@ def _as_text(cell: Any) -> Any:
     return cell.encode("utf-8", "backslashreplace").decode() if isinstance(cell, str) else cell
 
 
+_VIEWS: dict[Tta, str] = {
+    "none": "each picture",
+    "mirror": "each picture and its mirror image",
+    "mirror_zoom": "each picture, its mirror image and the enlarged middle of both",
+}
+
+
 def describe_probabilities(spec: ModelSpec, *, tta: bool) -> str:
     """A sentence on what the probabilities are."""
     told = "not calibrated (the model has no temperature)"
     if spec.temperature is not None:
         told = f"calibrated with the temperature {spec.temperature:.3g} that was fitted on validation"
-    return f"probabilities are {told}" + ("; mean over each picture and its mirror image" if tta else "")
+    views = "mirror" if tta and spec.tta == "none" else spec.tta
+    return f"probabilities are {told}" + (f"; mean over {_VIEWS[views]}" if views != "none" else "")

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from accel_flowers.config.schema import Tta
 from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.views import MeanOfViews
 
 
 class Classifier(nn.Module):
@@ -20,26 +22,38 @@ class Classifier(nn.Module):
         network: normalised float images [B, 3, H, W] → scores [B, C].
         mean, std: of each channel, pixels scaled to 0..1.
         temperature: what calibrated probabilities divide the scores by; None = 1.
+        tta: the views of an image whose scores are averaged.
     """
 
     temperature: Tensor
     """float32 []"""
 
     def __init__(
-        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], *, temperature: float | None = None
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        temperature: float | None = None,
+        tta: Tta = "none",
     ) -> None:
         super().__init__()
         channels_last = wants_channels_last(network)
         if channels_last:
             network.to(memory_format=torch.channels_last)
-        self.network = network
+        self.views = MeanOfViews(network, tta)
         self.normalizer = Normalizer(mean, std, channels_last=channels_last)
         self.register_buffer("temperature", torch.tensor(temperature or 1.0), persistent=False)
 
+    @property
+    def network(self) -> nn.Module:
+        """The plain network."""
+        return self.views.network
+
     def logits(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] → the network's scores, not calibrated, float32 [B, C]."""
-        scores: Tensor = self.network(self.normalizer(pixels))
-        return scores.float()
+        """uint8 [B, 3, H, W] → the mean of the network's scores over the views, not calibrated, float32 [B, C]."""
+        scores: Tensor = self.views(self.normalizer(pixels))
+        return scores
 
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] → probabilities, float32 [B, C]."""

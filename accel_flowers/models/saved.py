@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from accel_flowers import __version__
 from accel_flowers.config.field_types import StandardDeviation, TransformSpec, transform_parts
+from accel_flowers.config.schema import Tta
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_folder, write_text_durably, writing
@@ -63,6 +64,8 @@ class ModelSpec(BaseModel):
     """Images in one forward pass when the scores were made."""
     temperature: float | None = Field(default=None, gt=0)
     """Fitted on validation: softmax(log p / T) are calibrated probabilities; None where none was fitted."""
+    tta: Tta = "none"
+    """The views of an image whose scores are averaged, in the scores and in whatever is predicted."""
     scores: dict[str, Any] = Field(default_factory=dict)
     """Part → its scores, with the epoch and step of the weights; for people, nothing reads them back."""
     accel_flowers: str = __version__
@@ -97,6 +100,12 @@ class SavedModel:
     def network(self) -> nn.Module:
         """The plain network, in evaluation mode."""
         return self.classifier.network
+
+    def with_views(self, tta: Tta) -> Classifier:
+        """The same network, with other views of an image."""
+        spec = self.spec
+        classifier = Classifier(self.network, spec.mean, spec.std, temperature=spec.temperature, tta=tta)
+        return classifier.to(next(self.network.parameters()).device).eval()
 
     @property
     def normalizer(self) -> Normalizer:
@@ -174,7 +183,7 @@ def load_model(directory: Path) -> SavedModel:
             _build(directory, spec, state)
     backbone, network = _build(directory, spec, state)
     transform, _ = build_transform(spec.transforms, field=f"{directory / SPEC_FILE}: transforms")
-    classifier = Classifier(network, spec.mean, spec.std, temperature=spec.temperature)
+    classifier = Classifier(network, spec.mean, spec.std, temperature=spec.temperature, tta=spec.tta)
     return SavedModel(spec, classifier.eval(), transform, backbone)
 
 

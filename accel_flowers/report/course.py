@@ -80,6 +80,7 @@ def find_course(run: RunRecord, main: PartFindings | None) -> Training:
                 ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
                 finished=run.predictions is not None,
                 best=best.get("epoch"),
+                mean_of=best.get("mean_of_epochs", ()),
                 train_loss=train.values[-1] if train.values else None,
                 val_losses=kept.values,
                 best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,

@@ -26,6 +26,7 @@ class Length:
         best_place: which of them is the best epoch's; None where that is not known.
         num_classes: of the run; a guess has the loss log(num_classes).
         num_val: images of validation.
+        mean_of: epochs whose weights were averaged, where they were several.
         learnt: whether these are the ones that trained the network (debug.overfit_batches).
         beats_baseline: whether the model is surely better than always saying one class.
     """
@@ -39,6 +40,7 @@ class Length:
     best_place: int | None
     num_classes: int
     num_val: int
+    mean_of: Sequence[int] = ()
     learnt: bool = False
     beats_baseline: bool = True
 
@@ -53,6 +55,11 @@ def course_of_training(length: Length) -> str:
         of = f"{length.ran}, where early stopping ended it ({length.planned} were planned)" if stopped else length.ran
         where = "On the pictures that trained it the network" if length.learnt else "Validation"
         sentences.append(f"{where} was best after epoch {length.best} of {of}.")
+        if length.mean_of:
+            named = ", ".join(map(str, length.mean_of[:-1]))
+            sentences.append(
+                f"The weights that were kept are the mean of those after epochs {named} and {length.mean_of[-1]}."
+            )
     if length.learnt:
         return " ".join(
             sentences

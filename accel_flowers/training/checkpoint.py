@@ -100,7 +100,8 @@ class Checkpoints:
                 if on_saved:
                     on_saved(weights[AVERAGED if averaged else WEIGHTS])
 
-            self._writer.submit(write, is_best=at.best_step == at.step)
+            needed = {epoch.step for epoch in at.ranked}
+            self._writer.submit(write, is_best=at.best_step == at.step, step=at.step, needed=needed)
 
     def wait(self) -> None:
         """Until the checkpoint that was begun last is on the disk; collective.
@@ -134,7 +135,7 @@ class Checkpoints:
         return self._folders.directory(step) / name
 
     def load_weights(self, network: nn.Module, step: int, name: str = WEIGHTS) -> None:
-        """Put a checkpoint's weights into an unwrapped network; collective.
+        """Put a checkpoint's weights into an unwrapped network; collective. See `put_weights`.
 
         Args:
             network: on any device.
@@ -144,12 +145,12 @@ class Checkpoints:
         Raises:
             UserError: the file is missing, damaged, or of another network; what was begun cannot be written.
         """
+        put_weights(network, self.read_weights(step, name), source=str(self.weights_of(step, name)))
+
+    def read_weights(self, step: int, name: str = WEIGHTS) -> dict[str, Tensor]:
+        """A checkpoint's weights, whole, on the CPU; collective. Arguments and errors are those of `load_weights`."""
         self.wait()
-        path = self.weights_of(step, name)
-        if is_sharded(network):
-            load_whole_state(network, read_state(path))
-        else:
-            load_state(network, read_state(path), source=str(path))
+        return read_state(self.weights_of(step, name))
 
     def load(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, averaged: nn.Module | None = None
@@ -178,6 +179,18 @@ class Checkpoints:
             ) from None
         if self._accelerator.scaler is not None and saved["scaler"] is not None:
             self._accelerator.scaler.load_state_dict(saved["scaler"])
+
+
+def put_weights(network: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
+    """Put whole weights into an unwrapped network on any device; collective where it is sharded.
+
+    Raises:
+        UserError: they are of another network; the message names `source`.
+    """
+    if is_sharded(network):
+        load_whole_state(network, weights)
+    else:
+        load_state(network, weights, source=source)
 
 
 def _fill(folder: Path, tensors: dict[str, dict[str, Tensor]], trainers: dict[str, Any]) -> None:

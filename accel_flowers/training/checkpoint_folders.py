@@ -101,6 +101,7 @@ class CheckpointFolders:
         states = {step: state for step in steps if (state := self._read_state(step))}
         kept = set(steps[-self._config.keep_last :])
         kept |= {states[step].best_step for step in kept if step in states}
+        kept |= {epoch.step for step in kept if step in states for epoch in states[step].ranked}
         bests = sorted({state.best_step for state in states.values() if state.best_step})
         kept |= set(bests[-self._config.keep_best :])
         for step in set(present) - kept:
@@ -128,8 +129,9 @@ class CheckpointFolders:
         for step in reversed(self._steps()):
             damage = self._damage(step)
             state = self._read_state(step)
-            if damage is None and state is not None and state.best_step not in (0, step):
-                damage = self._damage(state.best_step)  # the weights that the run would end with
+            if damage is None and state is not None:
+                ends_with = {state.best_step, *(epoch.step for epoch in state.ranked)} - {0, step}
+                damage = next((found for each in sorted(ends_with) if (found := self._damage(each))), None)
             if damage is None and state is not None:
                 self._link(state)
                 return state, passed_over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,10 +18,12 @@ from accel_flowers.metrics.classification import Predictions, Scores, headline, 
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
+from accel_flowers.models.views import MeanOfViews
 from accel_flowers.tracking.run_dir import METRICS_FILE, MODEL_DIR, read_metrics
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.trackers import prefixed, show, show_model, shows_more, write_summary
 from accel_flowers.training.checkpoint import AVERAGED, weights_to_save
+from accel_flowers.training.choose import choose
 from accel_flowers.training.debugging import describe_overfitting
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.run import Session
@@ -68,7 +71,11 @@ def end_epoch(session: Session) -> str:
         raise
     kept = scored_parts.get("val_ema", scored_parts["val"])
     is_best = state.update_best(
-        kept.scores[metric], loss=kept.scores["loss"], epoch=epoch, lower_is_better=lower_is_better(metric)
+        kept.scores[metric],
+        loss=kept.scores["loss"],
+        epoch=epoch,
+        lower_is_better=lower_is_better(metric),
+        keep_ranked=run.config.soup.epochs or 0,
     )
     values: dict[str, float] = {"epoch": run.plan.epoch_at(state.step)}
     for name, scored in scored_parts.items():
@@ -95,10 +102,10 @@ def finish(session: Session) -> dict[str, Scores]:
     run, progress = session.run, session.progress
     state, network = run.state, run.eval_network
     last = session.checkpoints.weights_of(state.step, AVERAGED if run.ema else WEIGHTS)
-    session.checkpoints.load_weights(network, state.best_step, AVERAGED if run.ema else WEIGHTS)
-    scored_parts: dict[str, Scored] = {
-        part: _score(session, part, network) for part in ("val", "test") if part in run.loaders
-    }
+    choice = choose(session, network, partial(_score, session, "val"))
+    scored_parts = {"val": choice.val}
+    if "test" in run.loaders:
+        scored_parts["test"] = _score(session, "test", MeanOfViews(network, choice.tta))
     results: dict[str, Any] = {part: scored.scores for part, scored in scored_parts.items()}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
@@ -107,9 +114,10 @@ def finish(session: Session) -> dict[str, Scores]:
         summary |= prefixed("test", headline(results["test"]))
         run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
     temperature = broadcast_from_main(run.accelerator, lambda: _keep_predictions(session, scored_parts))
+    ends_with = {"tta": choice.tta, "temperature": temperature}
     weights = weights_to_save(network, run.accelerator)
     # Anew: a run killed after its best checkpoint may not have come to it.
-    broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, temperature)(weights))
+    broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, choice.epochs, **ends_with)(weights))
     if "test" in scored_parts:
         show(run.accelerator, scored_parts["test"], step=state.step, epoch=run.plan.epoch_at(state.step))
     write_summary(run.accelerator, summary)
@@ -121,6 +129,8 @@ def finish(session: Session) -> dict[str, Scores]:
     if run.config.debug.overfit_batches:
         count = 1  # of what was learnt no choice is biased
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
+    for line in choice.told:
+        progress.line(line)
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
         progress.line(
@@ -171,11 +181,12 @@ def _as_text(scores: dict[str, Any]) -> str:
 
 
 def _model_writer(
-    session: Session, results: dict[str, Any], temperature: float | None = None
+    session: Session, results: dict[str, Any], epochs: tuple[int, ...] = (), **ends_with: Any
 ) -> Callable[[dict[str, Tensor]], None]:
-    """Weights → `model/`, with these scores."""
+    """Weights → `model/`, with these scores, of these epochs where they are several, and with more fields of its spec."""
     run = session.run
-    where = {"epoch": run.state.best_epoch, "step": run.state.best_step}
+    where: dict[str, Any] = {"epoch": run.state.best_epoch, "step": run.state.best_step}
+    where |= {"mean_of_epochs": list(epochs)} if len(epochs) > 1 else {}
     described = {part: {**scores, **where} for part, scores in results.items()}
-    spec = run.spec.model_copy(update={"scores": described, "temperature": temperature})
+    spec = run.spec.model_copy(update={"scores": described, **ends_with})
     return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec, seen=run.seen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 class _Waiting:
     write: Callable[[], None]
     is_best: bool
+    step: int
 
 
 class SnapshotWriter:
     """A thread that writes; whoever hands something over never waits for the disk.
 
-    While one thing is written, others wait: the newest, and the bests that are to be kept. What is neither any more is
+    While one thing is written, others wait: the newest, the bests that are to be kept, and what the newest needs. What is neither any more is
     dropped unwritten, so a slow disk makes what is written rarer and holds nobody up. The rest is written in the order in
     which it came: so what relies on a best one is never there without it.
 
@@ -33,17 +34,21 @@ class SnapshotWriter:
         self._last: Future[None] | None = None
         self._failure: BaseException | None = None
 
-    def submit(self, write: Callable[[], None], *, is_best: bool) -> None:
+    def submit(self, write: Callable[[], None], *, is_best: bool, step: int = 0, needed: Collection[int] = ()) -> None:
         """Hand over what is to be written.
 
         Args:
             write: does it, in the thread; what it needs is its own, and is held until then.
             is_best: whether it is the best so far.
+            step: of the training.
+            needed: steps of those before it that are to be written whatever comes.
         """
         with self._lock:
-            ranked = [*self._waiting, _Waiting(write, is_best)]
-            bests = [each for each in ranked if each.is_best][-self._keep_best :]
-            self._waiting = [each for each in ranked if each in bests or each is ranked[-1]]
+            all_of_them = [*self._waiting, _Waiting(write, is_best, step)]
+            bests = [each for each in all_of_them if each.is_best][-self._keep_best :]
+            self._waiting = [
+                each for each in all_of_them if each in bests or each.step in needed or each is all_of_them[-1]
+            ]
         self._last = self._thread.submit(self._write_one)
 
     def _write_one(self) -> None:

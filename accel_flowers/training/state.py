@@ -14,6 +14,20 @@ def _formerly(name: str, now: str) -> Any:
 
 
 @dataclass
+class ScoredEpoch:
+    """An evaluation whose weights are kept."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Optimizer steps done by then."""
+    value: float
+    """Of the metric that names the best epoch."""
+    loss: float
+    """Mean cross-entropy of the same images."""
+
+
+@dataclass
 class TrainState:
     """Where a run stands."""
 
@@ -27,6 +41,8 @@ class TrainState:
     """Epoch (from 1) of the best value."""
     best_step: int = 0
     """Optimizer step of the best value."""
+    ranked: list[ScoredEpoch] = field(default_factory=list)
+    """The best epochs of the run, best first, as many as may be averaged at its end; none where that is off."""
     epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
     """Epochs since the best one; more than evaluations where a step is longer than an epoch."""
     epochs_scored: int = 0
@@ -51,7 +67,9 @@ class TrainState:
         """What rollbacks left of the learning rate."""
         return 0.5**self.rollbacks
 
-    def update_best(self, value: float, *, loss: float, epoch: int, lower_is_better: bool) -> bool:
+    def update_best(
+        self, value: float, *, loss: float, epoch: int, lower_is_better: bool, keep_ranked: int = 0
+    ) -> bool:
         """Take in an evaluation. Of equal values that with the lower loss is the better: few images have few accuracies.
 
         Args:
@@ -59,6 +77,7 @@ class TrainState:
             loss: mean cross-entropy of the same images; of equal ones the first stays the best.
             epoch: from 1.
             lower_is_better: of the metric.
+            keep_ranked: how many epochs `ranked` holds at most.
 
         Returns:
             Whether it is the best so far.
@@ -69,6 +88,10 @@ class TrainState:
             is_best = loss < self.best_loss
         if is_best:
             self.best_value, self.best_loss, self.best_epoch, self.best_step = value, loss, epoch, self.step
+        if keep_ranked:
+            found = [*self.ranked, ScoredEpoch(epoch, self.step, value, loss)]
+            found.sort(key=lambda each: (each.value if lower_is_better else -each.value, each.loss, each.step))
+            self.ranked = found[:keep_ranked]
         self.epochs_since_improvement = epoch - self.best_epoch
         if self.evaluations is not None or not self.epochs_scored:
             self.evaluations = (self.evaluations or 0) + 1
