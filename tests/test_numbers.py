@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from accel_flowers.cli.main import main
 from accel_flowers.config.schema import OptimConfig
 from accel_flowers.core.errors import OutOfMemory, UserError
 from accel_flowers.core.out_of_memory import oom_as_user_error
@@ -30,6 +31,7 @@ from accel_flowers.data.split import load_split
 from accel_flowers.distributed import launch as processes
 from accel_flowers.distributed import session
 from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.views import MeanOfViews
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.training import memory
 from accel_flowers.training.checkpoint import Checkpoints
@@ -293,6 +295,37 @@ def test_short_memory_of_the_machine_blames_no_micro_batch() -> None:
     with pytest.raises(OutOfMemory, match=r"--data\.num-workers 0.*--resume auto") as found, oom_as_user_error():
         raise MemoryError("Unable to allocate 30.0 GiB for an array")
     assert "micro-batch" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["evaluate", "MODEL", "--data", "PHOTOS"], "in batches of 8: leave more memory free."),
+        (["predict", "MODEL", "PHOTOS"], "or ask for smaller batches: --batch-size 1."),
+    ],
+)
+def test_short_memory_after_training_is_told_by_what_can_be_done(
+    words: list[str],
+    told: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(tiny_config(photos, tmp_path / "run", train={"epochs": 1, "eval_batch_size": 8}))
+
+    def forward(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(MeanOfViews, "forward", forward)
+    places = {"MODEL": str(tmp_path / "run/model"), "PHOTOS": str(photos)}
+    with pytest.raises(SystemExit) as ended:
+        main([places.get(word, word) for word in words])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "Out of memory: CUDA out of memory. Tried to allocate 2 GiB. " in error
+    assert told in error
+    assert "--resume" not in error
 
 
 @pytest.mark.parametrize("last_works", [1, 2, 3])

@@ -27,6 +27,7 @@ from accel_flowers.metrics.classification import Predictions
 from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import load_model, load_spec
 from accel_flowers.models.weights import read_weights
+from accel_flowers.report.draw import draw_report
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.tracking.tracker import Tracker
 from accel_flowers.training.train import train
@@ -352,6 +353,8 @@ def test_few_images_and_few_epochs_are_trained_on(
     assert "schedule.warmup_epochs 3 is no shorter than the run (train.epochs 1): 0.2 is taken" in caplog.text
     assert len(metrics(tmp_path / "run", "train/loss")) == 2
     train(config)
+    page = draw_report(tmp_path / "run").read_text()
+    assert "16, for train.global_batch_size 64 is more than there are" in page
 
 
 def test_transforms_and_network_must_fit(photos: Path, tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from accel_flowers.cli.common import parse_words
 from accel_flowers.cli.launch_config import launch_configs
 from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError
@@ -32,7 +31,7 @@ class _SelfcheckWords:
 
 
 def selfcheck_command(words: Sequence[str]) -> int:
-    asked = tyro.cli(_SelfcheckWords, args=words, prog="accel-flowers selfcheck")
+    asked = parse_words(_SelfcheckWords, words, "selfcheck")
     if not 0 < asked.minutes <= _MOST_MINUTES:
         raise UserError(f"--minutes {asked.minutes:g} is not allowed: more than 0 and at most {_MOST_MINUTES} are.")
     from accel_flowers.selfcheck.command import selfcheck

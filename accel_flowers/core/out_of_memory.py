@@ -37,11 +37,14 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def oom_as_user_error(advice: str = _WHILE_TRAINING) -> Iterator[None]:
-    """Turn a lack of memory in the middle of a run into a message.
+def oom_as_user_error(
+    advice: str = _WHILE_TRAINING, *, of_workers: str = "(--data.num-workers 0), and go on with --resume auto"
+) -> Iterator[None]:
+    """Turn a lack of memory in the middle of the work into a message.
 
     Args:
         advice: what to do where it is a device's memory.
+        of_workers: where it is the machine's, how to have fewer workers, and what else.
 
     Raises:
         OutOfMemory: what to change.
@@ -54,6 +57,6 @@ def oom_as_user_error(advice: str = _WHILE_TRAINING) -> Iterator[None]:
         if isinstance(error, MemoryError):  # the machine's, which pictures, workers and scores take, no forward pass
             raise OutOfMemory(
                 f"Out of this machine's memory: {first_line(error)}. Leave more of it free, or give it to fewer workers "
-                "(--data.num-workers 0), and go on with --resume auto."
+                f"{of_workers}."
             ) from None
         raise OutOfMemory(f"Out of memory: {first_line(error)}. {advice}") from None

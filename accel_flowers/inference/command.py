@@ -9,6 +9,7 @@ from pathlib import Path
 
 from accel_flowers.core.console import counted
 from accel_flowers.core.errors import printable
+from accel_flowers.core.out_of_memory import oom_as_user_error
 from accel_flowers.core.plural import number_of
 from accel_flowers.inference.gallery import Gallery
 from accel_flowers.inference.outputs import Format, RowOutput, choose_format, describe_probabilities
@@ -52,7 +53,10 @@ def predict_to_outputs(
     about = describe_probabilities(spec, tta=tta)
     width = max(len(printable(str(file))) for file in files)
     num_bad = 0
-    with RowOutput(out, how, calibrated=spec.temperature is not None, width=width) as output:
+    lacks_memory = oom_as_user_error(
+        "Leave more memory free, or ask for smaller batches: --batch-size 1.", of_workers="(--num-workers 1)"
+    )
+    with lacks_memory, RowOutput(out, how, calibrated=spec.temperature is not None, width=width) as output:
         rows = predict_files(model_dir, files, top_k=top_k, tta=tta, batch_size=batch_size, num_workers=num_workers)
         # On a terminal the rows themselves show how far it is; a bar would stand between them.
         for row in counted(rows, len(files), unit="picture", bar=out is not None or not sys.stdout.isatty()):

@@ -15,6 +15,7 @@ from accel_flowers.config.schema import CheckpointConfig
 from accel_flowers.core.backends import fast_arithmetic, fast_precision
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.order import natural_key
+from accel_flowers.core.out_of_memory import oom_as_user_error
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import ImageDataset
@@ -72,12 +73,17 @@ def evaluate(
         UserError: a mistake in the model folder, the images or the launch.
         Interrupted: a signal.
         RankLost: another process failed, fell silent or is gone.
+        OutOfMemory: of the device or of the machine.
     """
     model_dir, source = model_folder(Path(model_dir)), os.fspath(data)
     split_file = Path(split_file) if split_file is not None else None
     spec = load_spec(model_dir)
     facts = {**versions(), "model": spec.model_dump(mode="json", exclude={"scores"})}
-    with process_session(facts, owns_process=owns_process) as together, workers_as_user_error():
+    lacks_memory = oom_as_user_error(
+        f"The model is scored as its own scores were made, in batches of {spec.eval_batch_size}: leave more memory free.",
+        of_workers="(--num-workers 0)",
+    )
+    with process_session(facts, owns_process=owns_process) as together, lacks_memory, workers_as_user_error():
         precision = _available_precision(spec.precision, together.processes.device)
         accelerator = together.build_accelerator(mixed_precision=precision)
         if precision != spec.precision:

@@ -217,6 +217,9 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
         "device": str(accelerator.device),
         **({PARTS_KEY: parts} if parts else {}),
     }
+    asked, taken = run.config.train.global_batch_size, run.plan.global_batch_size
+    if taken != asked:
+        environment["pictures_in_a_step"] = f"{taken}, for train.global_batch_size {asked} is more than there are"
 
     def write() -> None:
         if told := read_error(run_dir):
