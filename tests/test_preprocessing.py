@@ -76,3 +76,18 @@ def test_a_contradiction_is_told() -> None:
 def test_a_rounded_mean_is_no_contradiction() -> None:
     _, told = settle_preprocessing(Config.model_validate({"data": {"mean": [0.485, 0.456, 0.405]}}))
     assert told == []
+
+
+def test_a_size_may_be_that_of_the_network() -> None:
+    train = [{"RandomResizedCrop": {"size": "auto", "scale": [0.3, 1.0]}}, "RandomHorizontalFlip"]
+    evaluation = [{"Resize": {"size": "auto"}}, {"CenterCrop": {"size": "auto"}}]
+    data = {"train_transforms": train, "eval_transforms": evaluation}
+    for name, size, resize in (("resnet18", 224, 256), ("inception_v3", 299, 342)):
+        settled, told = settle_preprocessing(Config.model_validate({"data": data, "model": {"name": name}}))
+        got = settled.data
+        assert got.train_transforms == (
+            {"RandomResizedCrop": {"size": size, "scale": [0.3, 1.0]}},
+            "RandomHorizontalFlip",
+        )
+        assert got.eval_transforms == ({"Resize": {"size": resize}}, {"CenterCrop": {"size": size}})
+        assert told == []

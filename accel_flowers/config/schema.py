@@ -84,7 +84,7 @@ class DataConfig(Section):
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
     train_transforms: TransformList = None
-    """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself. auto (None) = crops at random and mirror images, at the size that model.name was trained with."""
+    """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself. A size may be auto: that which model.name was trained with. auto (None) for all of it = crops at random and mirror images, at that size."""
     eval_transforms: TransformList = None
     """The same for validation, test, evaluate and predict. auto (None) = the resizing and crop that model.name is scored with by its library."""
     batch_transform: Annotated[
@@ -127,7 +127,7 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     name: str = "resnet18"
-    """Architecture: any classification model of torchvision, by its name there; timm/NAME for one of timm (`pip install 'accel-flowers[timm]'`); or a registered one."""
+    """Architecture: any classification model of torchvision, by its name there; timm/NAME for one of timm (`pip install 'accel-flowers[timm]'`); a registered one; or auto: the one that the file of model.weights is for, else a good one for this machine, which is told and written into config.yaml."""
     weights: UserPath = "imagenet"
     """Starting weights: imagenet (its library's download), none (random), or a .safetensors or .pth file, whole or partial."""
     dropout: float | None = Field(default=None, ge=0, lt=1)

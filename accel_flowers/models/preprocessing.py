@@ -5,26 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from accel_flowers.config.field_types import AUTO, TransformSpec
 from accel_flowers.config.schema import Config
 from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.models.auto import settle_model
 from accel_flowers.models.backbone import Preprocessing
 from accel_flowers.models.find import find_backbone
 
 
 def settle_preprocessing(config: Config) -> tuple[Config, list[str]]:
-    """The configuration with transforms, mean and standard deviation settled, and a line for each that the recipe
-    sets to something else than the network's weights were learned with.
+    """The configuration with network, transforms, mean and standard deviation settled, and a line for what was chosen and for
+    each that the recipe sets to something else than the network's weights were learned with.
 
     Args:
-        config: `data.train_transforms`, `eval_transforms`, `mean` and `std` may be None.
+        config: `model.name` may be "auto", `data.train_transforms`, `eval_transforms`, `mean` and `std` may be None, the size of a transform "auto".
 
     Raises:
         UserError: there is no such network, or a mistake in the recipe's transforms.
     """
+    config, chosen = settle_model(config)
     seen, data = find_backbone(config.model.name).preprocessing(), config.data
     open_fields = {name: value for name, value in _fields_of(seen).items() if getattr(data, name) is None}
+    for name in ("train_transforms", "eval_transforms"):
+        if (given := getattr(data, name)) is not None:
+            open_fields[name] = tuple(_with_size(spec, seen) for spec in given)
+    config = config.model_copy(update={"data": data.model_copy(update=open_fields)})
     told = _contradictions(config, seen) if config.model.weights != "none" else []
-    return config.model_copy(update={"data": data.model_copy(update=open_fields)}), told
+    return config, [*chosen, *told]
+
+
+def _with_size(spec: TransformSpec, seen: Preprocessing) -> TransformSpec:
+    """A transform whose size is "auto" with the one that the network was scored with; Resize leaves room for the crop."""
+    if not isinstance(spec, dict):
+        return spec
+    height, width = seen.size
+    sizes = {"Resize": seen.resize}
+    return {
+        name: {**arguments, "size": sizes.get(name, height if height == width else [height, width])}
+        if isinstance(arguments, dict) and arguments.get("size") == AUTO
+        else arguments
+        for name, arguments in spec.items()
+    }
 
 
 def _fields_of(seen: Preprocessing) -> Mapping[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from accel_flowers.config.effects import fit_warmup, settings_without_effect
-from accel_flowers.config.loading import PARTS_KEY
+from accel_flowers.config.field_types import AUTO
+from accel_flowers.config.loading import PARTS_KEY, read_config
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress, attach_to_notebook
@@ -36,6 +37,7 @@ from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.tracking.jsonl import forget_after
 from accel_flowers.tracking.last_error import forget_error, note_error, read_error
 from accel_flowers.tracking.run_dir import (
+    CONFIG_FILE,
     METRICS_FILE,
     MODEL_DIR,
     SPLIT_FILE,
@@ -101,14 +103,14 @@ def train(
     """
     check_can_train()
     config, told = fit_warmup(shorten(config))
-    config, contradictions = settle_preprocessing(config)
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
+    config, settled = settle_preprocessing(_with_earlier_choice(config, run_dir))
     if not owns_process:
         attach_to_notebook()
     tracking = obey_environment(config.tracking, run_dir)
-    told = [*told, *contradictions, *said_by_environment(config.tracking, tracking)]
+    told = [*told, *settled, *said_by_environment(config.tracking, tracking)]
     config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
@@ -140,6 +142,14 @@ def train(
         with signals_stop(saved) if owns_process else nullcontext():
             _draw_report(run_dir)
     return TrainResult(run_dir, scores, best_epoch)
+
+
+def _with_earlier_choice(config: Config, run_dir: Path) -> Config:
+    """Of a run that goes on, perhaps on another machine, the network that was chosen when it began."""
+    if config.model.name != AUTO or not holds_run(run_dir):
+        return config
+    begun = read_config(run_dir / CONFIG_FILE, what=f"'{run_dir / CONFIG_FILE}'")
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": begun.model.name})})
 
 
 @contextmanager
