@@ -73,6 +73,5 @@ def test_a_run_goes_on_with_the_network_that_it_chose(folder: Path, tmp_path: Pa
     assert load_spec(tmp_path / "run/model").architecture == "squeezenet1_1"
     assert read_config(tmp_path / "run/config.yaml", what="it").model.name == "squeezenet1_1"
     (first / "model/config.json").unlink()
-    (first / "model/model.safetensors").unlink()
     result = train(again.model_copy(update={"resume": "auto"}))
     assert result.best_epoch == 1, "what it was chosen by is not looked at again"
