@@ -170,8 +170,17 @@ class OptimConfig(Section):
     """L2 penalty (sgd, adam, rmsprop) or decoupled decay (adamw)."""
     decay_norms_and_biases: bool = True
     """Whether weight_decay also acts on biases and normalisation layers."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Layer-wise decay of the learning rate: a stage has lr times this to the power of the stages above it, the head counted, so 0.9 gives the last stage 0.9 lr and the one before 0.81 lr; None = all have lr. The stages are those that model.freeze counts."""
+    head_lr_factor: float = Field(default=1.0, gt=0)
+    """Learning rate of the head, as a factor of lr: 10 for a new head on pretrained weights that shall change little."""
     max_grad_norm: float | None = Field(default=None, gt=0)
     """Gradients are scaled down to this norm, over all parameters; None = no clipping."""
+
+    @property
+    def differs_by_layer(self) -> bool:
+        """Whether layers have rates of their own."""
+        return self.layer_decay is not None or self.head_lr_factor != 1.0
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> OptimConfig:

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from accel_flowers.config.schema import Config, DataConfig, ModelConfig
+from accel_flowers.config.schema import Config, DataConfig
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
@@ -31,6 +31,7 @@ from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
+from accel_flowers.models.layers import layers_of
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.training.build_data import (
@@ -82,7 +83,7 @@ def build_run(
     table = load_table(config.data, accelerator)
     # The network and the plan come before the images are read one by one: their mistakes are quicker to find.
     sizes = {recipe.train_size, recipe.eval_size}
-    network = _build_network(config.model, table.class_names, sizes, accelerator, seed=config.train.seed)
+    network = _build_network(config, table.class_names, sizes, accelerator)
     check_deterministic(config, network, accelerator.device)
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     check_training_mode(network, recipe.train_size, plan.micro_batch)
@@ -183,7 +184,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tu
     """
     recipe = read_transforms(config)
     table = load_table(config.data, accelerator)
-    network = _build_network(config.model, table.class_names, {recipe.train_size}, accelerator, seed=config.train.seed)
+    network = _build_network(config, table.class_names, {recipe.train_size}, accelerator)
     data = build_data(config, table, accelerator)
     model = place_model(network, config.data, accelerator)
     num_classes, plan = len(table.class_names), BatchPlan(1, 1, config.train.global_batch_size)
@@ -209,11 +210,12 @@ def prepare(
     to_pixels = {name: part.to_pixels for name, part in opened.items()}
     plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
     stream = StreamBatchSampler(plan, config.train.seed)
+    layers = layers_of(network, find_backbone(config.model.name))
     if config.train.compile:
         network.compile()  # in place: the names of the weights stay what they are
     wrapped, optimizer, *loaders = accelerator.prepare(
         network,
-        build_optimizer(network, config.optim, scaled=accelerator.scaler is not None),
+        build_optimizer(network, config.optim, layers=layers, scaled=accelerator.scaler is not None),
         *build_loaders(config, parts, stream, trained_per_second, accelerator),
     )
     ema = Ema(network, config.ema.decay) if config.ema.decay else None
@@ -274,26 +276,28 @@ def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Ta
 
 
 def _build_network(
-    config: ModelConfig,
+    config: Config,
     class_names: Sequence[str],
     sizes: Iterable[tuple[int, int]],
     accelerator: Accelerator,
-    *,
-    seed: int,
 ) -> nn.Module:
     """The network with its first weights, frozen as asked, checked against the images' sizes."""
 
+    model = config.model
+
     def build() -> nn.Module:
         # The same seed on every process and whatever was drawn before: the new last layer starts the same anywhere.
-        torch.manual_seed(random_key(seed, "first weights"))
-        backbone = find_backbone(config.name)
-        network, report = backbone.build(len(class_names), weights=config.weights, dropout=config.dropout)
-        frozen = freeze(network, config.freeze, backbone)
+        torch.manual_seed(random_key(config.train.seed, "first weights"))
+        backbone = find_backbone(model.name)
+        network, report = backbone.build(len(class_names), weights=model.weights, dropout=model.dropout)
+        if config.optim.layer_decay is not None:
+            layers_of(network, backbone, stages_for="--optim.layer-decay")
+        frozen = freeze(network, model.freeze, backbone)
         for height, width in sizes:
             check_input(network, (3, height, width), num_classes=len(class_names))
         if accelerator.is_main_process:
             trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-            _log.info(f"{config.name}: {report.summary()}")
+            _log.info(f"{model.name}: {report.summary()}")
             _log.info(
                 f"{trained:,} parameters train" + (f"; {number_of(len(frozen), 'tensor')} frozen" if frozen else "")
             )

@@ -7,7 +7,7 @@ of the step is neither.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from accel_flowers.config.schema import OptimConfig, ScheduleConfig
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
+from accel_flowers.models.layers import HEAD
 
 LearningRate = Callable[[float], float]
 """Epochs that lie behind (a fraction inside an epoch) → learning rate."""
@@ -23,7 +24,13 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 _FUSED_DEVICES = ("cpu", "cuda")
 
 
-def build_optimizer(network: nn.Module, config: OptimConfig, *, scaled: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module,
+    config: OptimConfig,
+    *,
+    layers: Mapping[str, Collection[str]] | None = None,
+    scaled: bool = False,
+) -> torch.optim.Optimizer:
     """Make the optimizer of what trains in `network`.
 
     A step is one fused kernel where torch has one: on a CPU three to nine times as fast as its loop over parameters.
@@ -31,13 +38,14 @@ def build_optimizer(network: nn.Module, config: OptimConfig, *, scaled: bool = F
     Args:
         network: on the device where it trains.
         config: which optimizer.
+        layers: of `layers_of`, for rates that differ from layer to layer; None = one rate, as in a trial, where no rate counts.
         scaled: whether fp16's gradient scaler takes the steps. It hands a fused optimizer the overflow instead of
             leaving the step out, so that nobody could count what was skipped; then the step is not fused.
 
     Raises:
         UserError: nothing trains.
     """
-    groups = _parameter_groups(network, config)
+    groups = _parameter_groups(network, config, layers)
     if not groups:
         raise UserError("model.freeze leaves nothing to train: take a smaller number, or 'backbone'.")
     on = {parameter.device.type for parameter in network.parameters() if parameter.requires_grad}
@@ -66,34 +74,79 @@ def build_optimizer(network: nn.Module, config: OptimConfig, *, scaled: bool = F
     return made
 
 
-def _parameter_groups(network: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Parameters that decay and, where norms and biases are spared, those that do not."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+def lr_factors(config: OptimConfig, layers: Collection[str]) -> dict[str, float]:
+    """By what the learning rate is multiplied in each layer.
+
+    `optim.layer_decay` to the power of the layers above a stage (BEiT: Bao et al., 2021; ELECTRA: Clark et al., 2020), and
+    `optim.head_lr_factor` in the head.
+
+    Args:
+        config: says both.
+        layers: names from the image on, the head last; of `layers_of`.
+
+    Returns:
+        Name → factor.
+    """
+    decay, above = config.layer_decay or 1.0, len(layers) - 1
+    return {
+        name: config.head_lr_factor if name == HEAD else decay ** (above - number) for number, name in enumerate(layers)
+    }
+
+
+def _parameter_groups(
+    network: nn.Module, config: OptimConfig, layers: Mapping[str, Collection[str]] | None
+) -> list[dict[str, object]]:
+    """Parameters that share a learning rate and a weight decay: by layers where their rates differ, and in each those that
+    decay and, where norms and biases are spared, those that do not."""
+    if layers and config.differs_by_layer:
+        layer_of = {parameter: layer for layer, parameters in layers.items() for parameter in parameters}
+        factors = lr_factors(config, layers)
+    else:
+        layer_of, factors = {}, {"": 1.0}
+    found: dict[tuple[str, bool], list[nn.Parameter]] = {
+        (layer, spared): [] for layer in factors for spared in (False, True)
+    }
+    for path, module in network.named_modules():
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
             if not parameter.requires_grad:
                 continue
-            exempt = not config.decay_norms_and_biases and (isinstance(module, _NORMS) or name.endswith("bias"))
-            (spared if exempt else decayed).append(parameter)
-    if not spared:
-        return [{"name": "all", "params": decayed, "weight_decay": config.weight_decay}] if decayed else []
-    groups: list[dict[str, object]] = [
-        {"name": "weights", "params": decayed, "weight_decay": config.weight_decay},
-        {"name": "norms_and_biases", "params": spared, "weight_decay": 0.0},
+            spared = not config.decay_norms_and_biases and (isinstance(module, _NORMS) or name.endswith("bias"))
+            found[layer_of.get(name, ""), spared].append(parameter)
+    some_are_spared = any(parameters for (_, spared), parameters in found.items() if spared)
+    return [
+        {
+            "name": layer or ("norms_and_biases" if spared else "weights" if some_are_spared else "all"),
+            "params": parameters,
+            "weight_decay": 0.0 if spared else config.weight_decay,
+            "lr_factor": factors[layer],
+        }
+        for (layer, spared), parameters in found.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Give every parameter group this learning rate, times the factor of its layer."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)  # optimizers of earlier checkpoints have none
+
+
+_MAX_CURVES = 6
+"""Rates in a line of the log; of more the others follow from these."""
 
 
 def lr_of_groups(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Name of each parameter group → its learning rate."""
-    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+    """Name of each parameter group of which something trains → its learning rate; of many layers the first, the last stage
+    and the head."""
+    rates = {
+        group["name"]: group["lr"]
+        for group in optimizer.param_groups
+        if any(parameter.requires_grad for parameter in group["params"])
+    }
+    if len(rates) <= _MAX_CURVES:
+        return rates
+    first, *_, last, head = rates
+    return {name: rates[name] for name in (first, last, head)}
 
 
 def build_lr_schedule(config: ScheduleConfig, *, lr: float, epochs: int, step: float = 0.0) -> LearningRate:
