@@ -31,6 +31,25 @@ def fault_recipe(path: Path) -> Path:
     )
 
 
+def phased_recipe(path: Path) -> Path:
+    """The head alone for one and a half epochs, then the last stage, half an epoch later all; rates fall with the layers."""
+    return write_recipe(
+        path,
+        model={"dropout": 0.3},
+        optim={"layer_decay": 0.8, "head_lr_factor": 2.0},
+        schedule={"name": "cosine", "warmup_epochs": 0.5},
+        train={
+            "epochs": 4,
+            "micro_batch_size": 2,
+            "log_every_steps": 3,
+            "head_epochs": 1.5,
+            "unfreeze_every_epochs": 0.1,
+        },
+        ema={"decay": 0.9},
+        checkpoint={"every_steps": 1},
+    )
+
+
 def recipe_without_batch_norm(path: Path) -> Path:
     """The same arithmetic on any number of processes: dropout, accumulation, momentum, no batch norm."""
     return write_recipe(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from accel_flowers.config.schema import Config, flat_fields
 from accel_flowers.core import registry
+from accel_flowers.core.errors import UserError
 
 _LAUNCHER = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--gradient_accumulation_steps", "--train.micro-batch-size"),
@@ -47,6 +48,10 @@ def _of_decay(config: Config) -> str:
     return "" if config.optim.weight_decay else "optim.weight_decay is 0"
 
 
+def _of_backbones(config: Config) -> str:
+    return "model.freeze is backbone: the head alone trains in all epochs" if config.model.freeze == "backbone" else ""
+
+
 def _of_projects(config: Config) -> str:
     tracking = config.tracking
     return "tracking.wandb is off" if tracking.wandb == "off" and not tracking.also else ""
@@ -70,10 +75,13 @@ _CONDITIONS: dict[str, Callable[[Config], str]] = {
     "optim.options": _of_own_parts(lambda config: config.optim.name),
     "optim.momentum": _of_optimizer("sgd", "rmsprop"),
     "optim.decay_norms_and_biases": _of_decay,
+    "optim.layer_decay": _of_backbones,
     "schedule.step_epochs": _of_schedule("step"),
     "schedule.milestones": _of_schedule("multistep"),
     "schedule.gamma": _of_schedule("step", "multistep"),
     "schedule.min_factor": _of_schedule("cosine", "one_cycle"),
+    "train.head_epochs": _of_backbones,
+    "train.unfreeze_every_epochs": _of_backbones,
     "tracking.wandb_project": _of_projects,
     "tracking.wandb_name": _of_wandb,
     "tracking.wandb_registry": _of_wandb,
@@ -106,11 +114,22 @@ _SHARE_OF_WARMUP = 0.2
 
 
 def fit_warmup(config: Config) -> tuple[Config, list[str]]:
-    """The configuration with a warm-up that ends before the run does, and a line where it had to be cut."""
-    asked, epochs = config.schedule.warmup_epochs, config.train.epochs
-    if asked < epochs:
+    """The configuration with a warm-up that ends before the run does, and a line where it had to be cut.
+
+    Raises:
+        UserError: the head alone would train until the end.
+    """
+    head, epochs = config.train.head_epochs, config.train.epochs
+    if head >= epochs:
+        raise UserError(
+            f"train.head_epochs {head:g} is no less than train.epochs {epochs}, so nothing but the head would ever train: give "
+            "fewer, or say so with --model.freeze backbone."
+        )
+    asked, left = config.schedule.warmup_epochs, epochs - head
+    if asked < left:
         return config, []
-    fits = round(_SHARE_OF_WARMUP * epochs, 1)  # 0.6, not 0.6000000000000001
-    line = f"schedule.warmup_epochs {asked:g} is no shorter than the run (train.epochs {epochs}): {fits:g} is taken"
+    fits = round(_SHARE_OF_WARMUP * left, 1)  # 0.6, not 0.6000000000000001
+    run = f"train.epochs {config.train.epochs}" + (f" without train.head_epochs {head:g}" if head else "")
+    line = f"schedule.warmup_epochs {asked:g} is no shorter than the run ({run}): {fits:g} is taken"
     schedule = config.schedule.model_copy(update={"warmup_epochs": fits})
     return config.model_copy(update={"schedule": schedule}), [line]

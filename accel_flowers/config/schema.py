@@ -217,6 +217,10 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     epochs: int = Field(default=25, ge=1)
     """Passes over the training images."""
+    head_epochs: float = Field(default=0.0, ge=0)
+    """Epochs at the beginning in which the new head trains alone, at the full rate, while all else stays as with model.freeze backbone (linear probing, then fine-tuning); then the schedule begins, with its warm-up, for the epochs that are left. 0 = everything trains from the start."""
+    unfreeze_every_epochs: float | None = Field(default=None, gt=0)
+    """Gradual unfreezing after head_epochs: the last stage begins to train, and after so many epochs each the one before it; None = all stages at once."""
     global_batch_size: int = Field(default=32, ge=1)
     """Images in one optimizer step, over all processes and accumulation."""
     micro_batch_size: int | None = Field(default=None, ge=1)
@@ -239,6 +243,15 @@ class TrainConfig(Section):
     """Record forward and backward pass as a CUDA graph, which starts in one call instead of hundreds: quicker where batches are small. auto: where nothing forbids it (several processes or forward passes a step, compile) and its gradients agree with the usual pass's; on: an error where it cannot be. It changes no result."""
     log_every_steps: int = Field(default=10, ge=1)
     """Optimizer steps between two lines of training loss in metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _the_head_comes_first(self) -> TrainConfig:
+        if self.unfreeze_every_epochs is not None and not self.head_epochs:
+            raise ValueError(
+                "unfreeze_every_epochs goes with head_epochs, the epochs of the head alone in front: add head_epochs: 1 or "
+                "--train.head-epochs 1"
+            )
+        return self
 
 
 class EmaConfig(Section):

@@ -56,6 +56,37 @@ def warm_up_ddp_buckets(model: nn.Module, network: nn.Module, pixels: Tensor) ->
             buffer.copy_(value)
 
 
+def rewrap(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """DDP anew around the same network, after another part of it was set to train; collective.
+
+    DDP notes once, when it is made, of which parameters it awaits gradients. (Looking for those that come to none in each
+    step, `find_unused_parameters`, would cost every step of the run.) Each process keeps its own batch-norm statistics.
+
+    Args:
+        model: as Accelerate wrapped it.
+        accelerator: the processes; it forgets the old wrapping, whose hooks go with it.
+
+    Returns:
+        What to train from now on; on one process `model` itself.
+    """
+    old = _ddp_of(model)
+    if old is None:
+        return model
+    assert old is model, "a compiled DDP cannot be made anew"
+    new = nn.parallel.DistributedDataParallel(
+        old.module,
+        device_ids=old.device_ids,
+        output_device=old.output_device,
+        process_group=old.process_group,
+        init_sync=False,
+        **(accelerator.ddp_handler.to_kwargs() if accelerator.ddp_handler else {}),
+    )
+    disable_buffer_broadcast(new)
+    wrapped = accelerator._models
+    wrapped[:] = [new if each is old else each for each in wrapped]
+    return new
+
+
 def gather_buffers(network: nn.Module, accelerator: Accelerator) -> Tensor:
     """Each process's own running statistics as one row, float32 [processes, all values]; collective."""
     own = [buffer.detach().float().flatten() for buffer in network.buffers() if buffer.is_floating_point()]

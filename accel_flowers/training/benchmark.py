@@ -143,6 +143,8 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
             if accelerator.num_processes > 1:
                 step, size, num_classes = build_trial(config, accelerator)
                 return measure_scaling(step, config, size, num_classes, accelerator, seconds=seconds)
+            whole = config.train.model_copy(update={"head_epochs": 0.0, "unfreeze_every_epochs": None})
+            config = config.model_copy(update={"train": whole})  # steps of the head alone are few and quick
             return _measure(build_run(config, accelerator), seconds, Path(folder))
 
 

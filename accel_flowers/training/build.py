@@ -26,7 +26,7 @@ from accel_flowers.distributed.collectives import (
     log_on_main,
     main_process_first,
 )
-from accel_flowers.distributed.ddp import disable_buffer_broadcast, warm_up_ddp_buckets
+from accel_flowers.distributed.ddp import disable_buffer_broadcast, rewrap, warm_up_ddp_buckets
 from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.find import find_backbone
@@ -47,6 +47,7 @@ from accel_flowers.training.debugging import check_deterministic
 from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_lr_schedule, build_optimizer
+from accel_flowers.training.phases import build_phases
 from accel_flowers.training.run import Run
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
 from accel_flowers.training.state import TrainState
@@ -213,17 +214,34 @@ def prepare(
     layers = layers_of(network, find_backbone(config.model.name))
     if config.train.compile:
         network.compile()  # in place: the names of the weights stay what they are
+    # The optimizer gets all that ever trains, DDP what trains where the run stands.
+    trainer = build_optimizer(
+        network, config.optim, layers=layers, apart=config.train.head_epochs > 0, scaled=accelerator.scaler is not None
+    )
+    ever_trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    phases = build_phases(network, list(layers.values()), config.train)
+    phases.enter(plan.epoch_at(state.step - state.skipped_steps))
     wrapped, optimizer, *loaders = accelerator.prepare(
         network,
-        build_optimizer(network, config.optim, layers=layers, scaled=accelerator.scaler is not None),
+        trainer,
         *build_loaders(config, parts, stream, trained_per_second, accelerator),
     )
     ema = Ema(network, config.ema.decay) if config.ema.decay else None
+    if ema:  # whose statistics the processes average is read from what trains: in the copy all that ever does
+        for name, parameter in ema.network.named_parameters():
+            parameter.requires_grad_(name in ever_trained)
     disable_buffer_broadcast(wrapped)
     # On a GPU as many as a step has, because cuDNN has autotuned this batch size already.
     few = 2 if device.type == "cpu" else plan.micro_batch
     black = torch.zeros((few, 3, *recipe.train_size), dtype=torch.uint8, device=device)
-    warm_up_ddp_buckets(wrapped, network, normalizer(black))
+    inputs = normalizer(black)
+    warm_up_ddp_buckets(wrapped, network, inputs)
+
+    def wrap_anew(model: nn.Module) -> nn.Module:
+        model = rewrap(model, accelerator)
+        warm_up_ddp_buckets(model, network, inputs)
+        return model
+
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
     class_names = data.split.class_names
@@ -241,24 +259,37 @@ def prepare(
         ),
         max_grad_norm=config.optim.max_grad_norm,
     )
+
+    def build_step(model: nn.Module) -> TrainStep:
+        return graphed(replace(train_step, model=model), config, device=device, plan=plan)
+
     return Run(
         config=config,
         accelerator=accelerator,
         split=data.split,
         network=network,
         optimizer=optimizer,
-        train_step=graphed(train_step, config, device=device, plan=plan),
+        train_step=build_step(wrapped),
         loaders=dict(zip(parts, loaders, strict=True)),
         parts=parts,
         to_pixels=to_pixels,
         plan=plan,
-        lr_at=build_lr_schedule(config.schedule, lr=config.optim.lr, epochs=config.train.epochs, step=plan.epoch_at(1)),
+        lr_at=build_lr_schedule(
+            config.schedule,
+            lr=config.optim.lr,
+            epochs=config.train.epochs,
+            step=plan.epoch_at(1),
+            head_epochs=config.train.head_epochs,
+        ),
         normalizer=normalizer,
         spec=_describe_model(config, class_names, accelerator),
         state=state,
         ema=ema,
         stream=stream,
         seen=data.seen,
+        phases=phases,
+        build_step=build_step,
+        rewrap=wrap_anew,
     )
 
 
@@ -292,6 +323,8 @@ def _build_network(
         network, report = backbone.build(len(class_names), weights=model.weights, dropout=model.dropout)
         if config.optim.layer_decay is not None:
             layers_of(network, backbone, stages_for="--optim.layer-decay")
+        if config.train.unfreeze_every_epochs is not None:
+            layers_of(network, backbone, stages_for="--train.unfreeze-every-epochs")
         frozen = freeze(network, model.freeze, backbone)
         for height, width in sizes:
             check_input(network, (3, height, width), num_classes=len(class_names))

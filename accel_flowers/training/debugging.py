@@ -23,7 +23,8 @@ def shorten(config: Config) -> Config:
     """The configuration as `debug.fast_dev_run` changes it."""
     if not config.debug.fast_dev_run:
         return config
-    train = config.train.model_copy(update={"epochs": 1, "log_every_steps": 1})
+    head_epochs = 0.5 if config.train.head_epochs else 0.0  # one step of the head, one of all
+    train = config.train.model_copy(update={"epochs": 1, "log_every_steps": 1, "head_epochs": head_epochs})
     schedule = config.schedule.model_copy(update={"warmup_epochs": 0.0})
     return config.model_copy(update={"train": train, "schedule": schedule})
 

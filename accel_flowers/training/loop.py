@@ -38,6 +38,7 @@ def loop(session: Session) -> None:
     run.stream.start_step = state.step
     for batch in meter.timed(each_batch(run.loaders["train"])):
         preemption.before_step(state.step, batch["micro_batch"])
+        run.enter_phase(state.step)
         lr = run.lr_of_step(state.step)
         set_lr(run.optimizer, lr)
         _seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)

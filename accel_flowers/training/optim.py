@@ -29,6 +29,7 @@ def build_optimizer(
     config: OptimConfig,
     *,
     layers: Mapping[str, Collection[str]] | None = None,
+    apart: bool = False,
     scaled: bool = False,
 ) -> torch.optim.Optimizer:
     """Make the optimizer of what trains in `network`.
@@ -39,13 +40,15 @@ def build_optimizer(
         network: on the device where it trains.
         config: which optimizer.
         layers: of `layers_of`, for rates that differ from layer to layer; None = one rate, as in a trial, where no rate counts.
+        apart: whether layers begin to train at different times. torch's fused SGD wants all of a group to begin at once, so then
+            each layer has groups of its own whatever its rate.
         scaled: whether fp16's gradient scaler takes the steps. It hands a fused optimizer the overflow instead of
             leaving the step out, so that nobody could count what was skipped; then the step is not fused.
 
     Raises:
         UserError: nothing trains.
     """
-    groups = _parameter_groups(network, config, layers)
+    groups = _parameter_groups(network, config, layers, apart=apart)
     if not groups:
         raise UserError("model.freeze leaves nothing to train: take a smaller number, or 'backbone'.")
     on = {parameter.device.type for parameter in network.parameters() if parameter.requires_grad}
@@ -94,11 +97,11 @@ def lr_factors(config: OptimConfig, layers: Collection[str]) -> dict[str, float]
 
 
 def _parameter_groups(
-    network: nn.Module, config: OptimConfig, layers: Mapping[str, Collection[str]] | None
+    network: nn.Module, config: OptimConfig, layers: Mapping[str, Collection[str]] | None, *, apart: bool
 ) -> list[dict[str, object]]:
     """Parameters that share a learning rate and a weight decay: by layers where their rates differ, and in each those that
     decay and, where norms and biases are spared, those that do not."""
-    if layers and config.differs_by_layer:
+    if layers and (config.differs_by_layer or apart):
         layer_of = {parameter: layer for layer, parameters in layers.items() for parameter in parameters}
         factors = lr_factors(config, layers)
     else:
@@ -113,9 +116,10 @@ def _parameter_groups(
             spared = not config.decay_norms_and_biases and (isinstance(module, _NORMS) or name.endswith("bias"))
             found[layer_of.get(name, ""), spared].append(parameter)
     some_are_spared = any(parameters for (_, spared), parameters in found.items() if spared)
+    kinds = {True: "norms_and_biases", False: "weights" if some_are_spared else "all"}
     return [
         {
-            "name": layer or ("norms_and_biases" if spared else "weights" if some_are_spared else "all"),
+            "name": layer if config.differs_by_layer and layer else kinds[spared],
             "params": parameters,
             "weight_decay": 0.0 if spared else config.weight_decay,
             "lr_factor": factors[layer],
@@ -149,7 +153,9 @@ def lr_of_groups(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {name: rates[name] for name in (first, last, head)}
 
 
-def build_lr_schedule(config: ScheduleConfig, *, lr: float, epochs: int, step: float = 0.0) -> LearningRate:
+def build_lr_schedule(
+    config: ScheduleConfig, *, lr: float, epochs: float, step: float = 0.0, head_epochs: float = 0.0
+) -> LearningRate:
     """The learning rate over a run.
 
     Args:
@@ -158,10 +164,15 @@ def build_lr_schedule(config: ScheduleConfig, *, lr: float, epochs: int, step: f
         epochs: length of the run.
         step: length of an optimizer step in epochs. A warm-up has the rate of the end of each step, so that the first one is
             not 0 and the last one is full.
+        head_epochs: epochs in front in which the head trains alone, at the full rate: there is nothing yet that a warm-up would
+            spare. The schedule begins behind them, and has the epochs that are left.
 
     Returns:
         A function of the epochs that lie behind, the same on any number of processes.
     """
+    if head_epochs:
+        behind = build_lr_schedule(config, lr=lr, epochs=epochs - head_epochs, step=step)
+        return lambda epoch: lr if epoch < head_epochs else behind(epoch - head_epochs)
     warmup = config.warmup_epochs
     if config.name == "one_cycle" and not warmup:
         warmup = 0.3 * epochs  # as torch.optim.lr_scheduler.OneCycleLR

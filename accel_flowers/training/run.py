@@ -19,11 +19,13 @@ from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler
 from accel_flowers.data.split import Split
 from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.models.ema import Ema
+from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.models.seen import Digests
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.optim import LearningRate
+from accel_flowers.training.phases import Phases
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import TrainStep
@@ -59,6 +61,12 @@ class Run:
     """The order of the training images; says which are in a micro-batch."""
     seen: Mapping[str, Digests]
     """"train" and "val" → digests of their images, on the main process alone; `model/` records them."""
+    phases: Phases
+    """What of the network trains when."""
+    build_step: Callable[[nn.Module], TrainStep]
+    """Makes the step of the network, given as it is wrapped for the processes."""
+    rewrap: Callable[[nn.Module], nn.Module]
+    """Wraps it anew for the processes, as it trains now; collective."""
 
     @property
     def eval_network(self) -> nn.Module:
@@ -79,9 +87,19 @@ class Run:
         to_pixels = self.to_pixels[part]
         return lambda batch: self.normalizer(to_pixels(batch))
 
+    def enter_phase(self, step: int) -> None:
+        """Let that train which trains in the step after `step`; collective where it is something else than before."""
+        if self.phases.enter(self._schedule_epoch(step)):
+            set_training_mode(self.network)
+            self.train_step = self.build_step(self.rewrap(self.train_step.model))
+
     def lr_of_step(self, step: int) -> float:
-        """The learning rate of the step after `step`: skipped steps do not move it, rollbacks halve it."""
-        return self.lr_at(self.plan.epoch_at(step - self.state.skipped_steps)) * self.state.lr_factor
+        """The learning rate of the step after `step`: rollbacks halve it."""
+        return self.lr_at(self._schedule_epoch(step)) * self.state.lr_factor
+
+    def _schedule_epoch(self, step: int) -> float:
+        """Where in the schedule the step after `step` stands: skipped steps do not move it."""
+        return self.plan.epoch_at(step - self.state.skipped_steps)
 
     def is_scored(self) -> bool:
         """Whether every epoch that lies behind was evaluated."""
