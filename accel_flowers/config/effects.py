@@ -24,6 +24,10 @@ def _of_optimizer(*names: str) -> Callable[[Config], str]:
     return why
 
 
+def _not_of_torch(why: Callable[[Config], str]) -> Callable[[Config], str]:
+    return lambda config: "" if config.optim.name.startswith(registry.TIMM_PREFIX) else why(config)
+
+
 def _of_schedule(*names: str) -> Callable[[Config], str]:
     def why(config: Config) -> str:
         name = config.schedule.name
@@ -72,8 +76,8 @@ _CONDITIONS: dict[str, Callable[[Config], str]] = {
     "loss.options": _of_own_parts(lambda config: config.loss.name, lambda config: config.loss.task),
     "loss.label_smoothing": _of_cross_entropy,
     "loss.class_weights": _of_cross_entropy,
-    "optim.options": _of_own_parts(lambda config: config.optim.name),
-    "optim.momentum": _of_optimizer("sgd", "rmsprop"),
+    "optim.options": _not_of_torch(_of_own_parts(lambda config: config.optim.name)),
+    "optim.momentum": _not_of_torch(_of_optimizer("sgd", "rmsprop")),
     "optim.decay_norms_and_biases": _of_decay,
     "optim.layer_decay": _of_backbones,
     "schedule.step_epochs": _of_schedule("step"),

@@ -94,10 +94,12 @@ ONE_TRANSFORM = tyro.constructors.PrimitiveConstructorSpec(
 )
 
 
-def known(kind: registry.Kind, *built_in: str) -> AfterValidator:
-    """The name of a built-in part, or of a registered one of the user's own."""
+def known(kind: registry.Kind, *built_in: str, of_timm: bool = False) -> AfterValidator:
+    """The name of a built-in part, or of a registered one of the user's own; or of timm, which is asked when it is built."""
 
     def check(name: str) -> str:
+        if of_timm and name.startswith(registry.TIMM_PREFIX):
+            return name
         if name not in built_in and registry.find(kind, name) is None:
             raise ValueError(registry.unknown(kind, name, built_in))
         return name

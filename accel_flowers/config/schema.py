@@ -156,14 +156,14 @@ class LossConfig(Section):
 
 
 class OptimConfig(Section):
-    name: Annotated[str, known("optimizer", "sgd", "adam", "adamw", "rmsprop")] = "sgd"
-    """Optimizer of torch.optim: sgd, adam, adamw or rmsprop; or a registered one."""
+    name: Annotated[str, known("optimizer", "sgd", "adam", "adamw", "rmsprop", of_timm=True)] = "sgd"
+    """Optimizer of torch.optim: sgd, adam, adamw or rmsprop; timm/NAME for one of timm, as timm/lion or timm/muon (`pip install 'accel-flowers[timm]'`); or a registered one."""
     options: Options = {}
-    """Arguments of a registered optimizer, as '{betas: [0.9, 0.95]}'."""
+    """Arguments of an optimizer of timm or a registered one, as '{betas: [0.9, 0.95]}'."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate at its height; the schedule multiplies it."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Momentum of sgd and rmsprop."""
+    """Momentum of sgd, rmsprop and those of timm that have one."""
     nesterov: bool = False
     """Nesterov's momentum (sgd only)."""
     weight_decay: float = Field(default=0.0, ge=0)

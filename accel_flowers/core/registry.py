@@ -26,7 +26,7 @@ Kind = Literal["transform", "batch_transform", "model", "loss", "task", "metric"
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 TIMM_PREFIX = "timm/"
-"""Of timm's networks, and so of no part of a user's own."""
+"""Of timm's networks and optimizers, and so of no part of a user's own."""
 _NAME = re.compile(rf"(?!{TIMM_PREFIX})[A-Za-z][\w.-]*/[A-Za-z][\w.-]*")
 _T = TypeVar("_T", bound=Callable[..., Any])
 

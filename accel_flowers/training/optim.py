@@ -16,6 +16,7 @@ from accel_flowers.config.schema import OptimConfig, ScheduleConfig
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 from accel_flowers.models.layers import HEAD
+from accel_flowers.training.timm_optim import build_timm_optimizer
 
 LearningRate = Callable[[float], float]
 """Epochs that lie behind (a fraction inside an epoch) → learning rate."""
@@ -64,6 +65,14 @@ def build_optimizer(
             return torch.optim.AdamW(groups, lr=config.lr, fused=fused)
         case "rmsprop":
             return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum)
+    if config.name.startswith(registry.TIMM_PREFIX):
+        return build_timm_optimizer(
+            config.name.removeprefix(registry.TIMM_PREFIX),
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            options=config.options,
+        )
     part = registry.find("optimizer", config.name)
     assert part is not None, "the configuration was checked"
     try:
