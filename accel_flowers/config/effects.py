@@ -117,6 +117,11 @@ _SHARE_OF_WARMUP = 0.2
 """Of a run that is no longer than the warm-up of its recipe; that of quickstart, 3 of 15 epochs."""
 
 
+def warmup_that_fits(warmup: float, epochs: float) -> float:
+    """A warm-up that ends before so many epochs do: as asked, or a fifth of them."""
+    return warmup if warmup < epochs else round(_SHARE_OF_WARMUP * epochs, 1)  # 0.6, not 0.6000000000000001
+
+
 def fit_warmup(config: Config) -> tuple[Config, list[str]]:
     """The configuration with a warm-up that ends before the run does, and a line where it had to be cut.
 
@@ -132,7 +137,7 @@ def fit_warmup(config: Config) -> tuple[Config, list[str]]:
     asked, left = config.schedule.warmup_epochs, epochs - head
     if asked < left:
         return config, []
-    fits = round(_SHARE_OF_WARMUP * left, 1)  # 0.6, not 0.6000000000000001
+    fits = warmup_that_fits(asked, left)
     run = f"train.epochs {config.train.epochs}" + (f" without train.head_epochs {head:g}" if head else "")
     line = f"schedule.warmup_epochs {asked:g} is no shorter than the run ({run}): {fits:g} is taken"
     schedule = config.schedule.model_copy(update={"warmup_epochs": fits})

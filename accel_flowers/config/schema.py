@@ -217,6 +217,8 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     epochs: int = Field(default=25, ge=1)
     """Passes over the training images."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Wall-clock time from the start of the training to its last score: before the first step a short trial finds how many steps fit, evaluations included, and the schedule is laid over these; epochs is then the most there are. None = all epochs, whatever they take."""
     head_epochs: float = Field(default=0.0, ge=0)
     """Epochs at the beginning in which the new head trains alone, at the full rate, while all else stays as with model.freeze backbone (linear probing, then fine-tuning); then the schedule begins, with its warm-up, for the epochs that are left. 0 = everything trains from the start."""
     unfreeze_every_epochs: float | None = Field(default=None, gt=0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
@@ -70,6 +70,7 @@ class BatchPlan:
         global_batch_size: images in one optimizer step, over all processes (G).
         num_processes: W.
         micro_batch_size: images in one forward pass of one process (M); None = G / W.
+        last_step: where the run ends inside an epoch; None = with the last one. See `ending_at`.
 
     Raises:
         UserError: when G is no multiple of M·W.
@@ -80,6 +81,7 @@ class BatchPlan:
     global_batch_size: int
     num_processes: int = 1
     micro_batch_size: int | None = None
+    last_step: int | None = None
 
     def __post_init__(self) -> None:
         size, processes = self.global_batch_size, self.num_processes
@@ -115,7 +117,17 @@ class BatchPlan:
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run: the last is the one that completes the last epoch."""
-        return -(-self.epochs * self.num_samples // self.global_batch_size)
+        return self.last_step or -(-self.epochs * self.num_samples // self.global_batch_size)
+
+    @property
+    def length(self) -> float:
+        """Epochs of the whole run; a fraction where it ends inside one."""
+        return min(self.epochs, self.epoch_at(self.last_step)) if self.last_step else float(self.epochs)
+
+    def ending_at(self, step: int) -> BatchPlan:
+        """The plan of a run that ends after so many steps, and whose last epoch is then completed."""
+        epochs = -(-step * self.global_batch_size // self.num_samples)
+        return replace(self, epochs=min(self.epochs, epochs), last_step=step)
 
     def epoch_at(self, step: int) -> float:
         """Epochs that lie behind once `step` optimizer steps are done; a fraction inside an epoch."""
@@ -126,6 +138,8 @@ class BatchPlan:
 
         (The last step may show images once more than that, to be full.)
         """
+        if self.last_step is not None and step >= self.last_step:
+            return self.epochs
         return min(step * self.global_batch_size // self.num_samples, self.epochs)
 
 

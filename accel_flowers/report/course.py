@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from accel_flowers.data.split import PARTS
@@ -72,12 +73,15 @@ def find_course(run: RunRecord, main: PartFindings | None) -> Training:
         )
     if rates:
         plots.append(course_plot("lr", "learning rate", "", rates, marked=False, alt="Learning rate over the epochs."))
+    ends = math.ceil if run.config.train.minutes else int
+    ran = min(ends(max(val.epochs, default=0)), run.config.train.epochs)
     return Training(
         plots=tuple(plots),
         sentence=course_of_training(
             Length(
-                planned=run.config.train.epochs,
-                ran=min(int(max(val.epochs, default=0)), run.config.train.epochs),
+                # How many fitted into train.minutes is said nowhere but in the checkpoints.
+                planned=ran if run.config.train.minutes and run.predictions is not None else run.config.train.epochs,
+                ran=ran,
                 finished=run.predictions is not None,
                 best=best.get("epoch"),
                 mean_of=best.get("mean_of_epochs", ()),

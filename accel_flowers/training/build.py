@@ -46,7 +46,7 @@ from accel_flowers.training.build_data import (
 from accel_flowers.training.debugging import check_deterministic
 from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
-from accel_flowers.training.optim import build_lr_schedule, build_optimizer
+from accel_flowers.training.optim import build_optimizer, schedule_of
 from accel_flowers.training.phases import build_phases
 from accel_flowers.training.run import Run
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
@@ -210,6 +210,8 @@ def prepare(
     parts = {name: part.images for name, part in opened.items()}
     to_pixels = {name: part.to_pixels for name, part in opened.items()}
     plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
+    if state.num_steps:
+        plan = plan.ending_at(state.num_steps)
     stream = StreamBatchSampler(plan, config.train.seed)
     layers = layers_of(network, find_backbone(config.model.name))
     if config.train.compile:
@@ -246,22 +248,21 @@ def prepare(
     accelerator.gradient_accumulation_steps = plan.accumulation
     class_names = data.split.class_names
     load, finish = in_halves(to_pixels["train"])
-    train_step = TrainStep(
+    unmixed = TrainStep(
         engine=accelerator,
-        model=wrapped,
+        model=network,
         optimizer=optimizer,
         task=task,
         load=load,
         to_inputs=lambda *loaded: normalizer(finish(*loaded)),
-        mix=build_batch_transform(
-            config.data.batch_transform,
-            BatchContext(len(class_names), config.train.seed, plan.micro_batch, plan.num_samples, plan.epochs),
-        ),
         max_grad_norm=config.optim.max_grad_norm,
     )
 
-    def build_step(model: nn.Module) -> TrainStep:
-        return graphed(replace(train_step, model=model), config, device=device, plan=plan)
+    def build_step(model: nn.Module, plan: BatchPlan) -> TrainStep:
+        seed, size = config.train.seed, plan.micro_batch
+        context = BatchContext(len(class_names), seed, size, plan.num_samples, plan.length)
+        mix = build_batch_transform(config.data.batch_transform, context)
+        return graphed(replace(unmixed, model=model, mix=mix), config, device=device, plan=plan)
 
     return Run(
         config=config,
@@ -269,18 +270,12 @@ def prepare(
         split=data.split,
         network=network,
         optimizer=optimizer,
-        train_step=build_step(wrapped),
+        train_step=build_step(wrapped, plan),
         loaders=dict(zip(parts, loaders, strict=True)),
         parts=parts,
         to_pixels=to_pixels,
         plan=plan,
-        lr_at=build_lr_schedule(
-            config.schedule,
-            lr=config.optim.lr,
-            epochs=config.train.epochs,
-            step=plan.epoch_at(1),
-            head_epochs=config.train.head_epochs,
-        ),
+        lr_at=schedule_of(config, plan),
         normalizer=normalizer,
         spec=_describe_model(config, class_names, accelerator),
         state=state,

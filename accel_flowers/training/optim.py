@@ -12,9 +12,11 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import nn
 
-from accel_flowers.config.schema import OptimConfig, ScheduleConfig
+from accel_flowers.config.effects import warmup_that_fits
+from accel_flowers.config.schema import Config, OptimConfig, ScheduleConfig
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.models.layers import HEAD
 from accel_flowers.training.timm_optim import build_timm_optimizer
 
@@ -160,6 +162,19 @@ def lr_of_groups(optimizer: torch.optim.Optimizer) -> dict[str, float]:
         return rates
     first, *_, last, head = rates
     return {name: rates[name] for name in (first, last, head)}
+
+
+def schedule_of(config: Config, plan: BatchPlan) -> LearningRate:
+    """The learning rate of a run, as long as its plan is; a warm-up that would outlast it is cut as `fit_warmup` does."""
+    left = plan.length - config.train.head_epochs
+    warmup = min(config.schedule.warmup_epochs, warmup_that_fits(config.schedule.warmup_epochs, left))
+    return build_lr_schedule(
+        config.schedule.model_copy(update={"warmup_epochs": warmup}),
+        lr=config.optim.lr,
+        epochs=plan.length,
+        step=plan.epoch_at(1),
+        head_epochs=config.train.head_epochs,
+    )
 
 
 def build_lr_schedule(

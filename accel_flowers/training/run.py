@@ -24,7 +24,7 @@ from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.models.seen import Digests
 from accel_flowers.training.checkpoint import Checkpoints
-from accel_flowers.training.optim import LearningRate
+from accel_flowers.training.optim import LearningRate, schedule_of
 from accel_flowers.training.phases import Phases
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.state import TrainState
@@ -63,7 +63,7 @@ class Run:
     """"train" and "val" → digests of their images, on the main process alone; `model/` records them."""
     phases: Phases
     """What of the network trains when."""
-    build_step: Callable[[nn.Module], TrainStep]
+    build_step: Callable[[nn.Module, BatchPlan], TrainStep]
     """Makes the step of the network, given as it is wrapped for the processes."""
     rewrap: Callable[[nn.Module], nn.Module]
     """Wraps it anew for the processes, as it trains now; collective."""
@@ -91,7 +91,13 @@ class Run:
         """Let that train which trains in the step after `step`; collective where it is something else than before."""
         if self.phases.enter(self._schedule_epoch(step)):
             set_training_mode(self.network)
-            self.train_step = self.build_step(self.rewrap(self.train_step.model))
+            self.train_step = self.build_step(self.rewrap(self.train_step.model), self.plan)
+
+    def set_length(self, num_steps: int) -> None:
+        """Let the run end after so many steps: what goes by its length is made anew."""
+        self.plan = self.stream.plan = self.plan.ending_at(num_steps)
+        self.lr_at = schedule_of(self.config, self.plan)
+        self.train_step = self.build_step(self.train_step.model, self.plan)
 
     def lr_of_step(self, step: int) -> float:
         """The learning rate of the step after `step`: rollbacks halve it."""

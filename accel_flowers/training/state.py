@@ -55,6 +55,8 @@ class TrainState:
     """Returns to a checkpoint because of a loss that was no number; each halved the learning rate."""
     micro_batch_size: int | None = None
     """What was left of train.micro_batch_size where memory was short; None = all of it."""
+    num_steps: int | None = None
+    """Length of the run, where train.minutes has settled it; None = train.epochs."""
     pending_losses: Annotated[list[list[float]], _formerly("unread_losses", "pending_losses")] = field(
         default_factory=list
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ from accel_flowers.tracking.run_dir import (
 )
 from accel_flowers.tracking.trackers import build_trackers, check_trackers, start_trackers, tell_end
 from accel_flowers.tracking.wandb_environment import obey_environment, said_by_environment
+from accel_flowers.training.budget import fit_to_minutes
 from accel_flowers.training.build import build_run
 from accel_flowers.training.build_data import check_source
 from accel_flowers.training.checkpoint import Checkpoints
@@ -102,6 +104,7 @@ def train(
         RankLost: another process is gone.
     """
     check_can_train()
+    begun = time.monotonic()
     config, told = fit_warmup(shorten(config))
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
@@ -129,7 +132,7 @@ def train(
         together.when_it_ends(lambda error: tell_end(accelerator, error))
         with (
             fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),
-            _session(config, run_dir, together, lock, accelerator) as session,
+            _session(config, run_dir, together, lock, accelerator, begun) as session,
         ):
             scores = _train_to_the_end(session)
         best_epoch, on = session.run.state.best_epoch, accelerator.device.type
@@ -154,7 +157,7 @@ def _with_earlier_choice(config: Config, run_dir: Path) -> Config:
 
 @contextmanager
 def _session(
-    config: Config, run_dir: Path, together: ProcessSession, lock: RunDirLock, accelerator: Any
+    config: Config, run_dir: Path, together: ProcessSession, lock: RunDirLock, accelerator: Any, begun: float
 ) -> Iterator[Session]:
     """The run in its directory, restored where that holds a checkpoint; collective."""
     with ExitStack() as stack:
@@ -167,6 +170,8 @@ def _session(
         split_file = run_dir / SPLIT_FILE if holds_run(run_dir) else None
         with oom_as_user_error():  # where the moving average or DDP's buckets are made, too
             run = build_run(config, accelerator, split_file=split_file, state=newest)
+            if config.train.minutes and not run.state.num_steps:
+                fit_to_minutes(run, begun=begun)
         together.health.files_of = run.files_of
         together.health.when_lost = partial(note_error, run_dir, accelerator.process_index)
         session = Session(

@@ -40,5 +40,5 @@ class BatchContext:
     """Images in one forward pass of one process."""
     num_images: int = 0
     """Of the training part: so many places of the stream are an epoch; 0 in trials before the run."""
-    epochs: int = 0
+    epochs: float = 0
     """Of the run."""
