@@ -18,7 +18,7 @@ import accel_flowers as af
 from accel_flowers.inference.evaluate import evaluate
 from accel_flowers.models.saved import load_model, load_spec
 from accel_flowers.models.views import MeanOfViews
-from accel_flowers.training.choose import mean_of
+from accel_flowers.training.choose import is_no_worse, mean_of
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
@@ -124,3 +124,20 @@ def test_auto_is_never_worse_than_none_on_validation(tmp_path: Path, asked: str)
     config = tiny_config(photos, tmp_path / asked, model={"tta": asked}, train={"epochs": 1})
     found = train(config).scores["val"].loss
     assert found != plain if asked == "mirror" else found <= plain
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "metric", "taken"),
+    [
+        ((0.8, 0.5), (0.9, 0.9), "accuracy", True),
+        ((0.8, 0.5), (0.7, 0.1), "accuracy", False),
+        ((0.8, 0.5), (0.8, 0.4), "accuracy", True),
+        ((0.8, 0.5), (0.8, 0.6), "accuracy", False),
+        ((0.8, 0.5), (0.1, 0.4), "loss", True),
+        ((0.8, 0.5), (0.9, 0.6), "loss", False),
+    ],
+)
+def test_an_epoch_joins_the_mean_where_validation_does_not_get_worse(
+    before: tuple[float, float], after: tuple[float, float], metric: str, taken: bool
+) -> None:
+    assert is_no_worse(*({"accuracy": accuracy, "loss": loss} for accuracy, loss in (after, before)), metric) is taken

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,18 +89,18 @@ def _greedy_soup(session: Session, network: nn.Module, score: Score, val: Scored
         more = mean_of(mean, session.checkpoints.read_weights(epoch.step, _file_of(session)), len(members))
         put_weights(network, more, source="The mean of epochs")
         found = score(network)
-        if _is_no_worse(found, val, metric):
+        if is_no_worse(found.scores, val.scores, metric):
             mean, val = more, found
             members.append(epoch.epoch)
     put_weights(network, mean, source="The mean of epochs")
     return tuple(members), val
 
 
-def _is_no_worse(found: Scored, before: Scored, metric: str) -> bool:
-    """By the metric that names the best epoch; where it is the same, by the loss."""
+def is_no_worse(found: Mapping[str, Any], before: Mapping[str, Any], metric: str) -> bool:
+    """Whether scores are, by the metric that names the best epoch; where it is the same, by the loss."""
     sign = -1 if lower_is_better(metric) else 1
-    gain = sign * (found.scores[metric] - before.scores[metric])
-    return gain > 0 or (gain == 0 and found.scores["loss"] <= before.scores["loss"])
+    gain = sign * (found[metric] - before[metric])
+    return gain > 0 or (gain == 0 and found["loss"] <= before["loss"])
 
 
 def _views_to_try(asked: Tta | str) -> tuple[Tta, ...]:
