@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from accel_flowers.config.schema import LossConfig
-from accel_flowers.training.tasks import Criterion, balanced_weights, build_criterion
+from accel_flowers.training.losses import Criterion, balanced_weights, build_criterion
 
 LABELS = torch.tensor([0] * 6 + [1] * 3 + [2])
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from accel_flowers.config.schema import Config, flat_fields
+from accel_flowers.config.schema import LOSSES, Config, flat_fields
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 
@@ -44,8 +44,18 @@ def _of_own_parts(*names: Callable[[Config], str]) -> Callable[[Config], str]:
     return why
 
 
-def _of_cross_entropy(config: Config) -> str:
-    return "" if config.loss.name == "cross_entropy" else f"loss.name is {config.loss.name}; it is for cross_entropy"
+def _of_own_loss(config: Config) -> str:
+    return "" if config.loss.name in LOSSES else f"loss.name is {config.loss.name}, which has its own options"
+
+
+def _of_task(config: Config) -> str:
+    return "" if config.loss.task != "classification" else "loss.task is classification, which takes none"
+
+
+def _of_loss(config: Config) -> str:
+    if config.loss.name != "cross_entropy" or config.loss.options_of_task:
+        return ""
+    return "loss.name is cross_entropy, which takes none"
 
 
 def _of_decay(config: Config) -> str:
@@ -73,9 +83,10 @@ def _of_cache(config: Config) -> str:
 _CONDITIONS: dict[str, Callable[[Config], str]] = {
     "data.cache_dir": _of_cache,
     "data.cache_gib": _of_cache,
-    "loss.options": _of_own_parts(lambda config: config.loss.name, lambda config: config.loss.task),
-    "loss.label_smoothing": _of_cross_entropy,
-    "loss.class_weights": _of_cross_entropy,
+    "loss.options": _of_loss,
+    "loss.task_options": _of_task,
+    "loss.label_smoothing": _of_own_loss,
+    "loss.class_weights": _of_own_loss,
     "optim.options": _not_of_torch(_of_own_parts(lambda config: config.optim.name)),
     "optim.momentum": _not_of_torch(_of_optimizer("sgd", "rmsprop")),
     "optim.decay_norms_and_biases": _of_decay,

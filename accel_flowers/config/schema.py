@@ -30,6 +30,9 @@ from accel_flowers.config.field_types import (
 )
 from accel_flowers.core import registry
 
+LOSSES = ("cross_entropy", "bce", "focal", "logit_adjusted")
+"""Built-in ones; `training/losses.py` has them."""
+
 Tta = Literal["none", "mirror", "mirror_zoom"]
 """Views of an image whose scores are averaged: it alone; it and its mirror image (left and right exchanged); these, and the
 middle of both, enlarged."""
@@ -143,16 +146,41 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    task: Annotated[str, known("task", "classification")] = "classification"
-    """What a step computes: classification (the network's scores against the labels by `name`), or a registered task."""
-    name: Annotated[str, known("loss", "cross_entropy")] = "cross_entropy"
-    """Loss of the scores: cross_entropy, or a registered loss."""
+    task: Annotated[str, known("task", "classification", "distillation")] = "classification"
+    """What a step computes: classification (the network's scores against the labels by `name`); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); or a registered task."""
+    task_options: Options = {}
+    """Arguments of the task."""
+    name: Annotated[str, known("loss", *LOSSES)] = "cross_entropy"
+    """Loss of the scores: cross_entropy; bce (binary cross-entropy of each class by itself, summed); focal (options '{gamma: 2}': what is known already counts less); logit_adjusted (options '{tau: 1}': for classes of unlike sizes); or a registered loss. Validation is told in cross-entropy whatever this is."""
     options: Options = {}
-    """Arguments of a registered task or loss, as '{gamma: 2}'."""
+    """Arguments of the loss, as '{gamma: 2}'."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over all classes, 0..1."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced = each class weighs the same, whatever its number of images."""
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> LossConfig:
+        if self.name == "logit_adjusted" and self.class_weights != "none":
+            raise ValueError(
+                "logit_adjusted and class_weights: balanced both correct for the sizes of classes: take one of them"
+            )
+        return self
+
+    @property
+    def _is_of_task(self) -> bool:
+        """Recipes of earlier versions give a task's arguments as `options`."""
+        return self.name == "cross_entropy" and self.task != "classification" and not self.task_options
+
+    @property
+    def options_of_task(self) -> dict[str, Any]:
+        """What the task is made with."""
+        return dict(self.options if self._is_of_task else self.task_options)
+
+    @property
+    def options_of_loss(self) -> dict[str, Any]:
+        """What the loss is made with."""
+        return {} if self._is_of_task else dict(self.options)
 
 
 class OptimConfig(Section):

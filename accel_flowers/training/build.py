@@ -43,6 +43,7 @@ from accel_flowers.training.build_data import (
     open_run_parts,
     read_transforms,
 )
+from accel_flowers.training.build_task import build_task
 from accel_flowers.training.debugging import check_deterministic
 from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
@@ -52,7 +53,7 @@ from accel_flowers.training.run import Run
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import Engine, InPrecision, LocalEngine, TrainStep, loaded_whole
-from accel_flowers.training.tasks import Task, TaskContext, build_task
+from accel_flowers.training.tasks import Task, TaskContext
 
 _log = logging.getLogger(__name__)
 
@@ -297,6 +298,7 @@ def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Ta
         device=accelerator.device,
         mean=preprocessing.mean,
         std=preprocessing.std,
+        autocast=accelerator.autocast,
     )
     return build_task(context)
 

@@ -37,9 +37,10 @@ from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze, set_training_mode
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.tracking.run_dir import holds_run, recorded_precision
+from accel_flowers.training.build_task import build_task
 from accel_flowers.training.optim import build_optimizer, set_lr
 from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch, loaded_whole
-from accel_flowers.training.tasks import TaskContext, build_task
+from accel_flowers.training.tasks import TaskContext
 
 _log = logging.getLogger(__name__)
 

@@ -57,6 +57,7 @@ from accel_flowers.training.build import build_run
 from accel_flowers.training.build_data import check_source
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.debugging import shorten, stricter
+from accel_flowers.training.distillation import described_teacher
 from accel_flowers.training.epoch import finish, save
 from accel_flowers.training.loop import loop
 from accel_flowers.training.precision import choose_precision
@@ -118,7 +119,7 @@ def train(
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):
         start_forkserver()
-    facts = {**versions(), **fixed_fields(config), "parts": own_parts(config), "precision": launched_precision()}
+    facts = {**versions(), **fixed_fields(config), "parts": _parts(config), "precision": launched_precision()}
     with process_session(facts, owns_process=owns_process, times=times) as together, RunDirLock(times.lock) as lock:
         processes = together.processes
         broadcast_from_main(processes, lambda: check_run_dir(run_dir, config, lock))
@@ -221,7 +222,7 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
     """Write what the run directory holds from the start, and open the trackers; collective."""
     run, run_dir, accelerator = session.run, session.run_dir, session.run.accelerator
     environment = broadcast_from_main(accelerator, lambda: open_run_dir(run_dir, lock))
-    parts = own_parts(run.config)
+    parts = _parts(run.config)
     if holds_run(run_dir) and environment.get(PARTS_KEY, {}) != parts:
         log_on_main(accelerator, _changed(environment.get(PARTS_KEY), parts))
 
@@ -255,8 +256,13 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
         save(session)  # something to go back to from the first epoch, too
 
 
+def _parts(config: Config) -> dict[str, dict[str, str]]:
+    """What a run relies on beside this program, its recipe and its photos: the user's own parts, and a teacher."""
+    return own_parts(config) | described_teacher(config)
+
+
 def _changed(before: object, now: Mapping[str, Mapping[str, str]]) -> str:
-    """What to tell of parts of the user's own whose source is another than when the run began."""
+    """What to tell of parts of the user's own, or a teacher, that are others than when the run began."""
     known = before if isinstance(before, dict) else {}
     names = sorted(name for name in {*known, *now} if known.get(name) != now.get(name))
     return f"changed since this run began, so it may not go on as it would have: {', '.join(names)}"

@@ -1,0 +1,158 @@
+"""A saved model teaches: the loss by hand, what the teacher is shown, and a run on any number of processes that goes on exactly."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from accel_flowers.config.schema import LossConfig
+from accel_flowers.core.errors import UserError
+from accel_flowers.models.saved import load_model, load_spec, save_model
+from accel_flowers.training.build_task import build_task
+from accel_flowers.training.distillation import Teacher, distillation_loss
+from accel_flowers.training.tasks import TaskContext
+from accel_flowers.training.train import train
+from tests.conftest import CLASSES, make_folder
+from tests.faults import far_apart
+from tests.ranks import finish
+from tests.runs import metrics, tiny_config, write_recipe
+
+CONTEXT = TaskContext(
+    LossConfig(), torch.tensor([0, 1, 2]), CLASSES, torch.device("cpu"), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("photos") / "photos", per_class=12)
+
+
+@pytest.fixture(scope="module")
+def teacher(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("teacher") / "run"
+    train(tiny_config(photos, run_dir, train={"epochs": 1}))
+    return run_dir / "model"
+
+
+def test_the_loss_by_hand() -> None:
+    """Teacher 3 : 1, student even: KL = 0.75 log 1.5 + 0.25 log 0.5; nothing where they agree; T² times that of scores / T."""
+    taught, even = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    assert float(distillation_loss(even, taught, 1.0)) == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert float(distillation_loss(taught + 5, taught, 3.0)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation_loss(2 * even, 2 * taught, 2.0)) == pytest.approx(
+        4 * float(distillation_loss(even, taught, 1.0))
+    )
+
+
+def test_its_gradient_stays_as_large_at_any_temperature() -> None:
+    taught, sizes = torch.tensor([[1.0, 0.0, -1.0]]), []
+    for temperature in (10.0, 100.0):
+        logits = torch.zeros(1, 3, requires_grad=True)
+        distillation_loss(logits, taught, temperature).backward()
+        assert logits.grad is not None
+        sizes.append(float(logits.grad.norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
+
+
+def test_the_teacher_sees_its_own_normalisation_and_the_students_classes(teacher: Path) -> None:
+    saved = load_model(teacher)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    turned = tuple(reversed(saved.spec.class_names))
+    asked = Teacher(saved, replace(CONTEXT, mean=mean, std=std, class_names=turned))
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    theirs = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    expected = load_model(teacher).classifier.logits(pixels).flip(1).detach()
+    torch.testing.assert_close(asked(theirs), expected, atol=1e-4, rtol=1e-4)
+    assert asked(torch.nn.functional.interpolate(theirs, size=48)).shape == (2, 3), "other sizes are brought to its own"
+    assert not asked(theirs.requires_grad_()).requires_grad
+
+
+def test_a_teacher_of_other_classes_is_told(teacher: Path, tmp_path: Path) -> None:
+    saved = load_model(teacher)
+    names = ("aster", *saved.spec.class_names[1:])
+    save_model(
+        tmp_path / "other",
+        load_file(teacher / "model.safetensors"),
+        saved.spec.model_copy(update={"class_names": names}),
+    )
+    with pytest.raises(UserError, match=r"it lacks daisy, and has aster beyond\. Give one"):
+        Teacher(load_model(tmp_path / "other"), CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "teacher is wanted"),
+        ({"teacher": "TEACHER", "weight": 2}, "weight is a number from 0 to 1, not 2"),
+        ({"teacher": "TEACHER", "temperature": 0}, r"temperature is a number from 0\.01 to 1000, not 0"),
+        ({"teacher": "nowhere"}, "is no model folder"),
+        ({"teacher": "TEACHER", "alpha": 1}, "unexpected keyword argument 'alpha'"),
+    ],
+)
+def test_mistakes_are_told(options: dict[str, Any], told: str, teacher: Path) -> None:
+    options = {name: str(teacher) if value == "TEACHER" else value for name, value in options.items()}
+    with pytest.raises(UserError, match=told):
+        build_task(replace(CONTEXT, config=LossConfig(task="distillation", task_options=options)))
+
+
+def test_the_weight_is_the_teachers_share(teacher: Path) -> None:
+    class Even(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.zeros(len(inputs), 3, requires_grad=True)
+
+    inputs, targets = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    for weight in (0.0, 0.3, 1.0):
+        options = {"teacher": str(teacher), "weight": weight}
+        output = build_task(replace(CONTEXT, config=LossConfig(task="distillation", task_options=options)))(
+            Even(), inputs, targets
+        )
+        of_labels, of_teacher = output.parts["loss_of_labels"], output.parts["loss_of_teacher"]
+        assert float(of_labels) == pytest.approx(math.log(3))
+        assert float(of_teacher) > 0
+        torch.testing.assert_close(output.loss.detach(), (1 - weight) * of_labels + weight * of_teacher)
+
+
+def test_another_teacher_is_noticed_when_a_run_goes_on(
+    photos: Path, teacher: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(teacher, tmp_path / "teacher")
+    loss = {"task": "distillation", "task_options": {"teacher": str(tmp_path / "teacher")}}
+    config = tiny_config(photos, tmp_path / "run", loss=loss, train={"epochs": 1})
+    train(config)
+    assert "changed since this run began" not in caplog.text
+    weights = {name: tensor + 1 for name, tensor in load_file(teacher / "model.safetensors").items()}
+    save_model(tmp_path / "teacher", weights, load_spec(teacher))
+    train(config.model_copy(update={"resume": "auto"}))
+    assert f"may not go on as it would have: teacher {tmp_path / 'teacher'}" in caplog.text
+
+
+@pytest.mark.holds("A student learns alike on 1 and 2 processes")
+@pytest.mark.multiprocess
+def test_a_student_learns_alike_on_any_number_of_processes(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    """With focal loss and mixed pictures, which the teacher sees as the student does."""
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        data={"batch_transform": {"mixup": {"alpha": 0.4}}},
+        model={"dropout": 0.0},
+        loss={
+            "name": "focal",
+            "options": {"gamma": 1},
+            "task": "distillation",
+            "task_options": {"teacher": str(teacher)},
+        },
+        train={"epochs": 2, "micro_batch_size": 2, "log_every_steps": 1},
+    )
+    words = ["train", recipe, "--data.path", photos, "--tracking.no-report"]
+    for processes in (1, 2):
+        finish(tmp_path, [*words, "--run-dir", tmp_path / str(processes)], processes=processes)
+    assert far_apart(tmp_path / "1", tmp_path / "2", 1e-4) == []
+    assert len(metrics(tmp_path / "2", "train/loss_of_teacher")) == len(metrics(tmp_path / "2", "train/loss"))
+    assert "teacher" not in "".join(load_spec(tmp_path / "1/model").model_dump_json())
