@@ -86,6 +86,8 @@ class DataConfig(Section):
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
+    sampling: Literal["all", "balanced"] = "all"
+    """What an epoch of training shows: all = each picture once; balanced = as many pictures, of each class as many, so that those of large classes take turns over the epochs and those of small ones come again, cropped and coloured anew."""
     train_transforms: TransformList = None
     """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself. A size may be auto: that which model.name was trained with. auto (None) for all of it = crops at random and mirror images, at that size."""
     eval_transforms: TransformList = None
@@ -380,6 +382,16 @@ class Config(Section):
     """To find out what is wrong, on one GPU or none."""
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _classes_are_balanced_once(self) -> Config:
+        loss = self.loss
+        if self.data.sampling == "balanced" and (loss.class_weights != "none" or loss.name == "logit_adjusted"):
+            by = "loss.name: logit_adjusted" if loss.name == "logit_adjusted" else "loss.class_weights: balanced"
+            raise ValueError(
+                f"data.sampling: balanced and {by} both correct for the sizes of classes: take one of them"
+            )
+        return self
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -49,13 +49,49 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> npt.NDArray[np.int64
     return order
 
 
+class BalancedOrder:
+    """The order of epochs that show every class equally often, whatever its number of images.
+
+    Each class's images go round by themselves: all of them in a random order, then all in another, on over the ends of epochs. So
+    of a class each image is shown as often as any other, once more at most, and every epoch is a function of its number.
+
+    Args:
+        labels: of the training images, int64 [N]; an epoch shows N images, N / C of each class, and of the rest of that division one
+            more of some classes, which change from epoch to epoch.
+        seed: of the run.
+    """
+
+    def __init__(self, labels: npt.NDArray[np.int64], seed: int) -> None:
+        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        self._num_samples, self._seed = len(labels), seed
+        self.epoch = lru_cache(maxsize=4)(self._epoch)
+
+    def _epoch(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Which samples the epoch shows, in its order, and how often each was shown before: two of int64 [N]."""
+        samples, shown = [], []
+        for place, members in enumerate(self._members):
+            first, end = self._shown_before(place, epoch), self._shown_before(place, epoch + 1)
+            rounds, within = np.divmod(np.arange(first, end), len(members))
+            for number in np.unique(rounds):
+                order = permutation(random_key(self._seed, "class", int(members[0]), int(number)), len(members))
+                samples.append(members[order[within[rounds == number]]])
+                shown.append(np.full((rounds == number).sum(), number))
+        order = permutation(random_key(self._seed, "order", epoch), self._num_samples)
+        return np.concatenate(samples)[order], np.concatenate(shown)[order]
+
+    def _shown_before(self, place: int, epoch: int) -> int:
+        """Images of a class that the epochs before this one show."""
+        share, rest = divmod(self._num_samples, len(self._members))
+        return epoch * share + -((place - epoch * rest) // len(self._members))
+
+
 class SampleKey(NamedTuple):
     """What a loader needs to make one sample: which one, and what its randomness follows from."""
 
     sample: int
     """Index into the part of the data set that the loader reads."""
     epoch: int
-    """Number of times the whole part was shown before."""
+    """Number of times the sample was shown before."""
     micro_batch: int
     """Number of the micro-batch in the whole run, counted over all processes."""
 
@@ -173,6 +209,8 @@ class StreamBatchSampler:
     seed: int
     start_step: int = 0
     drop_last: bool = False
+    balanced: BalancedOrder | None = None
+    """Of epochs that show every class equally often; None = each image once an epoch."""
 
     @property
     def batch_size(self) -> int:
@@ -193,7 +231,11 @@ class StreamBatchSampler:
         keys = []
         for position in range(micro_batch * size, (micro_batch + 1) * size):
             epoch, place = divmod(position, total)
-            keys.append(SampleKey(int(epoch_order(self.seed, epoch, total)[place]), epoch, micro_batch))
+            if self.balanced:
+                samples, shown = self.balanced.epoch(epoch)
+                keys.append(SampleKey(int(samples[place]), int(shown[place]), micro_batch))
+            else:
+                keys.append(SampleKey(int(epoch_order(self.seed, epoch, total)[place]), epoch, micro_batch))
         return keys
 
 

@@ -19,7 +19,7 @@ from accel_flowers.config.schema import Config, DataConfig
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
-from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler, random_key, shrunk_to
+from accel_flowers.data.sampler import BalancedOrder, BatchPlan, StreamBatchSampler, random_key, shrunk_to
 from accel_flowers.data.transforms.batch import BatchContext
 from accel_flowers.data.transforms.build_batch import build_batch_transform
 from accel_flowers.distributed.collectives import (
@@ -213,7 +213,9 @@ def prepare(
     plan = replace(plan, num_samples=len(parts["train"]), epochs=config.train.epochs)
     if state.num_steps:
         plan = plan.ending_at(state.num_steps)
-    stream = StreamBatchSampler(plan, config.train.seed)
+    balanced = config.data.sampling == "balanced"
+    order = BalancedOrder(parts["train"].labels.numpy(), config.train.seed) if balanced else None
+    stream = StreamBatchSampler(plan, config.train.seed, balanced=order)
     layers = layers_of(network, find_backbone(config.model.name))
     if config.train.compile:
         network.compile()  # in place: the names of the weights stay what they are
