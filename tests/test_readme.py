@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import tyro
 from accelerate.commands.launch import launch_command_parser
 from PIL import Image
@@ -17,9 +20,10 @@ from accel_flowers.cli.commands import COMMANDS
 from accel_flowers.cli.common import split_imports
 from accel_flowers.cli.launch_config import launch_configs
 from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
-from accel_flowers.config.schema import Config
+from accel_flowers.config.schema import Config, LossConfig
 from accel_flowers.core import registry
 from accel_flowers.core.registry import import_parts
+from accel_flowers.training import losses
 from tests.conftest import draw_image, make_folder
 from tests.runs import PROJECT, write_recipe
 
@@ -156,7 +160,7 @@ def test_python_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_part_of_ones_own_in_the_page_works(own_parts: None) -> None:
-    (block,) = python_blocks()["docs/extending.md"]
+    block, _ = python_blocks()["docs/extending.md"]
     names: dict[str, object] = {}
     exec(compile(block, "docs/extending.md", "exec"), names)
     part = registry.find("transform", "my/rain")
@@ -165,6 +169,18 @@ def test_a_part_of_ones_own_in_the_page_works(own_parts: None) -> None:
     wet = part.make(drops=3)(image)
     assert (wet.size, wet.mode) == (image.size, "RGB")
     assert wet.tobytes() != image.tobytes()
+
+
+def test_a_method_for_everybody_in_the_page_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page says it: the function, a line in a table, and its name; of even scores over two classes the loss is known."""
+    _, block = python_blocks()["docs/extending.md"]
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/extending.md", "exec"), names)
+    monkeypatch.setattr(losses, "_LOSSES", {**losses._LOSSES, "poly": names["poly"]})
+    config = LossConfig.model_construct(name="poly", options={"epsilon": 2})
+    loss = losses.build_criterion(config, torch.tensor([0, 1]), 2, torch.device("cpu"))
+    assert float(loss(torch.zeros(1, 2), torch.tensor([0]))) == pytest.approx(math.log(2) + 2 * 0.5)
+    assert float(loss(torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]))) == pytest.approx(math.log(2) + 2 * 0.5)
 
 
 def test_extending_names_every_kind(own_parts: None) -> None:
