@@ -143,7 +143,7 @@ MUTATIONS = (
     Mutation(
         "head-without-seed",
         "training/build.py",
-        '        torch.manual_seed(random_key(seed, "first weights"))\n',
+        '        torch.manual_seed(random_key(config.train.seed, "first weights"))\n',
         "",
         ("test_train.py::test_config_of_a_run_repeats_it",),
     ),
@@ -251,8 +251,8 @@ MUTATIONS = (
     Mutation(
         "direction-of-the-metric-lost",
         "training/epoch.py",
-        "lower_is_better=lower_is_better(metric)\n",
-        "lower_is_better=False\n",
+        "lower_is_better=lower_is_better(metric),\n",
+        "lower_is_better=False,\n",
         ("test_ema.py::test_both_are_scored_and_the_averaged_is_kept",),
     ),
     Mutation(

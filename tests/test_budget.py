@@ -78,7 +78,7 @@ def test_the_trial_leaves_nothing_behind(photos: Path, tmp_path: Path) -> None:
     ("seconds", "head_epochs", "words"),
     [
         (1e9, 0, r"train\.minutes 1 are too few.*Give more"),
-        (5.0, 1.0, r"enough for 0\.\d+ epochs.*fewer of these epochs"),
+        (5.0, 1.0, r"no more than 0\.\d+ of an epoch.*fewer of these epochs"),
     ],
 )
 def test_what_does_not_fit_is_told(

@@ -158,6 +158,7 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
             "skipped_steps": 0,
             "rollbacks": 0,
             "micro_batch_size": None,
+            "num_steps": None,
             "pending_losses": [],
             "pending_parts": [],
         }

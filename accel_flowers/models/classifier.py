@@ -41,14 +41,14 @@ class Classifier(nn.Module):
         channels_last = wants_channels_last(network)
         if channels_last:
             network.to(memory_format=torch.channels_last)
-        self.views = MeanOfViews(network, tta)
+        self.network, self.tta = network, tta
         self.normalizer = Normalizer(mean, std, channels_last=channels_last)
         self.register_buffer("temperature", torch.tensor(temperature or 1.0), persistent=False)
 
     @property
-    def network(self) -> nn.Module:
-        """The plain network."""
-        return self.views.network
+    def views(self) -> MeanOfViews:
+        """Normalised images → the mean of the network's scores over their views."""
+        return MeanOfViews(self.network, self.tta)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] → the mean of the network's scores over the views, not calibrated, float32 [B, C]."""

@@ -95,16 +95,16 @@ def fit_to_minutes(run: Run, *, begun: float) -> None:
     epochs = whole.ending_at(num_steps).length
     if head_epochs >= epochs:
         raise UserError(
-            f"train.minutes {minutes:g} are enough for {epochs:.2g} epochs here, and in train.head_epochs {head_epochs:g} the head "
-            "trains alone: give more minutes or fewer of these epochs."
+            f"In train.minutes {minutes:g} no more than {epochs:.2g} of an epoch's pictures pass here, and for train.head_epochs {head_epochs:g} the "
+            "head trains alone: give more minutes or fewer of these epochs."
         )
     run.state.num_steps = num_steps
     run.set_length(num_steps)
     takes = pace.seconds_of(num_steps, whole, head_epochs=head_epochs) + 60 * minutes * _SHARE - left
-    bounds = ", all of train.epochs," if num_steps == whole.num_steps else ""
+    bounds = ", all of them" if num_steps == whole.num_steps else ""
     log_on_main(
         run.accelerator,
-        f"train.minutes {minutes:g}: {number_of(num_steps, 'step')} or {epochs:.4g} epochs{bounds} take about {takes / 60:.3g} minutes at "
+        f"train.minutes {minutes:g}: {number_of(num_steps, 'step')} (train.epochs {epochs:.4g}{bounds}) take about {takes / 60:.3g} minutes at "
         f"{pace.step_seconds:.3g} s a step and {pace.epoch_seconds:.3g} s an evaluation",
     )
 

@@ -5,7 +5,6 @@ timm is an extra of this package and takes seconds to import, so it is imported 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,9 +38,10 @@ def build_timm_optimizer(
         UserError: timm is not installed, has no such optimizer, or one that does not take the options or keep what is promised.
     """
     try:
-        optim: Any = importlib.import_module("timm.optim")
+        import timm.optim
     except ImportError as error:
         raise UserError(f"optim.name: timm/{name} needs timm ({error}): pip install 'accel-flowers[timm]'.") from None
+    optim: Any = timm.optim
     names = [each for each in optim.list_optimizers() if why_refused(each) is None]
     if why := why_refused(name):
         raise UserError(f"optim.name: timm/{name} {why}. Allowed: {', '.join(names)}.")
