@@ -23,7 +23,9 @@ def settled(weights: object) -> tuple[str, list[str]]:
     return config.model.name, told
 
 
-@pytest.mark.parametrize("name", ["resnet34", "timm/tf_efficientnet_lite0", "swin_t"])
+@pytest.mark.parametrize(
+    "name", ["resnet34", pytest.param("timm/tf_efficientnet_lite0", marks=pytest.mark.slow), "swin_t"]
+)
 def test_a_file_of_weights_says_whose_it_is(name: str, tmp_path: Path) -> None:
     pytest.importorskip("timm")
     network, _ = build_network(name, 7)

@@ -68,7 +68,7 @@ def batches(table: ImageTable, num_workers: int) -> Iterator[torch.Tensor]:
         yield batch["pixels"]
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.multiprocess)])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=[pytest.mark.multiprocess, pytest.mark.slow])])
 def test_a_source_of_somebodys_own_loads_as_the_folder_does(
     folder: ImageTable, packed: ImageTable, num_workers: int
 ) -> None:

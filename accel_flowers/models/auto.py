@@ -73,7 +73,11 @@ def recognise(state: Mapping[str, Tensor], *, source: str) -> str:
     Raises:
         UserError: of none that is known here.
     """
-    shares = {name: _share_of(name, state) for name in _that_can_be_built(_RECOGNISED)}
+    shares: dict[str, float] = {}
+    for name in _that_can_be_built(_RECOGNISED):
+        shares[name] = _share_of(name, state)
+        if shares[name] == 1.0:
+            return name
     best = max(shares, key=lambda name: shares[name])
     if shares[best] < _SURE:
         raise UserError(
