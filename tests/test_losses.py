@@ -54,6 +54,22 @@ def test_bce_by_hand_and_its_gradient_is_as_large_as_that_of_cross_entropy() -> 
     torch.testing.assert_close(logits.grad, logits.detach().sigmoid() - torch.tensor([[1.0, 0.0, 0.0]]))
 
 
+def test_with_class_weights_bce_answers_as_if_all_classes_had_as_many_images() -> None:
+    """Images that show nothing, 9 of one class and 1 of the other: one score for all of them is best at even odds."""
+    labels = torch.tensor([0] * 9 + [1])
+    for weights, odds in (("balanced", [0.5, 0.5]), ("none", [0.9, 0.1])):
+        logits = torch.tensor([odds]).logit().expand(10, 2).requires_grad_()
+        loss = criterion(labels, num_classes=2, name="bce", class_weights=weights)
+        (pull,) = torch.autograd.grad(loss(logits, labels), logits)
+        torch.testing.assert_close(pull.sum(dim=0), torch.zeros(2))
+    mixed = torch.tensor([[0.25, 0.75]])
+    weighted, plain = (
+        criterion(labels, num_classes=2, name="bce", class_weights=weights)(torch.zeros(1, 2), mixed)
+        for weights in ("balanced", "none")
+    )
+    assert float(weighted / plain) == pytest.approx(0.25 * 10 / 18 + 0.75 * 10 / 2)
+
+
 def test_logit_adjustment_by_hand() -> None:
     """Even scores, classes of 6, 3 and 1 images: what is said is the shares, so the rare class loses log 10."""
     loss = criterion(name="logit_adjusted")

@@ -67,14 +67,17 @@ def _cross_entropy(inputs: LossInputs) -> Criterion:
 
 def _bce(inputs: LossInputs) -> Criterion:
     """Binary cross-entropy of every class by itself, summed over classes: its gradient by a score is as large as that of
-    cross-entropy, so the learning rates of the one suit the other. (ResNet strikes back, Wightman et al. 2021, where it is a mean.)"""
+    cross-entropy, so the learning rates of the one suit the other. (ResNet strikes back, Wightman et al. 2021, where it is a mean.)
+
+    An image weighs what its classes weigh. A weight for each class's own term, as torch's `weight`, would correct for nothing:
+    it scales what speaks for a class and what speaks against it alike."""
 
     def bce(logits: Tensor, targets: Tensor) -> Tensor:
         shares = soft_targets(targets, logits.shape[1], inputs.label_smoothing)
-        losses = functional.binary_cross_entropy_with_logits(
-            logits.float(), shares, weight=inputs.weights, reduction="none"
-        )
-        return losses.sum(dim=1).mean()
+        losses = functional.binary_cross_entropy_with_logits(logits.float(), shares, reduction="none").sum(dim=1)
+        if inputs.weights is not None:
+            losses = losses * (soft_targets(targets, logits.shape[1]) @ inputs.weights)
+        return losses.mean()
 
     return bce
 
