@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from accel_flowers.config.schema import LossConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.models.saved import load_model, load_spec, save_model
+from accel_flowers.training import precision
 from accel_flowers.training.build_task import build_task
 from accel_flowers.training.distillation import Teacher, distillation_loss
 from accel_flowers.training.tasks import TaskContext
@@ -71,8 +72,46 @@ def test_the_teacher_sees_its_own_normalisation_and_the_students_classes(teacher
     theirs = (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     expected = load_model(teacher).classifier.logits(pixels).flip(1).detach()
     torch.testing.assert_close(asked(theirs), expected, atol=1e-4, rtol=1e-4)
-    assert asked(torch.nn.functional.interpolate(theirs, size=48)).shape == (2, 3), "other sizes are brought to its own"
+    larger = torch.nn.functional.interpolate(theirs, size=64)
+    assert asked(larger).shape == (2, 3), "other sizes are brought to its own"
     assert not asked(theirs.requires_grad_()).requires_grad
+
+
+def test_it_is_told_once_where_the_teacher_takes_another_size(teacher: Path) -> None:
+    told: list[str] = []
+    for size in ((32, 32), (48, 40)):
+        Teacher(load_model(teacher), replace(CONTEXT, image_size=size, tell=told.append))
+    assert len(told) == 1
+    assert "takes 32 x 32 pixels, so the student's pictures of 48 x 40 are resized" in told[0]
+
+
+def test_the_trial_of_precisions_asks_the_teacher(
+    photos: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the precision that is tried, and another answer is kept for another teacher."""
+    asked_in: list[bool] = []
+
+    def ask(self: Teacher, inputs: Tensor) -> Tensor:
+        with self._autocast():
+            asked_in.append(torch.is_autocast_enabled("cpu"))
+        return as_it_is(self, inputs)
+
+    as_it_is = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", ask)
+    monkeypatch.setattr(precision, "BUDGET_SECONDS", 0.1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    loss = {"task": "distillation", "task_options": {"teacher": str(teacher)}}
+    config = tiny_config(photos, tmp_path / "run", loss=loss)
+    choice = precision.try_precisions(config, num_processes=1)
+    assert choice is not None
+    assert not choice.remembered
+    assert set(asked_in) == {True, False}
+    plain = precision.try_precisions(tiny_config(photos, tmp_path / "run"), num_processes=1)
+    assert plain is not None
+    assert not plain.remembered
+    again = precision.try_precisions(config, num_processes=1)
+    assert again is not None
+    assert again.remembered
 
 
 def test_a_teacher_of_other_classes_is_told(teacher: Path, tmp_path: Path) -> None:
@@ -128,10 +167,16 @@ def test_another_teacher_is_noticed_when_a_run_goes_on(
     config = tiny_config(photos, tmp_path / "run", loss=loss, train={"epochs": 1})
     train(config)
     assert "changed since this run began" not in caplog.text
-    weights = {name: tensor + 1 for name, tensor in load_file(teacher / "model.safetensors").items()}
-    save_model(tmp_path / "teacher", weights, load_spec(teacher))
-    train(config.model_copy(update={"resume": "auto"}))
-    assert f"may not go on as it would have: teacher {tmp_path / 'teacher'}" in caplog.text
+    weights, spec = load_file(teacher / "model.safetensors"), load_spec(teacher)
+    changed = {
+        "weights": ({name: tensor + 1 for name, tensor in weights.items()}, spec),
+        "how it is asked": (weights, spec.model_copy(update={"tta": "mirror"})),
+    }
+    for what, (other_weights, other_spec) in changed.items():
+        save_model(tmp_path / "teacher", other_weights, other_spec)
+        caplog.clear()
+        train(config.model_copy(update={"resume": "auto"}))
+        assert f"may not go on as it would have: teacher {tmp_path / 'teacher'}" in caplog.text, what
 
 
 @pytest.mark.holds("A student learns alike on 1 and 2 processes")

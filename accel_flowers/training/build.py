@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -92,7 +93,7 @@ def build_run(
     data = build_data(config, table, accelerator, split_file=split_file)
     plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
-    task = _build_task(config, data, accelerator)
+    task = _build_task(config, data, recipe, accelerator)
     if state.micro_batch_size:
         plan = replace(plan, micro_batch_size=min(state.micro_batch_size, plan.micro_batch))
     plan, trained_per_second = fit_memory(plan, model, task, config, recipe, len(table.class_names), accelerator)
@@ -190,7 +191,8 @@ def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tu
     data = build_data(config, table, accelerator)
     model = place_model(network, config.data, accelerator)
     num_classes, plan = len(table.class_names), BatchPlan(1, 1, config.train.global_batch_size)
-    step = blank_step(plan, model, _build_task(config, data, accelerator), config, num_classes, LocalEngine())
+    task = _build_task(config, data, recipe, accelerator)
+    step = blank_step(plan, model, task, config, num_classes, LocalEngine())
     return replace(step, model=InPrecision(model.network, accelerator.autocast)), recipe.train_size, num_classes
 
 
@@ -291,7 +293,7 @@ def prepare(
     )
 
 
-def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Task:
+def _build_task(config: Config, data: DataParts, recipe: Recipe, accelerator: Accelerator) -> Task:
     preprocessing = config.data.preprocessing()
     context = TaskContext(
         config=config.loss,
@@ -300,6 +302,8 @@ def _build_task(config: Config, data: DataParts, accelerator: Accelerator) -> Ta
         device=accelerator.device,
         mean=preprocessing.mean,
         std=preprocessing.std,
+        image_size=recipe.train_size,
+        tell=partial(log_on_main, accelerator),
         autocast=accelerator.autocast,
     )
     return build_task(context)

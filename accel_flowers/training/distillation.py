@@ -10,25 +10,47 @@ import xxhash
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as images_of
 
-from accel_flowers.config.schema import Config
+from accel_flowers.config.schema import Config, LossConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.order import natural_key
 from accel_flowers.data.transforms.build import build_transform
-from accel_flowers.models.saved import WEIGHTS, SavedModel, load_model, model_folder
+from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, SavedModel, load_model, load_spec, model_folder
 from accel_flowers.training.losses import check_number
 from accel_flowers.training.tasks import Output, Task, TaskContext
 
 
 def described_teacher(config: Config) -> dict[str, dict[str, str]]:
-    """Of a recipe with a teacher: "teacher PATH" → the digest of its weights, so that a run that goes on notices another."""
-    teacher = config.loss.options_of_task.get("teacher")
-    if config.loss.task != "distillation" or not isinstance(teacher, str):
+    """Of a recipe with a teacher: "teacher PATH" → the digest of its weights and of how it is asked, so that a run that goes on
+    notices another."""
+    teacher = teacher_of(config.loss)
+    if teacher is None:
         return {}
-    file = model_folder(Path(teacher).expanduser()) / WEIGHTS
-    if not file.is_file():
+    files = [model_folder(Path(teacher).expanduser()) / name for name in (WEIGHTS, SPEC_FILE)]
+    if not all(file.is_file() for file in files):
         return {}  # whoever builds it tells
-    with file.open("rb") as stream:
-        return {f"teacher {teacher}": {"digest": hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()}}
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest())
+    return {f"teacher {teacher}": {"digest": "".join(digests)}}
+
+
+def teacher_of(config: LossConfig) -> str | None:
+    """The path of the teacher that a recipe names."""
+    teacher = config.options_of_task.get("teacher")
+    return teacher if config.task == "distillation" and isinstance(teacher, str) and teacher else None
+
+
+def classes_for_trial(config: LossConfig, num_classes: int) -> tuple[str, ...]:
+    """Names of classes for a trial without photos: those of the teacher, which takes no others, else so many.
+
+    Raises:
+        UserError: the teacher is no model folder.
+    """
+    teacher = teacher_of(config)
+    if teacher is not None:
+        return load_spec(Path(teacher).expanduser()).class_names
+    return tuple(f"class {label}" for label in range(num_classes))
 
 
 class Teacher:
@@ -56,6 +78,12 @@ class Teacher:
         self._network = saved.classifier.views.to(device).requires_grad_(False).eval()
         self._order = torch.tensor([names.index(name) for name in wanted], device=device)
         self._size = build_transform(saved.spec.transforms, field="the teacher's transforms")[1]
+        if context.image_size is not None and context.image_size != self._size:
+            (height, width), (own_height, own_width) = context.image_size, self._size
+            context.tell(
+                f"distillation: the teacher takes {own_height} x {own_width} pixels, so the student's pictures of {height} x {width} are "
+                "resized for it"
+            )
         own, theirs = (
             [torch.tensor(each, device=device).view(1, 3, 1, 1) for each in pair]
             for pair in ((context.mean, context.std), (saved.spec.mean, saved.spec.std))

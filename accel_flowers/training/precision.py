@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from accel_flowers.config.schema import Config
 from accel_flowers.core.backends import HalfPrecision, fast_precision
@@ -38,6 +37,7 @@ from accel_flowers.models.freezing import freeze, set_training_mode
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.tracking.run_dir import holds_run, recorded_precision
 from accel_flowers.training.build_task import build_task
+from accel_flowers.training.distillation import classes_for_trial, described_teacher
 from accel_flowers.training.optim import build_optimizer, set_lr
 from accel_flowers.training.step import InPrecision, LocalEngine, TrainStep, blank_batch, loaded_whole
 from accel_flowers.training.tasks import TaskContext
@@ -190,7 +190,8 @@ def try_precisions(config: Config, *, num_processes: int) -> PrecisionChoice | N
 
 
 def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precision, float]:
-    network, _ = build_network(config.model.name, _NUM_CLASSES, dropout=config.model.dropout)
+    names = classes_for_trial(config.loss, _NUM_CLASSES)
+    network, _ = build_network(config.model.name, len(names), dropout=config.model.dropout)
     freeze(network, config.model.freeze, find_backbone(config.model.name))
     check_input(network, (3, *size))
     channels_last = wants_channels_last(network)
@@ -201,15 +202,19 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     set_lr(optimizer, 0.0)  # the same work, and numbers that stay numbers
     *_, mean, std = config.data.preprocessing()
     normalizer = Normalizer(mean, std, channels_last=channels_last)
-    names = tuple(f"class {label}" for label in range(_NUM_CLASSES))
-    labels = torch.arange(_NUM_CLASSES)
-    context = TaskContext(config.loss, labels, names, torch.device("cpu"), mean, std)
-    step = TrainStep(LocalEngine(), network, optimizer, build_task(context), loaded_whole, normalizer)
+    context = TaskContext(config.loss, torch.arange(len(names)), names, torch.device("cpu"), mean, std)
+
+    def step_in(precision: Precision) -> TrainStep:
+        task = build_task(replace(context, autocast=_autocast(precision)))
+        model = InPrecision(network, _autocast(precision))
+        return TrainStep(LocalEngine(), model, optimizer, task, loaded_whole, normalizer)
+
+    steps = {precision: step_in(precision) for precision in PRECISIONS}
 
     def make_steps(count: int) -> dict[Precision, Callable[[], object]]:
-        batch = blank_batch(count, size, _NUM_CLASSES, torch.device("cpu"))
+        batch = blank_batch(count, size, len(names), torch.device("cpu"))
         batch["pixels"] = torch.randint(0, 256, batch["pixels"].shape, dtype=torch.uint8)
-        return {name: partial(replace(step, model=_in(name, network)), batch) for name in PRECISIONS}
+        return {precision: partial(step, batch) for precision, step in steps.items()}
 
     few = make_steps(_FEW_IMAGES)["bf16"]
     few()  # the first pass of all sets up the libraries
@@ -218,9 +223,9 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     return time_in_turn(make_steps(max(2, min(micro_batch, _MAX_IMAGES, affordable))))
 
 
-def _in(precision: Precision, network: nn.Module) -> InPrecision:
-    """The network as the training runs it on a CPU."""
-    return InPrecision(network, partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=precision == "bf16"))
+def _autocast(precision: Precision) -> Callable[[], torch.autocast]:
+    """What the training makes its context of on a CPU."""
+    return partial(torch.autocast, "cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def time_in_turn(
@@ -257,6 +262,7 @@ def trial_key(config: Config, size: tuple[int, int], micro_batch: int) -> str:
     """All that the answer depends on."""
     return (
         f"{config.model.name}, {config.optim.name}, freeze {config.model.freeze}, {size[0]} x {size[1]} pixels, {micro_batch} pictures, "
+        f"{''.join(f'{teacher} {facts}, ' for teacher, facts in described_teacher(config).items())}"
         f"{torch.get_num_threads()} threads, {_describe_cpu()}, torch {torch.__version__}"
     )
 

@@ -57,6 +57,10 @@ class TaskContext:
     """Of the normalisation that inputs went through: a teacher may have learned with another."""
     criterion: Criterion = field(default=functional.cross_entropy)
     """The loss that the recipe names, for tasks that build on it."""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the inputs; None where that is not known yet."""
+    tell: Callable[[str], None] = field(default=lambda _: None)
+    """Takes a line for people, which the main process alone logs."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Makes the context in which a network of the task's own, such as a teacher, runs in the run's precision."""
 
