@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from accel_flowers.training.distillation import Teacher, distillation_loss
 from accel_flowers.training.tasks import TaskContext
 from accel_flowers.training.train import train
 from tests.conftest import CLASSES, make_folder
-from tests.faults import far_apart
+from tests.faults import Forked, differences, far_apart
 from tests.ranks import finish
 from tests.runs import metrics, tiny_config, write_recipe
 
@@ -179,25 +180,56 @@ def test_another_teacher_is_noticed_when_a_run_goes_on(
         assert f"may not go on as it would have: teacher {tmp_path / 'teacher'}" in caplog.text, what
 
 
-@pytest.mark.holds("A student learns alike on 1 and 2 processes")
-@pytest.mark.multiprocess
-def test_a_student_learns_alike_on_any_number_of_processes(photos: Path, teacher: Path, tmp_path: Path) -> None:
-    """With focal loss and mixed pictures, which the teacher sees as the student does."""
+def student(photos: Path, teacher: Path, folder: Path, epochs: int) -> list[str | Path]:
+    """Words for a run with all at once: classes of unlike sizes in balanced epochs, mixed pictures, which the teacher sees as the
+    student does, focal loss, dropout."""
+    unlike = shutil.copytree(photos, folder / "photos")
+    for file in sorted((unlike / "rose").iterdir())[5:]:
+        file.unlink()
     recipe = write_recipe(
-        tmp_path / "recipe.yaml",
-        data={"batch_transform": {"mixup": {"alpha": 0.4}}},
-        model={"dropout": 0.0},
+        folder / "recipe.yaml",
+        data={"sampling": "balanced", "batch_transform": {"mixup": {"alpha": 0.4}}},
+        model={"dropout": 0.3},
         loss={
             "name": "focal",
             "options": {"gamma": 1},
             "task": "distillation",
             "task_options": {"teacher": str(teacher)},
         },
-        train={"epochs": 2, "micro_batch_size": 2, "log_every_steps": 1},
+        train={"epochs": epochs, "micro_batch_size": 2, "log_every_steps": 1},
+        checkpoint={"every_steps": 1},
     )
-    words = ["train", recipe, "--data.path", photos, "--tracking.no-report"]
-    for processes in (1, 2):
-        finish(tmp_path, [*words, "--run-dir", tmp_path / str(processes)], processes=processes)
-    assert far_apart(tmp_path / "1", tmp_path / "2", 1e-4) == []
-    assert len(metrics(tmp_path / "2", "train/loss_of_teacher")) == len(metrics(tmp_path / "2", "train/loss"))
-    assert "teacher" not in "".join(load_spec(tmp_path / "1/model").model_dump_json())
+    return [recipe, "--data.path", unlike, "--tracking.no-report"]
+
+
+@pytest.mark.holds("A student learns alike on 1, 2 and 4 processes, and after a kill")
+@pytest.mark.multiprocess
+def test_a_student_learns_alike_on_any_number_of_processes(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    words = student(photos, teacher, tmp_path, epochs=2)
+    for processes in (1, 2, 4):
+        finish(tmp_path, ["train", *words, "--run-dir", tmp_path / str(processes)], processes=processes)
+    for processes in (2, 4):
+        assert far_apart(tmp_path / "1", tmp_path / str(processes), 1e-4) == []
+    losses = metrics(tmp_path / "1", "train/loss")
+    assert len(losses) == len(metrics(tmp_path / "1", "train/loss_of_teacher")) > 4
+    for processes in (2, 4):
+        assert metrics(tmp_path / str(processes), "train/loss") == pytest.approx(losses, abs=1e-5)
+    assert "teacher" not in load_spec(tmp_path / "1/model").model_dump_json()
+    assert load_file(tmp_path / "1/model/model.safetensors").keys() == load_file(teacher / "model.safetensors").keys()
+
+
+@pytest.mark.holds("A student learns alike on 1, 2 and 4 processes, and after a kill")
+@pytest.mark.multiprocess
+def test_a_student_that_was_killed_ends_as_if_it_had_not_been(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    words = student(photos, teacher, tmp_path, epochs=6)
+    finish(tmp_path, ["train", *words, "--run-dir", tmp_path / "undisturbed"], processes=2)
+    num_steps = len(metrics(tmp_path / "undisturbed", "train/loss"))
+    with Forked(2, tmp_path / "run", *words) as run:
+        run.wait_for_step(4)
+        for rank in (0, 1):
+            run.signal(rank, signal.SIGKILL)
+        run.codes(30)
+        assert 4 <= run.steps_seen() < num_steps, "killed too late to prove anything"
+    said = finish(tmp_path, ["train", *words, "--run-dir", tmp_path / "run", "--resume", "auto"], processes=2)
+    assert "going on after step" in said
+    assert differences(tmp_path / "run", tmp_path / "undisturbed") == []

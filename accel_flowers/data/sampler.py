@@ -1,7 +1,8 @@
 """Which sample stands where, as pure functions of (seed, epoch, position): the one formula behind order, resume and scale.
 
 Training data is one endless stream. Position p holds sample `permutation(seed, p div N)[p mod N]`; optimizer step k
-takes the positions k·G … (k+1)·G - 1 (G the global batch), so every step is full and every sample comes once an epoch.
+takes the positions k·G … (k+1)·G - 1 (G the global batch), so every step is full and every sample comes once an epoch (where
+epochs are balanced, position p holds what `BalancedOrder` says, and every class comes equally often).
 A micro-batch is M consecutive positions; micro-batch j of the run goes to process j mod W. Nothing here depends on W:
 1 and 8 processes see the same samples in the same step, and a run resumed at step k begins its stream at k·G.
 """
