@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from accel_flowers.config.schema import LossConfig
+from accel_flowers.config.paths import with_absolute_paths
+from accel_flowers.config.schema import Config, LossConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.models.saved import load_model, load_spec, save_model
 from accel_flowers.training import precision
@@ -233,3 +234,14 @@ def test_a_student_that_was_killed_ends_as_if_it_had_not_been(photos: Path, teac
     said = finish(tmp_path, ["train", *words, "--run-dir", tmp_path / "run", "--resume", "auto"], processes=2)
     assert "going on after step" in said
     assert differences(tmp_path / "run", tmp_path / "undisturbed") == []
+
+
+@pytest.mark.parametrize("field", ["task_options", "options"])
+def test_the_teacher_is_found_from_anywhere(field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config(
+        loss=LossConfig.model_validate({"task": "distillation", field: {"teacher": "runs/large", "weight": 1}})
+    )
+    found = with_absolute_paths(config)
+    assert found.loss.options_of_task == {"teacher": str(tmp_path / "runs/large"), "weight": 1}
+    assert with_absolute_paths(found) == found

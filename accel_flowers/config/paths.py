@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from accel_flowers.config.schema import Config
+from accel_flowers.config.schema import Config, LossConfig
 
 HUB_PREFIX = "hub:"
 """Before OWNER/NAME of a dataset of the hub."""
@@ -29,5 +29,14 @@ def with_absolute_paths(config: Config) -> Config:
             "run_dir": config.run_dir and os.path.abspath(config.run_dir),
             "data": data.model_copy(update=changed),
             "model": model.model_copy(update={"weights": weights}),
+            "loss": _with_absolute_teacher(config.loss),
         }
     )
+
+
+def _with_absolute_teacher(loss: LossConfig) -> LossConfig:
+    teacher, field = loss.options_of_task.get("teacher"), "task_options" if loss.task_options else "options"
+    if loss.task != "distillation" or not isinstance(teacher, str) or not teacher:
+        return loss
+    absolute = {**loss.options_of_task, "teacher": os.path.abspath(os.path.expanduser(teacher))}
+    return loss.model_copy(update={field: absolute})
