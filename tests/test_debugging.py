@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from accel_flowers.config.schema import Config, DebugConfig
+from accel_flowers.config.schema import Config, DebugConfig, LossConfig
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.split import PARTS, Split, load_split, subsample_split
@@ -205,6 +205,21 @@ def test_the_verdict_on_overfitting(losses: tuple[float, float], told: str) -> N
     said = describe_overfitting(*losses, 5)
     assert told in said
     assert f"loss {losses[0]:.4f} in training mode, {losses[1]:.4f} in evaluation mode" in said
+
+
+def test_a_loss_whose_best_is_not_0_is_judged_by_the_cross_entropy() -> None:
+    assert describe_overfitting(None, 0.03, 5).endswith(
+        "cross-entropy 0.0300 in evaluation mode, on the same pictures: learnt."
+    )
+    assert "not learnt yet" in describe_overfitting(None, 1.2, 5)
+    assert LossConfig().is_plain
+    for varied in (
+        {"label_smoothing": 0.1},
+        {"name": "focal"},
+        {"class_weights": "balanced"},
+        {"task": "distillation"},
+    ):
+        assert not LossConfig.model_validate(varied).is_plain
 
 
 CANNOT = {"alexnet"} | {f"vgg{depth}{norm}" for depth in (11, 13, 16, 19) for norm in ("", "_bn")}

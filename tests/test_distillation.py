@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from accel_flowers.config.loading import config_from_yaml
 from accel_flowers.config.paths import with_absolute_paths
 from accel_flowers.config.schema import Config, LossConfig
 from accel_flowers.core.errors import UserError
@@ -245,3 +246,11 @@ def test_the_teacher_is_found_from_anywhere(field: str, tmp_path: Path, monkeypa
     found = with_absolute_paths(config)
     assert found.loss.options_of_task == {"teacher": str(tmp_path / "runs/large"), "weight": 1}
     assert with_absolute_paths(found) == found
+
+
+def test_a_mistake_in_a_run_with_a_teacher_speaks_of_no_module() -> None:
+    text = "optim: {lr: -1}\nenvironment: {parts: {teacher /x: {digest: ab}, loss my/l: {module: mine, digest: cd}}}"
+    with pytest.raises(UserError) as told:
+        config_from_yaml(text, source="it")
+    assert "teacher" not in str(told.value)
+    assert "The run took loss my/l from the Python module mine." in str(told.value)

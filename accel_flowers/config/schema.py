@@ -170,6 +170,12 @@ class LossConfig(Section):
         return self
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is cross-entropy, comes to 0 where all is learnt, and is what validation is told in."""
+        varied = self.label_smoothing or self.class_weights != "none"
+        return self.task == "classification" and self.name == "cross_entropy" and not varied
+
+    @property
     def _is_of_task(self) -> bool:
         """Recipes of earlier versions give a task's arguments as `options`."""
         return self.name == "cross_entropy" and self.task != "classification" and not self.task_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import torch
@@ -32,7 +33,7 @@ def described_teacher(config: Config) -> dict[str, dict[str, str]]:
     for file in files:
         with file.open("rb") as stream:
             digests.append(hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest())
-    return {f"teacher {teacher}": {"digest": "".join(digests)}}
+    return {f"teacher {os.path.abspath(os.path.expanduser(teacher))}": {"digest": "".join(digests)}}
 
 
 def teacher_of(config: LossConfig) -> str | None:

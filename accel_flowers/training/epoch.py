@@ -140,7 +140,11 @@ def finish(session: Session) -> dict[str, Scores]:
     progress.line(scores["test" if "test" in scores else "val"].baseline_in_words())
     if run.config.debug.overfit_batches and run.accelerator.is_main_process:
         losses = [line["train/loss"] for line in read_metrics(session.run_dir / METRICS_FILE) if "train/loss" in line]
-        progress.line(describe_overfitting(losses[-1], results["val"]["loss"], len(run.spec.class_names)))
+        progress.line(
+            describe_overfitting(
+                losses[-1] if run.config.loss.is_plain else None, results["val"]["loss"], len(run.spec.class_names)
+            )
+        )
     progress.line(f"model: {session.run_dir / MODEL_DIR}")
     return scores
 
