@@ -155,7 +155,8 @@ def test_a_configuration_for_the_cpu_is_one_on_several_processes_too(tmp_path: P
     script.write_text(
         "import os\nfrom accel_flowers.distributed.launch import computes_on_cpu, start_processes\n"
         "processes = start_processes()\nassert computes_on_cpu()\n"
-        "print(processes.num_processes, os.environ['ACCELERATE_USE_CPU'], flush=True)\n"
+        "line = str(processes.num_processes) + ' ' + os.environ['ACCELERATE_USE_CPU'] + os.linesep\n"
+        "os.write(1, line.encode())\n"  # in one piece: the other process writes, too
         "processes.destroy_process_group()\n"
     )
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]

@@ -221,6 +221,7 @@ def test_a_student_learns_alike_on_any_number_of_processes(photos: Path, teacher
 
 
 @pytest.mark.holds("A student learns alike on 1, 2 and 4 processes, and after a kill")
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_student_that_was_killed_ends_as_if_it_had_not_been(photos: Path, teacher: Path, tmp_path: Path) -> None:
     words = student(photos, teacher, tmp_path, epochs=6)

@@ -29,6 +29,7 @@ def resume(run_dir: Path, words: list[str | Path], *, processes: int) -> str:
     return finish(run_dir.parent, ["train", *words, "--run-dir", run_dir, "--resume", "auto"], processes=processes)
 
 
+@pytest.mark.slow
 @pytest.mark.holds("A signal to stop, to any process")
 def test_a_signal_during_the_evaluation_waits_for_none_of_it(photos: Path, tmp_path: Path) -> None:
     """It is agreed between two batches; the evaluation is done again, once, after the resume."""
@@ -69,7 +70,8 @@ def test_ctrl_c_and_a_closed_terminal_save(photos: Path, tmp_path: Path, number:
 
 
 @pytest.mark.holds("A full disk ends the run with the cause")
-@pytest.mark.parametrize("what", [pytest.param("metrics", marks=pytest.mark.slow), "checkpoint"])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["metrics", "checkpoint"])
 def test_a_full_disk_ends_the_run_with_the_cause(photos: Path, tmp_path: Path, what: str) -> None:
     """No file may grow beyond its size; with room again the run ends as if nothing had been."""
     often = what == "checkpoint"
