@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ import accel_flowers as af
 from accel_flowers.core.console import ConsoleHandler
 from tests.conftest import make_folder
 from tests.ranks import finish
-from tests.runs import PROJECT, metrics, tiny_recipe
+from tests.runs import PROJECT, metrics, write_recipe
 
 SMALL = {"tracking.report": False, "train.log_every_steps": 1}
 
@@ -33,9 +32,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(json.dumps(tiny_recipe()))
-    return path
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml")
 
 
 @pytest.fixture(scope="module")
