@@ -24,10 +24,14 @@ from PIL import Image
 from accel_flowers.core import registry
 from accel_flowers.core.console import attach_console
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
 # As jobs of a script (&) and of nohup ignore them, and programs inherit it.
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+
+_USUAL = {number: signal.getsignal(number) for number in _SIGNALS}
 
 gc.set_threshold(100_000)  # as the program does, which imports its libraries in less time
 
@@ -117,13 +121,15 @@ def _fresh_accelerate():
 
 @pytest.fixture(autouse=True)
 def _path_of_this_process() -> Iterator[None]:
-    """The command line sets up where its process looks for modules; here it is called within ours."""
+    """The command line sets up where its process looks for modules, and answers signals; here it is called within ours."""
     places, safe = list(sys.path), os.environ.get("PYTHONSAFEPATH")
     yield
     sys.path[:] = places
     os.environ.pop("PYTHONSAFEPATH", None)
     if safe is not None:
         os.environ["PYTHONSAFEPATH"] = safe
+    for number, usual in _USUAL.items():
+        signal.signal(number, usual)
 
 
 @pytest.fixture
