@@ -287,8 +287,8 @@ MUTATIONS = (
     Mutation(
         "best-upside-down",
         "training/state.py",
-        "(value < best if lower_is_better else value > best)",
-        "(value > best if lower_is_better else value < best)",
+        "(value if lower_is_better else -value)",
+        "(-value if lower_is_better else value)",
         ("test_checkpoint.py::test_the_first_of_equal_values_is_the_best",),
     ),
     Mutation(
@@ -315,7 +315,7 @@ MUTATIONS = (
     Mutation(
         "worse-epochs-into-the-mean",
         "training/choose.py",
-        '    return gain > 0 or (gain == 0 and found["loss"] <= before["loss"])\n',
+        "    return now <= then\n",
         "    return True\n",
         ("test_choose.py",),
     ),

@@ -53,6 +53,7 @@ def test_a_part_of_the_weights_is_enough_and_another_network_is_not_guessed() ->
         (False, "false", False, "resnet18"),
         (True, "false", False, "convnext_tiny"),
         (True, "true", False, "resnet18"),
+        (True, "1", False, "resnet18"),
     ],
 )
 def test_without_a_file_it_follows_from_the_machine(

@@ -35,8 +35,7 @@ def with_absolute_paths(config: Config) -> Config:
 
 
 def _with_absolute_teacher(loss: LossConfig) -> LossConfig:
-    teacher, field = loss.options_of_task.get("teacher"), "task_options" if loss.task_options else "options"
-    if loss.task != "distillation" or not isinstance(teacher, str) or not teacher:
+    if loss.teacher is None:
         return loss
-    absolute = {**loss.options_of_task, "teacher": os.path.abspath(os.path.expanduser(teacher))}
-    return loss.model_copy(update={field: absolute})
+    absolute = {**loss.options_of_task, "teacher": os.path.abspath(os.path.expanduser(loss.teacher))}
+    return loss.model_copy(update={"task_options" if loss.task_options else "options": absolute})

@@ -186,6 +186,12 @@ class LossConfig(Section):
         return dict(self.options if self._is_of_task else self.task_options)
 
     @property
+    def teacher(self) -> str | None:
+        """Path of the model that teaches, where the recipe names one."""
+        teacher = self.options_of_task.get("teacher")
+        return teacher if self.task == "distillation" and isinstance(teacher, str) and teacher else None
+
+    @property
     def options_of_loss(self) -> dict[str, Any]:
         """What the loss is made with."""
         return {} if self._is_of_task else dict(self.options)

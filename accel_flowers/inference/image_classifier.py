@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from accel_flowers.core.machine import available_cores
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, upright_rgb
 from accel_flowers.models import saved as saved_models
+from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.saved import SPEC_FILE, ModelSpec, SavedModel
 from accel_flowers.tracking.run_dir import MODEL_DIR
 
@@ -179,11 +181,12 @@ class ImageClassifier:
     @torch.inference_mode()
     def _probabilities(self, pixels: Tensor, tta: bool) -> Tensor:
         """uint8 [B, 3, H, W] → float32 [B, C]."""
-        classifier = self._classifier
-        if tta and self.spec.tta == "none":
-            classifier = self._saved.with_views("mirror")
-        probabilities: Tensor = classifier(pixels)
+        probabilities: Tensor = (self._with_mirror if tta else self._classifier)(pixels)
         return probabilities
+
+    @cached_property
+    def _with_mirror(self) -> Classifier:
+        return self._saved.with_views(self.spec.views(tta=True))
 
 
 def load_model(path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> ImageClassifier:

@@ -218,5 +218,5 @@ def describe_probabilities(spec: ModelSpec, *, tta: bool) -> str:
     told = "not calibrated (the model has no temperature)"
     if spec.temperature is not None:
         told = f"calibrated with the temperature {spec.temperature:.3g} that was fitted on validation"
-    views = "mirror" if tta and spec.tta == "none" else spec.tta
+    views = spec.views(tta=tta)
     return f"probabilities are {told}" + (f"; mean over {_VIEWS[views]}" if views != "none" else "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 
 from accel_flowers.config.field_types import AUTO
@@ -54,9 +55,10 @@ def settle_model(config: Config) -> tuple[Config, list[str]]:
 
 def _choose(weights: str) -> tuple[str, str]:
     if weights in ("imagenet", "none"):
-        on_gpu = torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_CPU", "false").lower() != "true"
-        name = next(_that_can_be_built(_FOR_A_GPU if on_gpu else _FOR_A_CPU))
-        return name, f"a good one for a {'GPU' if on_gpu else 'CPU'}"
+        # As `distributed.launch.computes_on_cpu`, which a look at photos must not import.
+        on_cpu = not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+        name = next(_that_can_be_built(_FOR_A_CPU if on_cpu else _FOR_A_GPU))
+        return name, f"a good one for a {'CPU' if on_cpu else 'GPU'}"
     folder = model_folder(Path(weights).expanduser())
     if os.path.isfile(folder / SPEC_FILE):
         return load_spec(folder).architecture, f"for {weights} is its model"

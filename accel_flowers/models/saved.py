@@ -80,6 +80,10 @@ class ModelSpec(BaseModel):
             raise ValueError("two classes have the same name")
         return value
 
+    def views(self, *, tta: bool) -> Tta:
+        """What a prediction averages: as the scores did; where these did not, mirror images if they are asked for."""
+        return "mirror" if tta and self.tta == "none" else self.tta
+
     def own_parts(self) -> Iterator[tuple[registry.Kind, str]]:
         """Kind and name of each part of the user's own that the model needs."""
         if registry.is_own_name(self.architecture):

@@ -17,6 +17,7 @@ from accel_flowers.models.views import MeanOfViews
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.training.checkpoint import AVERAGED, put_weights
 from accel_flowers.training.run import Session
+from accel_flowers.training.state import rank
 
 Score = Callable[[nn.Module], Scored]
 """A network, or one with views → what it makes of the validation part."""
@@ -98,9 +99,10 @@ def _greedy_soup(session: Session, network: nn.Module, score: Score, val: Scored
 
 def is_no_worse(found: Mapping[str, Any], before: Mapping[str, Any], metric: str) -> bool:
     """Whether scores are, by the metric that names the best epoch; where it is the same, by the loss."""
-    sign = -1 if lower_is_better(metric) else 1
-    gain = sign * (found[metric] - before[metric])
-    return gain > 0 or (gain == 0 and found["loss"] <= before["loss"])
+    now, then = (
+        rank(scores[metric], scores["loss"], lower_is_better=lower_is_better(metric)) for scores in (found, before)
+    )
+    return now <= then
 
 
 def _views_to_try(asked: Tta | str) -> tuple[Tta, ...]:

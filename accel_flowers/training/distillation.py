@@ -23,7 +23,7 @@ from accel_flowers.training.tasks import Output, Task, TaskContext
 def described_teacher(config: Config) -> dict[str, dict[str, str]]:
     """Of a recipe with a teacher: "teacher PATH" → the digest of its weights and of how it is asked, so that a run that goes on
     notices another."""
-    teacher = teacher_of(config.loss)
+    teacher = config.loss.teacher
     if teacher is None:
         return {}
     files = [model_folder(Path(teacher).expanduser()) / name for name in (WEIGHTS, SPEC_FILE)]
@@ -36,21 +36,14 @@ def described_teacher(config: Config) -> dict[str, dict[str, str]]:
     return {f"teacher {os.path.abspath(os.path.expanduser(teacher))}": {"digest": "".join(digests)}}
 
 
-def teacher_of(config: LossConfig) -> str | None:
-    """The path of the teacher that a recipe names."""
-    teacher = config.options_of_task.get("teacher")
-    return teacher if config.task == "distillation" and isinstance(teacher, str) and teacher else None
-
-
 def classes_for_trial(config: LossConfig, num_classes: int) -> tuple[str, ...]:
     """Names of classes for a trial without photos: those of the teacher, which takes no others, else so many.
 
     Raises:
         UserError: the teacher is no model folder.
     """
-    teacher = teacher_of(config)
-    if teacher is not None:
-        return load_spec(Path(teacher).expanduser()).class_names
+    if config.teacher is not None:
+        return load_spec(Path(config.teacher).expanduser()).class_names
     return tuple(f"class {label}" for label in range(num_classes))
 
 

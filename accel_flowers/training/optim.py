@@ -167,7 +167,7 @@ def lr_of_groups(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 def schedule_of(config: Config, plan: BatchPlan) -> LearningRate:
     """The learning rate of a run, as long as its plan is; a warm-up that would outlast it is cut as `fit_warmup` does."""
     left = plan.length - config.train.head_epochs
-    warmup = min(config.schedule.warmup_epochs, warmup_that_fits(config.schedule.warmup_epochs, left))
+    warmup = warmup_that_fits(config.schedule.warmup_epochs, left)
     return build_lr_schedule(
         config.schedule.model_copy(update={"warmup_epochs": warmup}),
         lr=config.optim.lr,

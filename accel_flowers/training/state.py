@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -25,6 +26,14 @@ class ScoredEpoch:
     """Of the metric that names the best epoch."""
     loss: float
     """Mean cross-entropy of the same images."""
+
+
+def rank(value: float, loss: float | None, *, lower_is_better: bool) -> tuple[float, float]:
+    """By which evaluations are ordered, the best first: the metric that names the best epoch, and of equal values the loss.
+
+    Without a loss, which an earlier version has not written, nothing of the same value comes before it.
+    """
+    return (value if lower_is_better else -value), (-math.inf if loss is None else loss)
 
 
 @dataclass
@@ -84,15 +93,14 @@ class TrainState:
         Returns:
             Whether it is the best so far.
         """
-        best = self.best_value
-        is_best = best is None or (value < best if lower_is_better else value > best)
-        if value == best and self.best_loss is not None:
-            is_best = loss < self.best_loss
+        is_best = self.best_value is None or rank(value, loss, lower_is_better=lower_is_better) < rank(
+            self.best_value, self.best_loss, lower_is_better=lower_is_better
+        )
         if is_best:
             self.best_value, self.best_loss, self.best_epoch, self.best_step = value, loss, epoch, self.step
         if keep_ranked:
             found = [*self.ranked, ScoredEpoch(epoch, self.step, value, loss)]
-            found.sort(key=lambda each: (each.value if lower_is_better else -each.value, each.loss, each.step))
+            found.sort(key=lambda each: (rank(each.value, each.loss, lower_is_better=lower_is_better), each.step))
             self.ranked = found[:keep_ranked]
         self.epochs_since_improvement = epoch - self.best_epoch
         if self.evaluations is not None or not self.epochs_scored:
