@@ -18,6 +18,7 @@ import torch
 from accelerate import init_empty_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.models import freezing
@@ -314,6 +315,20 @@ def test_part_of_a_network_with_another_head(tmp_path: Path) -> None:
         "at random: conv5.0.weight, conv5.1.weight, conv5.1.bias (+3); "
         "other shapes: stage2.0.branch1.0.weight (3, 2) for (24, 1, 3, 3); ignored: extra.weight; head new"
     )
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "mnasnet0_5", "mobilenet_v3_small", "squeezenet1_1", SMALL])
+def test_a_new_head_on_known_features_begins_near_even_scores(tmp_path: Path, name: str) -> None:
+    """Some families' first weights are made for a thousand classes; of five, scores would begin far apart."""
+    file = saved(tmp_path / "w.safetensors", state_of(name, num_classes=1000))
+    torch.manual_seed(0)
+    network, report = build_network(name, 5, weights=file)
+    assert report.head_is_new
+    head = head_module(network)
+    features = torch.rand(200, *head.weight.shape[1:])
+    with torch.no_grad():
+        scores = functional.conv2d(features, head.weight) if features.dim() > 2 else features @ head.weight.T
+    assert scores.std(dim=0).mean() < 1, "features of about one"
 
 
 def test_counters_do_not_count(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ the *backbone* is all the rest, so of VGG's three linear layers two belong to th
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,7 +124,29 @@ class Backbone(ABC):
                 f"{name} wants {shorten_list(report.at_random)}. Is model.name the network that these weights belong to?"
             )
         copy_matching(network, state)
+        if report.head_is_new:
+            _narrow(network.get_submodule(head))
         return report
+
+
+_TOO_WIDE = 2.0
+"""Times as wide as torch's own first weights of a layer."""
+
+
+def _narrow(head: nn.Module) -> None:
+    """Draw a new head's first weights anew where they lie far wider than torch's own for such a layer.
+
+    EfficientNets and MNASNets draw them within 1 / sqrt(classes), which was made for a thousand: with five, scores on pretrained
+    features begin some ten wide, and the first hundreds of steps do nothing but unlearn them.
+
+    Args:
+        head: `Linear` or `Conv2d`; others stay as they are.
+    """
+    if not isinstance(head, (nn.Linear, nn.Conv2d)) or head.weight.numel() < 2:
+        return
+    torchs_own = 1 / math.sqrt(3 * head.weight[0].numel())  # deviation of what is even within 1 / sqrt(inputs)
+    if head.weight.std() > _TOO_WIDE * torchs_own:
+        head.reset_parameters()
 
 
 def last_layer(network: nn.Module) -> str:
