@@ -88,7 +88,7 @@ MUTATIONS = (
     Mutation(
         "dropout-without-seed",
         "training/loop.py",
-        '        _seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)\n',
+        '        seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)\n',
         "",
         ("test_interrupted.py::test_any_number_of_processes_goes_on",),
     ),

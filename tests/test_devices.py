@@ -24,7 +24,7 @@ from accel_flowers.distributed.devices import (
 )
 from accel_flowers.distributed.environment import asks_for_gpu, sign_of_gpu
 from accel_flowers.distributed.launch_words import asked_of
-from accel_flowers.training.loop import _seed_dropout
+from accel_flowers.training.step import seed_dropout
 from tests.ranks import Ranks
 from tests.runs import PROJECT, without_photos, write_recipe
 
@@ -264,6 +264,6 @@ def test_dropout_is_seeded_on_whatever_device_there_is(kind: str, monkeypatch: p
     monkeypatch.setattr(getattr(torch, kind), "manual_seed", seeds.append)
     state = torch.get_rng_state()
     for device in (torch.device("cpu"), torch.device(kind)):
-        _seed_dropout(7, 3, device)
+        seed_dropout(7, 3, device)
     torch.set_rng_state(state)
     assert seeds == [random_key(7, "dropout", 3)]

@@ -8,6 +8,7 @@ from accel_flowers import __version__
 from accel_flowers.cli.benchmark import benchmark_command
 from accel_flowers.cli.common import expand_home, split_imports
 from accel_flowers.cli.evaluate import evaluate_command
+from accel_flowers.cli.find_lr import find_lr_command
 from accel_flowers.cli.inspect import inspect_command
 from accel_flowers.cli.launch_config import launch_config_command
 from accel_flowers.cli.predict import predict_command
@@ -21,6 +22,7 @@ from accel_flowers.core.registry import import_parts
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train_command, "RECIPE [--data.path DIR] [--run-dir DIR] [--section.field VALUE ...]"),
+    "find-lr": (find_lr_command, "RECIPE --data.path DIR [--html FILE] [--json] [--section.field VALUE ...]"),
     "benchmark": (benchmark_command, "RECIPE --data.path DIR [--json] [--seconds S] [--section.field VALUE ...]"),
     "inspect": (inspect_command, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),
     "evaluate": (evaluate_command, "MODEL_DIR --data DIR [--json]"),
@@ -34,7 +36,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "download": (download_command, "DIR"),
 }
 
-_OF_SEVERAL_PROCESSES = ("train", "evaluate", "benchmark")
+_OF_SEVERAL_PROCESSES = ("train", "find-lr", "evaluate", "benchmark")
 
 
 def is_of_several_processes(words: Sequence[str]) -> bool:

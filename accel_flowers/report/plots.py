@@ -200,6 +200,25 @@ def course_plot(
     return draw(name, alt, (340, 240), paint, title=f"{title}, {shown}" if shown else title)
 
 
+def lr_plot(lrs: Sequence[float], losses: Sequence[float], smoothed: Sequence[float], proposed: float | None) -> Plot:
+    """The loss over a rising learning rate, on a scale of powers; the proposal is marked."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(lrs, losses, ".", markersize=3, color=COLOURS["muted"], label="steps")
+        axes.plot(lrs, smoothed, color=COLOURS["blue"], label="smoothed")
+        if proposed is not None:
+            axes.axvline(proposed, color=COLOURS["orange"], linestyle=DASHES[1], label="proposed")
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("loss")
+        axes.set_ylim(0, 1.2 * max(smoothed))  # what blows up goes out of the picture
+        _legend_above(axes)
+
+    where = f"; {proposed:.2g} is proposed" if proposed is not None else ""
+    return draw("learning-rate", f"Loss over a rising learning rate{where}.", (640, 300), paint)
+
+
 def _thinned(values: Sequence[float]) -> list[float]:
     size = -(-len(values) // MOST_POINTS)
     return [float(np.mean(values[first : first + size])) for first in range(0, len(values), size or 1)]

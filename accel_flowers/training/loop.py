@@ -9,7 +9,6 @@ import torch
 from accel_flowers.core.errors import Diverged, Interrupted
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.loader import each_batch
-from accel_flowers.data.sampler import random_key
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.tracking.trackers import prefixed
 from accel_flowers.training.epoch import end_epoch, save
@@ -17,6 +16,7 @@ from accel_flowers.training.memory import peak_memory_gib
 from accel_flowers.training.meter import LogWindow, Meter
 from accel_flowers.training.optim import lr_of_groups, set_lr
 from accel_flowers.training.run import Run, Session
+from accel_flowers.training.step import seed_dropout
 
 
 def loop(session: Session) -> None:
@@ -41,7 +41,7 @@ def loop(session: Session) -> None:
         run.enter_phase(state.step)
         lr = run.lr_of_step(state.step)
         set_lr(run.optimizer, lr)
-        _seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)
+        seed_dropout(config.train.seed, batch["micro_batch"], accelerator.device)
         meter.add(batch["micro_batch"], run.train_step(batch))
         if not accelerator.sync_gradients:
             continue
@@ -94,14 +94,6 @@ def _describe_run(run: Run) -> str:
         f"{number_of(plan.num_steps, 'step')} in {number_of(plan.epochs, 'epoch')}"
     )
     return words + (f"; going on after step {run.state.step}" if run.state.step else "")
-
-
-def _seed_dropout(seed: int, micro_batch: int, device: torch.device) -> None:
-    """Chance inside the network follows from the micro-batch, not from the process or from what came before."""
-    key = random_key(seed, "dropout", micro_batch)
-    torch.default_generator.manual_seed(key)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(key)
 
 
 def _check_numbers(run: Run, meter: Meter, lr: float) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_flowers.data.dataset import Batch
+from accel_flowers.data.sampler import random_key
 from accel_flowers.data.transforms.batch import BatchTransform
 from accel_flowers.training.tasks import Output, Task
 
@@ -120,6 +121,14 @@ class TrainStep:
             right = (output.logits.detach().argmax(dim=1) == targets).float().mean()
             output = output._replace(parts={"accuracy": right, **output.parts})
         return output
+
+
+def seed_dropout(seed: int, micro_batch: int, device: torch.device) -> None:
+    """Chance inside the network follows from the micro-batch, not from the process or from what came before."""
+    key = random_key(seed, "dropout", micro_batch)
+    torch.default_generator.manual_seed(key)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(key)
 
 
 def loaded_whole(batch: Batch) -> tuple[Tensor, ...]:
