@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from accel_flowers.config.field_types import (
     AUTO,
-    ONE_TRANSFORM,
+    ONE_OR_MORE_TRANSFORMS,
     PLAIN_VALUE,
     Options,
     StandardDeviation,
@@ -25,6 +25,7 @@ from accel_flowers.config.field_types import (
     allowed,
     is_utf8,
     known,
+    named_each,
     part_name,
     transform_parts,
 )
@@ -93,9 +94,13 @@ class DataConfig(Section):
     eval_transforms: TransformList = None
     """The same for validation, test, evaluate and predict. auto (None) = the resizing and crop that model.name is scored with by its library."""
     batch_transform: Annotated[
-        str | dict[str, Any] | None, AfterValidator(PLAIN_VALUE.validate_python), ONE_TRANSFORM
+        str | dict[str, Any] | list[str | dict[str, Any]] | None,
+        AfterValidator(PLAIN_VALUE.validate_python),
+        allowed("the name of a batch transform, its name with arguments ('mixup: {alpha: 0.2}'), or a list of such"),
+        AfterValidator(named_each),
+        ONE_OR_MORE_TRANSFORMS,
     ] = None
-    """What is done to a whole batch of inputs, in training: mixup ('{mixup: {alpha: 0.2}}'), cutmix, mixup_or_cutmix ('{mixup_or_cutmix: {mixup: 0.2, cutmix: 1.0}}'), each with chance (of a pair) and off_epochs (the last ones, unmixed); or a registered batch transform; None = nothing."""
+    """What is done to a whole batch of inputs, in training: mixup ('{mixup: {alpha: 0.2}}'), cutmix, mixup_or_cutmix ('{mixup_or_cutmix: {mixup: 0.2, cutmix: 1.0}}'), each with chance (of a pair) and off_epochs (the last ones, unmixed); progressive_size ('{progressive_size: {from: 0.6, until: 0.75, multiple: 32}}': small pictures at first, whole ones from a share of the run on); a registered batch transform; or a list, applied in turn; None = nothing."""
     mean: ThreeNumbers | None = None
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1; auto (None) = the one that model.name was trained with, for most ImageNet's 0.485 0.456 0.406."""
     std: Annotated[ThreeNumbers, StandardDeviation] | None = None
@@ -113,6 +118,14 @@ class DataConfig(Section):
     @classmethod
     def _auto(cls, value: Any) -> Any:
         return None if value == AUTO else value
+
+    @property
+    def batch_transforms(self) -> tuple[TransformSpec, ...]:
+        """Those of `batch_transform`, in turn; none where there is none."""
+        given = self.batch_transform
+        if given is None:
+            return ()
+        return tuple(given) if isinstance(given, list) else (given,)
 
     def preprocessing(self) -> ImageSettings:
         """The four fields once they are settled (`models/preprocessing.py`), which is before anything is built."""
@@ -429,7 +442,7 @@ def own_parts(config: Config) -> dict[str, dict[str, str]]:
     """
     names: dict[registry.Kind, list[str]] = {
         "transform": transform_parts(*(config.data.train_transforms or ()), *(config.data.eval_transforms or ())),
-        "batch_transform": transform_parts(*([config.data.batch_transform] if config.data.batch_transform else [])),
+        "batch_transform": transform_parts(*config.data.batch_transforms),
         "model": [config.model.name],
         "task": [config.loss.task],
         "loss": [config.loss.name],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accel_flowers.config.field_types import part_name as name_of
 from accel_flowers.config.schema import Config
 from accel_flowers.core.plural import number_of
 from accel_flowers.html.pages import percent
@@ -275,8 +276,9 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
         also.append("with smoothed labels")
     if config.loss.class_weights != "none":
         also.append("with weighted classes")
-    if config.data.batch_transform is not None:
-        also.append(f"on mixed pictures{_unmixed(config.data.batch_transform)}")
+    for spec in config.data.batch_transforms:
+        small = name_of(spec) == "progressive_size"
+        also.append("on smaller pictures at first" if small else f"on mixed pictures{_unmixed(spec)}")
     how = "".join(f", {each}" for each in also) if loss else ""
     if config.debug.overfit_batches:
         return (

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accel_flowers.config.schema import Config, DataConfig
+from accel_flowers.core.errors import UserError
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
@@ -85,11 +86,12 @@ def build_run(
     recipe = read_transforms(config)
     table = load_table(config.data, accelerator)
     # The network and the plan come before the images are read one by one: their mistakes are quicker to find.
+    plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     sizes = {recipe.train_size, recipe.eval_size}
     network = _build_network(config, table.class_names, sizes, accelerator)
     check_deterministic(config, network, accelerator.device)
-    plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
-    check_training_mode(network, recipe.train_size, plan.micro_batch)
+    smallest = _check_smaller_sizes(network, config, plan, recipe.train_size, len(table.class_names))
+    check_training_mode(network, smallest, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)
     plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
@@ -107,6 +109,29 @@ def build_run(
     # After the trial of the memory, which says what is left for images.
     opened = open_run_parts(config, data, recipe, accelerator)
     return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)
+
+
+def _check_smaller_sizes(
+    network: nn.Module, config: Config, plan: BatchPlan, whole: tuple[int, int], num_classes: int
+) -> tuple[int, int]:
+    """See that the network takes the pictures of all sizes that batch transforms make of whole ones; gives the smallest.
+
+    Raises:
+        UserError: it does not, or nothing is made smaller where something should be.
+    """
+    mix = build_batch_transform(
+        config.data.batch_transforms, BatchContext(num_classes, config.train.seed, plan.micro_batch)
+    )
+    sizes = mix.smaller_sizes(whole) if mix else []
+    for height, width in sizes:
+        try:
+            check_input(network, (3, height, width), num_classes=num_classes)
+        except UserError as error:
+            raise UserError(
+                f"data.batch_transform: progressive_size would give {config.model.name} {height} x {width} pixels on the way to "
+                f"{whole[0]} x {whole[1]}, which it does not take: give a larger from, take a network for any size, such as resnet18, or leave it out.\n{error}"
+            ) from None
+    return sizes[0] if sizes else whole
 
 
 def _fit_to_images(plan: BatchPlan, data: DataParts, accelerator: Accelerator) -> BatchPlan:
@@ -170,7 +195,7 @@ def blank_step(
         load=loaded_whole,
         to_inputs=model.normalizer,
         mix=build_batch_transform(
-            config.data.batch_transform, BatchContext(num_classes, config.train.seed, plan.micro_batch)
+            config.data.batch_transforms, BatchContext(num_classes, config.train.seed, plan.micro_batch)
         ),
         max_grad_norm=config.optim.max_grad_norm,
     )
@@ -265,8 +290,8 @@ def prepare(
 
     def build_step(model: nn.Module, plan: BatchPlan) -> TrainStep:
         seed, size = config.train.seed, plan.micro_batch
-        context = BatchContext(len(class_names), seed, size, plan.num_samples, plan.length)
-        mix = build_batch_transform(config.data.batch_transform, context)
+        context = BatchContext(len(class_names), seed, size, plan.num_samples, plan.length, plan.global_batch_size)
+        mix = build_batch_transform(config.data.batch_transforms, context)
         return graphed(replace(unmixed, model=model, mix=mix), config, device=device, plan=plan)
 
     return Run(

@@ -23,6 +23,7 @@ from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError, error_text
 from accel_flowers.core.registry import is_own_name
 from accel_flowers.data.sampler import BatchPlan
+from accel_flowers.data.transforms.build_batch import InTurn
 from accel_flowers.training.step import TrainStep
 from accel_flowers.training.tasks import Output
 
@@ -99,7 +100,7 @@ class CudaRecorder:
         self._generator.set_offset(state)
 
 
-def why_not(config: Config, *, device: torch.device, plan: BatchPlan) -> str | None:
+def why_not(config: Config, *, device: torch.device, plan: BatchPlan, resizes: bool = False) -> str | None:
     """What forbids a graph of a run's step; None = nothing that is known before."""
     if device.type != "cuda":
         return f"it runs on {device.type}, and only a CUDA device has graphs"
@@ -109,6 +110,8 @@ def why_not(config: Config, *, device: torch.device, plan: BatchPlan) -> str | N
         return "a step has several forward passes (--train.micro-batch-size)"
     if config.train.compile:
         return "the network is compiled (--train.compile)"
+    if resizes:
+        return "a graph takes pictures of one size, and these grow (--data.batch-transform)"
     if config.debug.detect_anomaly:
         return "--debug.detect-anomaly looks at each operation"
     return None
@@ -128,7 +131,8 @@ def graphed(step: TrainStep, config: Config, *, device: torch.device, plan: Batc
     wanted = config.train.cuda_graph
     if wanted == "off":
         return step
-    reason = why_not(config, device=device, plan=plan)
+    resizes = isinstance(step.mix, InTurn) and step.mix.resizes
+    reason = why_not(config, device=device, plan=plan, resizes=resizes)
     if reason is None and wanted == "auto" and (own := own_parts(config)):
         reason = f"{', '.join(own)} may work on the host, too (--train.cuda-graph on tries it)"
     if reason is None:

@@ -117,7 +117,7 @@ class TrainStep:
         inputs = loaded[0] if self.mix else self.to_inputs(*loaded)
         output = self.task(self.model, inputs, targets)
         self.engine.backward(output.loss)
-        if self.mix is None and output.logits.ndim == 2:  # of mixed images no class is the right one
+        if targets.ndim == 1 and output.logits.ndim == 2:  # of mixed images no class is the right one
             right = (output.logits.detach().argmax(dim=1) == targets).float().mean()
             output = output._replace(parts={"accuracy": right, **output.parts})
         return output
