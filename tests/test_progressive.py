@@ -173,6 +173,9 @@ def test_what_cannot_take_them_is_told_before_the_first_step(photos: Path, tmp_p
     )  # fmt: skip
     with pytest.raises(UserError, match=r"vit_b_32 112 x 112 pixels on the way to 224 x 224"):
         train(config)
+    config = tiny_config(photos, tmp_path / "compiled", train={"compile": True}, data=data)
+    with pytest.raises(UserError, match=r"goes without --train\.compile"):
+        train(config)
     config = tiny_config(photos, tmp_path / "small", data={"batch_transform": "progressive_size"})
     with pytest.raises(UserError, match=r"changes nothing, because 0\.6 of pictures of 32 x 32 pixels"):
         train(config)

@@ -319,6 +319,11 @@ class EmaConfig(Section):
 class SoupConfig(Section):
     epochs: int | None = Field(default=None, ge=2)
     """At the end of the run, average the weights (where there is a moving average, those) of the best so many epochs: the best one, and of the others, best first, each with which validation does not get worse; None = the best epoch alone."""
+    start: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0, le=1)] | None,
+        allowed("auto, or a share above 0, up to 1"),
+    ] = None
+    """At the end of the run, mix these weights with those from before fine-tuning, which are those after train.head_epochs: the share of the latter, 0..1; or auto: of 0.1, 0.2, 0.3 and 0.5 that with the lowest validation loss, where train.best_metric does not get worse with it and the loss gets lower; None = no mixing."""
 
 
 class CheckpointConfig(Section):
@@ -400,13 +405,28 @@ class Config(Section):
     ema: EmaConfig = EmaConfig()
     """Moving average of the weights."""
     soup: SoupConfig = SoupConfig()
-    """Mean of several epochs' weights."""
+    """Mean of several epochs' weights, and of these and the first ones."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved, and what is kept."""
     debug: DebugConfig = DebugConfig()
     """To find out what is wrong, on one GPU or none."""
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _the_start_has_a_head(self) -> Config:
+        if self.soup.start is None:
+            return self
+        if not self.train.head_epochs:
+            raise ValueError(
+                "soup.start mixes with the weights from before fine-tuning, and without head_epochs the head of these has learnt nothing, "
+                "so the mean would be spoilt: add train.head_epochs: 1 or --train.head-epochs 1"
+            )
+        if self.model.freeze == "backbone":
+            raise ValueError(
+                "soup.start goes with fine-tuning, and model.freeze: backbone leaves the head alone to train in all epochs: take one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _classes_are_balanced_once(self) -> Config:

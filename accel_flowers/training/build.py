@@ -123,6 +123,11 @@ def _check_smaller_sizes(
         config.data.batch_transforms, BatchContext(num_classes, config.train.seed, plan.micro_batch)
     )
     sizes = mix.smaller_sizes(whole) if mix else []
+    if sizes and config.train.compile:
+        raise UserError(
+            "data.batch_transform: progressive_size goes without --train.compile, which makes a program for pictures of one size, and for "
+            "another one makes a new one or fails: take one of the two."
+        )
     for height, width in sizes:
         try:
             check_input(network, (3, height, width), num_classes=num_classes)
