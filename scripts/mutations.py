@@ -59,8 +59,8 @@ MUTATIONS = (
     Mutation(
         "gradients-not-averaged",
         "training/step.py",
-        "        output = self.task(self.model, inputs, targets)\n",
-        '        output = self.task(getattr(self.model, "module", self.model), inputs, targets)\n',
+        "        output = task(self.model, inputs, targets)\n",
+        '        output = task(getattr(self.model, "module", self.model), inputs, targets)\n',
         ("test_processes.py::test_losses_agree",),
     ),
     Mutation(

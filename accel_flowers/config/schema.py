@@ -161,8 +161,8 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    task: Annotated[str, known("task", "classification", "distillation")] = "classification"
-    """What a step computes: classification (the network's scores against the labels by `name`); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); or a registered task."""
+    task: Annotated[str, known("task", "classification", "distillation", "manifold_mixup")] = "classification"
+    """What a step computes: classification (the network's scores against the labels by `name`); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); manifold_mixup (pairs of pictures mixed inside the network: task_options '{alpha: 2, stages: 3}'); or a registered task."""
     task_options: Options = {}
     """Arguments of the task."""
     name: Annotated[str, known("loss", *LOSSES)] = "cross_entropy"

@@ -270,7 +270,9 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
         loss: whether the curves are losses; else accuracies.
     """
     also = []
-    if config.loss.name != "cross_entropy" or config.loss.task != "classification":
+    if config.loss.task == "manifold_mixup":
+        also.append("on pictures that are mixed inside the network")
+    elif config.loss.name != "cross_entropy" or config.loss.task != "classification":
         also.append("by a loss of its own")
     if config.loss.label_smoothing:
         also.append("with smoothed labels")

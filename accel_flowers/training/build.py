@@ -33,7 +33,7 @@ from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
-from accel_flowers.models.layers import layers_of
+from accel_flowers.models.layers import ends_of_stages, layers_of
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.training.build_data import (
@@ -55,7 +55,7 @@ from accel_flowers.training.run import Run
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import Engine, InPrecision, LocalEngine, TrainStep, loaded_whole
-from accel_flowers.training.tasks import Task, TaskContext
+from accel_flowers.training.tasks import PlacedTask, Task, TaskContext
 
 _log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def build_run(
     data = build_data(config, table, accelerator, split_file=split_file)
     plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
-    task = _build_task(config, data, recipe, accelerator)
+    task = _build_task(config, data, recipe, accelerator, network, plan.micro_batch)
     if state.micro_batch_size:
         plan = replace(plan, micro_batch_size=min(state.micro_batch_size, plan.micro_batch))
     plan, trained_per_second = fit_memory(plan, model, task, config, recipe, len(table.class_names), accelerator)
@@ -163,7 +163,7 @@ def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) 
 def fit_memory(
     plan: BatchPlan,
     model: ModelParts,
-    task: Task,
+    task: Task | PlacedTask,
     config: Config,
     recipe: Recipe,
     num_classes: int,
@@ -189,7 +189,7 @@ def fit_memory(
 
 
 def blank_step(
-    plan: BatchPlan, model: ModelParts, task: Task, config: Config, num_classes: int, engine: Engine
+    plan: BatchPlan, model: ModelParts, task: Task | PlacedTask, config: Config, num_classes: int, engine: Engine
 ) -> TrainStep:
     """The run's step on images that a trial draws, before anything is prepared; it has no optimizer yet."""
     return TrainStep(
@@ -221,7 +221,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tu
     data = build_data(config, table, accelerator)
     model = place_model(network, config.data, accelerator)
     num_classes, plan = len(table.class_names), BatchPlan(1, 1, config.train.global_batch_size)
-    task = _build_task(config, data, recipe, accelerator)
+    task = _build_task(config, data, recipe, accelerator, network, plan.micro_batch)
     step = blank_step(plan, model, task, config, num_classes, LocalEngine())
     return replace(step, model=InPrecision(model.network, accelerator.autocast)), recipe.train_size, num_classes
 
@@ -231,7 +231,7 @@ def prepare(
     accelerator: Accelerator,
     data: DataParts,
     model: ModelParts,
-    task: Task,
+    task: Task | PlacedTask,
     plan: BatchPlan,
     opened: dict[str, Part],
     recipe: Recipe,
@@ -323,7 +323,14 @@ def prepare(
     )
 
 
-def _build_task(config: Config, data: DataParts, recipe: Recipe, accelerator: Accelerator) -> Task:
+def _build_task(
+    config: Config,
+    data: DataParts,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    network: nn.Module,
+    micro_batch: int,
+) -> Task | PlacedTask:
     preprocessing = config.data.preprocessing()
     context = TaskContext(
         config=config.loss,
@@ -335,8 +342,18 @@ def _build_task(config: Config, data: DataParts, recipe: Recipe, accelerator: Ac
         image_size=recipe.train_size,
         tell=partial(log_on_main, accelerator),
         autocast=accelerator.autocast,
+        seed=config.train.seed,
+        micro_batch=micro_batch,
+        network=network,
+        stages=ends_of_stages(network, find_backbone(config.model.name)),
     )
-    return build_task(context)
+    task = build_task(context)
+    if config.train.compile and isinstance(task, PlacedTask):
+        raise UserError(
+            f"loss.task: {config.loss.task} draws for each batch what it does inside the network, which a compiled one does not follow: "
+            "leave --train.compile out."
+        )
+    return task
 
 
 def _build_network(
