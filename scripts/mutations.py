@@ -59,8 +59,8 @@ MUTATIONS = (
     Mutation(
         "gradients-not-averaged",
         "training/step.py",
-        "        output = task(self.model, inputs, targets)\n",
-        '        output = task(getattr(self.model, "module", self.model), inputs, targets)\n',
+        "        output = task(model, inputs, targets)\n",
+        '        output = task(getattr(model, "module", model), inputs, targets)\n',
         ("test_processes.py::test_losses_agree",),
     ),
     Mutation(
@@ -281,7 +281,7 @@ MUTATIONS = (
     Mutation(
         "weights-of-the-last-epoch",
         "training/choose.py",
-        "    session.checkpoints.load_weights(network, state.best_step, _file_of(session))\n",
+        '    put_weights(network, weights, source="The best epoch\'s checkpoint")\n',
         "",
         ("test_train.py::test_a_run_ends_with_its_best_epoch",),
     ),

@@ -231,6 +231,8 @@ class OptimConfig(Section):
     """Learning rate of the head, as a factor of lr: 10 for a new head on pretrained weights that shall change little."""
     max_grad_norm: float | None = Field(default=None, gt=0)
     """Gradients are scaled down to this norm, over all parameters; None = no clipping."""
+    sam_rho: float | None = Field(default=None, gt=0)
+    """Sharpness-aware minimisation (SAM): each forward pass's gradient is taken at the worst weights so near, for example 0.05, which takes twice the time and finds flatter minima; None = at the weights as they are. The micro-batch is part of the recipe then: set train.micro_batch_size."""
 
     @property
     def differs_by_layer(self) -> bool:

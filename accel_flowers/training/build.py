@@ -52,6 +52,7 @@ from accel_flowers.training.memory import can_run_out_of_memory, check_training_
 from accel_flowers.training.optim import build_optimizer, schedule_of
 from accel_flowers.training.phases import build_phases
 from accel_flowers.training.run import Run
+from accel_flowers.training.sam import sharpness_aware
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import Engine, InPrecision, LocalEngine, TrainStep, loaded_whole
@@ -192,7 +193,7 @@ def blank_step(
     plan: BatchPlan, model: ModelParts, task: Task | PlacedTask, config: Config, num_classes: int, engine: Engine
 ) -> TrainStep:
     """The run's step on images that a trial draws, before anything is prepared; it has no optimizer yet."""
-    return TrainStep(
+    step = TrainStep(
         engine=engine,
         model=model.network,
         optimizer=None,
@@ -204,6 +205,7 @@ def blank_step(
         ),
         max_grad_norm=config.optim.max_grad_norm,
     )
+    return sharpness_aware(step, config.optim.sam_rho)
 
 
 def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tuple[int, int], int]:
@@ -282,6 +284,7 @@ def prepare(
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
     class_names = data.split.class_names
+    scale = accelerator.scaler.scale if accelerator.scaler else None
     load, finish = in_halves(to_pixels["train"])
     unmixed = TrainStep(
         engine=accelerator,
@@ -297,7 +300,8 @@ def prepare(
         seed, size = config.train.seed, plan.micro_batch
         context = BatchContext(len(class_names), seed, size, plan.num_samples, plan.length, plan.global_batch_size)
         mix = build_batch_transform(config.data.batch_transforms, context)
-        return graphed(replace(unmixed, model=model, mix=mix), config, device=device, plan=plan)
+        step = sharpness_aware(replace(unmixed, model=model, mix=mix), config.optim.sam_rho, scale)
+        return graphed(step, config, device=device, plan=plan)
 
     return Run(
         config=config,

@@ -110,6 +110,8 @@ def why_not(config: Config, *, device: torch.device, plan: BatchPlan, step: Trai
         return "a step has several forward passes (--train.micro-batch-size)"
     if config.train.compile:
         return "the network is compiled (--train.compile)"
+    if config.optim.sam_rho is not None:
+        return "a step has two forward passes, with other weights in the second (--optim.sam-rho)"
     if step and isinstance(step.task, PlacedTask):
         return f"{config.loss.task} draws for each batch what it does inside the network (--loss.task)"
     if step and isinstance(step.mix, InTurn) and step.mix.resizes:

@@ -116,10 +116,20 @@ class TrainStep:
             targets: as the task takes them.
             first: place of the first image in the run's stream.
         """
+        output = self.forward(self.model, loaded, targets, first)
+        self.engine.backward(output.loss)
+        return output
+
+    def forward(self, model: nn.Module, loaded: tuple[Tensor, ...], targets: Tensor, first: int) -> Output:
+        """The task's output, with the accuracy; arguments as of `learn`.
+
+        Args:
+            model: `self.model`, or the network in it, whose gradients no process sends to another.
+            loaded, targets, first: as of `learn`.
+        """
         inputs = loaded[0] if self.mix else self.to_inputs(*loaded)
         task = self.task.at(first) if isinstance(self.task, PlacedTask) else self.task
-        output = task(self.model, inputs, targets)
-        self.engine.backward(output.loss)
+        output = task(model, inputs, targets)
         if (
             targets.ndim == 1 and output.logits.ndim == 2 and not output.mixed
         ):  # of mixed images no class is the right one
