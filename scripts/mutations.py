@@ -401,8 +401,8 @@ MUTATIONS = (
     Mutation(
         "climb-with-other-dropout",
         "training/sam.py",
-        "        with torch.random.fork_rng(\n",
-        "        with torch.random.fork_rng(\n            enabled=False,\n",
+        "        with torch.random.fork_rng(\n            devices=",
+        "        with torch.random.fork_rng(\n            enabled=False,\n            devices=",
         ("test_sam.py::test_both_passes_drop_the_same",),
     ),
     # Data and what may not be trusted

@@ -143,11 +143,9 @@ def _seconds_of_step(run: Run, seconds: float) -> float:
     set_training_mode(run.network)
     set_lr(run.optimizer, 0.0)  # the same work, and numbers that stay numbers
     run.stream.start_step = 0
-    # As at the end of the run, where pictures that grow are whole: a plan that is too short keeps to its minutes.
-    last = run.plan.num_steps * run.plan.micro_batches_per_step - 1
     batches, steps, started = each_batch(run.loaders["train"]), 0, time.perf_counter()
     for batch in batches:
-        run.train_step(batch | {"micro_batch": last})
+        run.train_step(run.as_at_its_end(batch))  # a plan that is too short keeps to its minutes
         if not run.accelerator.sync_gradients:
             continue
         steps += 1

@@ -87,6 +87,11 @@ class Run:
         to_pixels = self.to_pixels[part]
         return lambda batch: self.normalizer(to_pixels(batch))
 
+    def as_at_its_end(self, batch: Batch) -> Batch:
+        """A batch that the step takes for one of the run's end, where pictures that grow are whole: for measurements."""
+        last = self.plan.num_steps * self.plan.micro_batches_per_step - 1
+        return {**batch, "micro_batch": last}
+
     def enter_phase(self, step: int) -> None:
         """Let that train which trains in the step after `step`; collective where it is something else than before."""
         if self.phases.enter(self._schedule_epoch(step)):
