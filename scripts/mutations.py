@@ -59,8 +59,8 @@ MUTATIONS = (
     Mutation(
         "gradients-not-averaged",
         "training/step.py",
-        "        output = self.task(self.model, inputs, targets)\n",
-        '        output = self.task(getattr(self.model, "module", self.model), inputs, targets)\n',
+        "        output = task(model, inputs, targets)\n",
+        '        output = task(getattr(model, "module", model), inputs, targets)\n',
         ("test_processes.py::test_losses_agree",),
     ),
     Mutation(
@@ -281,7 +281,7 @@ MUTATIONS = (
     Mutation(
         "weights-of-the-last-epoch",
         "training/choose.py",
-        "    session.checkpoints.load_weights(network, state.best_step, _file_of(session))\n",
+        '    put_weights(network, weights, source="The best epoch\'s checkpoint")\n',
         "",
         ("test_train.py::test_a_run_ends_with_its_best_epoch",),
     ),
@@ -355,6 +355,55 @@ MUTATIONS = (
         "        if self.mix:\n",
         "        if False:\n",
         ("test_own_parts.py",),
+    ),
+    Mutation(
+        "sizes-by-place",
+        "data/transforms/progressive.py",
+        "        step = first // context.global_batch\n        progress = step * context.global_batch /",
+        "        progress = first /",
+        ("test_progressive.py::test_all_micro_batches_of_a_step_have_one_size",),
+    ),
+    Mutation(
+        "stage-without-place",
+        "training/manifold_mixup.py",
+        'random_key(self.seed, "manifold", place)',
+        'random_key(self.seed, "manifold", 0)',
+        ("test_manifold_mixup.py::test_stages_are_even_and_shares_beta_distributed",),
+    ),
+    Mutation(
+        "detours-mixed-in-part",
+        "training/manifold_mixup.py",
+        "                if missed <= max(",
+        "                if True or missed <= max(",
+        ("test_manifold_mixup.py::test_a_stage_that_another_way_leads_around_is_left_out",),
+    ),
+    Mutation(
+        "start-not-kept",
+        "training/state.py",
+        "        start = set() if self.start_step is None else {self.start_step}\n",
+        "        start: set[int] = set()\n",
+        ("test_choose.py::test_a_run_ends_on_the_line_to_its_start",),
+    ),
+    Mutation(
+        "climb-not-undone",
+        "training/sam.py",
+        "        for parameter, value in zip(parameters, before, strict=True):\n            parameter.copy_(value)\n",
+        "        pass\n",
+        ("test_sam.py::test_the_gradient_is_that_of_the_worst_weights_nearby",),
+    ),
+    Mutation(
+        "statistics-of-two-looks",
+        "training/sam.py",
+        "                buffer.copy_(value)\n",
+        "                pass\n",
+        ("test_sam.py::test_statistics_and_right_answers_are_those_of_the_weights_as_they_are",),
+    ),
+    Mutation(
+        "climb-with-other-dropout",
+        "training/sam.py",
+        "        with torch.random.fork_rng(\n            devices=",
+        "        with torch.random.fork_rng(\n            enabled=False,\n            devices=",
+        ("test_sam.py::test_both_passes_drop_the_same",),
     ),
     # Data and what may not be trusted
     Mutation(

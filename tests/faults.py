@@ -32,7 +32,8 @@ def fault_recipe(path: Path) -> Path:
 
 
 def phased_recipe(path: Path) -> Path:
-    """The head alone for one and a half epochs, then the last stage, half an epoch later all; rates fall with the layers."""
+    """The head alone for one and a half epochs, then the last stage, half an epoch later all; rates fall with the layers; at the
+    end the head's epochs are mixed in."""
     return write_recipe(
         path,
         model={"dropout": 0.3},
@@ -46,6 +47,7 @@ def phased_recipe(path: Path) -> Path:
             "unfreeze_every_epochs": 0.1,
         },
         ema={"decay": 0.9},
+        soup={"epochs": 2, "start": "auto"},
         checkpoint={"every_steps": 1},
     )
 

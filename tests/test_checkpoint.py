@@ -152,6 +152,7 @@ def test_the_first_of_equal_values_is_the_best(lower_is_better: bool, values: li
             "best_epoch": best,
             "best_step": 10 * best,
             "ranked": [],
+            "start_step": None,
             "epochs_since_improvement": place - best,
             "epochs_scored": place,
             "evaluations": place,

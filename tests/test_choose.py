@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import accel_flowers as af
+from accel_flowers import register
+from accel_flowers.config.schema import Config
+from accel_flowers.data.sampler import random_key
 from accel_flowers.inference.evaluate import evaluate
+from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import load_model, load_spec
 from accel_flowers.models.views import MeanOfViews
-from accel_flowers.training.choose import is_no_worse, mean_of
+from accel_flowers.training import choose
+from accel_flowers.training import epoch as ends
+from accel_flowers.training.choose import between, is_no_worse, mean_of
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
@@ -141,3 +148,124 @@ def test_an_epoch_joins_the_mean_where_validation_does_not_get_worse(
     before: tuple[float, float], after: tuple[float, float], metric: str, taken: bool
 ) -> None:
     assert is_no_worse(*({"accuracy": accuracy, "loss": loss} for accuracy, loss in (after, before)), metric) is taken
+
+
+def test_between_is_a_line_and_counters_are_those_of_the_first() -> None:
+    first = {"w": torch.tensor([1.0, 2.0]), "running_var": torch.tensor([4.0]), "num_batches_tracked": torch.tensor(7)}
+    second = {
+        "w": torch.tensor([3.0, -2.0]),
+        "running_var": torch.tensor([2.0]),
+        "num_batches_tracked": torch.tensor(1),
+    }
+    quarter = between(first, second, 0.25)
+    assert torch.equal(quarter["w"], torch.tensor([1.5, 1.0]))
+    assert torch.equal(quarter["running_var"], torch.tensor([3.5])), "batch norm's statistics, too"
+    assert quarter["num_batches_tracked"] == 7
+    assert all(torch.equal(between(first, second, 0.0)[name], value) for name, value in first.items())
+    assert torch.equal(between(first, second, 1.0)["w"], second["w"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"soup": {"start": 0.3}}, "without head_epochs the head of these has learnt nothing"),
+        ({"soup": {"start": 0.3}, "train": {"head_epochs": 1}, "model": {"freeze": "backbone"}}, "take one of them"),
+        ({"soup": {"start": 0}, "train": {"head_epochs": 1}}, "auto, or a share above 0, up to 1"),
+        ({"soup": {"start": "best"}, "train": {"head_epochs": 1}}, "auto, or a share above 0, up to 1"),
+    ],
+)
+def test_mistakes_of_the_start_are_told(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Config.model_validate(sections)
+
+
+@pytest.mark.holds("The first weights are kept for the end of the run")
+@pytest.mark.parametrize("averaged", [False, True])
+def test_a_run_ends_on_the_line_to_its_start(tmp_path: Path, caplog: pytest.LogCaptureFixture, averaged: bool) -> None:
+    """The saved weights are seven tenths of the best epoch's and three of those after the head's epochs, statistics of batch norm
+    included; the first have the backbone that the run began with, to the bit, and their checkpoint is kept."""
+    looks = itertools.count()
+    register("metric", "test/later")(lambda _: next(looks))  # the last epoch is the best
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    run_dir = tmp_path / "run"
+    config = tiny_config(
+        photos, run_dir, model={"name": "shufflenet_v2_x0_5"},
+        train={"epochs": 4, "head_epochs": 0.9, "best_metric": "test/later"},
+        soup={"start": 0.3}, checkpoint={"keep_last": 1}, ema={"decay": 0.9 if averaged else None},
+    )  # fmt: skip
+    train(config)
+    state = json.loads((run_dir / "checkpoints/last/state.json").read_text())
+    start, best = state["start_step"], state["best_step"]
+    assert start == 4, "of 30 images, 8 a step"
+    there = {int(folder.name[5:]) for folder in (run_dir / "checkpoints").glob("step-*")}
+    assert there == {start, best}
+    assert best == state["step"] > start
+    file = "averaged.safetensors" if averaged else "model.safetensors"
+    first, last = (load_file(run_dir / f"checkpoints/step-{step:08d}" / file) for step in (start, best))
+    kept = load_file(run_dir / "model/model.safetensors")
+    statistics = [name for name in kept if name.endswith("running_var")]
+    assert any(not torch.equal(first[name], last[name]) for name in statistics)
+    for name, tensor in kept.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor, 0.7 * last[name] + 0.3 * first[name])
+        else:
+            assert torch.equal(tensor, last[name])
+    begun = first_weights(config)
+    assert all(torch.allclose(first[name], begun[name]) for name in kept if not name.startswith("fc."))
+    assert not torch.allclose(first["fc.weight"], begun["fc.weight"])
+    assert scores_of(run_dir)["share_of_start"] == 0.3
+    assert f"0.3 of the weights from before fine-tuning, of step {start}: validation loss" in caplog.text
+    again = evaluate(run_dir / "model", photos, split_file=run_dir / "split.json", part="val")
+    assert again.loss == pytest.approx(scores_of(run_dir)["loss"], abs=1e-6)
+
+
+def first_weights(config: Config) -> dict[str, Tensor]:
+    """Those that a run with this configuration begins with."""
+    torch.manual_seed(random_key(config.train.seed, "first weights"))
+    return build_network(config.model.name, 3)[0].state_dict()
+
+
+def test_auto_takes_the_share_that_validation_is_best_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all shares that do not make the accuracy worse that with the lowest loss; none where none lowers it."""
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    tried: list[tuple[float, float]] = []
+
+    scored = ends._score
+
+    def remember(session: Any, part: str, network: nn.Module) -> Any:
+        found = scored(session, part, network)
+        if session.run.state.step == session.run.plan.num_steps and part == "val":
+            tried.append((found.scores["accuracy"], found.scores["loss"]))
+        return found
+
+    monkeypatch.setattr(ends, "_score", remember)
+    config = tiny_config(photos, tmp_path / "run", train={"epochs": 3, "head_epochs": 1}, soup={"start": "auto"})
+    train(config)
+    _, plain, *mixed = tried  # the last epoch's end, then the best weights, then with the shares
+    assert len(mixed) == len(choose.SHARES_TO_TRY)
+    found = {0.0: plain} | dict(zip(choose.SHARES_TO_TRY, mixed, strict=True))
+    allowed = {share: loss for share, (accuracy, loss) in found.items() if accuracy >= plain[0]}
+    taken = min(allowed, key=allowed.__getitem__)
+    assert scores_of(tmp_path / "run").get("share_of_start", 0.0) == taken
+    assert scores_of(tmp_path / "run")["loss"] == found[taken][1]
+    assert ("(auto) of the weights" if taken else "none of the shares 0.1, 0.2, 0.3, 0.5") in caplog.text
+
+
+@pytest.mark.holds("The first weights are kept for the end of the run")
+def test_a_run_whose_first_weights_are_damaged_goes_back_to_before_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, every_checkpoint: None
+) -> None:
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    config = tiny_config(
+        photos, tmp_path / "run", train={"epochs": 2, "head_epochs": 1}, soup={"start": 0.5},
+        checkpoint={"keep_last": 20, "every_steps": 1},
+    )  # fmt: skip
+    train(config)
+    before = load_file(tmp_path / "run/model/model.safetensors")
+    (tmp_path / "run/checkpoints/step-00000004/model.safetensors").write_bytes(b"spoilt")
+    train(config.model_copy(update={"resume": "auto"}))
+    assert "going on after step 3" in caplog.text
+    after = load_file(tmp_path / "run/model/model.safetensors")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

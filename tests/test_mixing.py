@@ -54,8 +54,8 @@ def test_targets_are_the_shares_of_the_pixels(first: int, mixup: float, cutmix: 
 def test_a_pair_is_mixed_alike_in_any_micro_batch(spec: str | dict[str, object]) -> None:
     torch.manual_seed(0)
     labels, inputs = torch.arange(8) % 3, torch.rand(8, 3, 20, 20)
-    whole = build_batch_transform(spec, CONTEXT)
-    parts = build_batch_transform(spec, BatchContext(3, 5, 2))
+    whole = build_batch_transform([spec], CONTEXT)
+    parts = build_batch_transform([spec], BatchContext(3, 5, 2))
     assert whole is not None
     assert parts is not None
     mixed, targets = whole(inputs, labels, 16)
@@ -100,7 +100,7 @@ def test_chance_and_last_epochs() -> None:
 )
 def test_mistakes_are_told(spec: str | dict[str, object], micro_batch: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        build_batch_transform(spec, BatchContext(3, 5, micro_batch))
+        build_batch_transform([spec], BatchContext(3, 5, micro_batch))
 
 
 @pytest.mark.holds("Mixing follows from the place in the stream")

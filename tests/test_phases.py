@@ -137,6 +137,7 @@ def test_resumed_in_each_phase_on_any_number_of_processes(
 def test_three_processes_go_on_bit_for_bit_in_each_phase(photos: Path, tmp_path: Path) -> None:
     """With batch norm; DDP is wrapped anew in mid-run in one run, and never in the other."""
     phases = ["--train.head-epochs", "1", "--train.unfreeze-every-epochs", "0.5", "--train.global-batch-size", "12"]
+    phases += ["--soup.start", "0.3"]
     words: list[str | Path] = [fault_recipe(tmp_path / "recipe.yaml"), "--data.path", photos, *phases]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(tmp_path, ["train", *words, "--run-dir", whole], processes=3)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import accel_flowers
-from accel_flowers.core.plural import number_of
+from accel_flowers.core.plural import in_sentence, number_of
 
 _THINGS = "pictures|photos|images|files|classes|epochs|steps|workers|groups|tensors|batches|labels|runs|rows|cells"
 _NEVER_ONE = (
@@ -50,6 +50,13 @@ def test_no_message_says_1_pictures() -> None:
     assert not [
         f"{where}: {text}" for where, text in found if re.search(r"\b(?:picture|file|class|epoch|step)\(e?s\)", text)
     ]
+
+
+def test_names_of_classes_in_sentences() -> None:
+    """As they are where nobody takes them for a number, a word or a sign of the sentence."""
+    names = ("rose", "été", "two words", "薔薇", "1", "007", "none", "No", "a,b", "Zürich (2)", "~")
+    said = ("rose", "été", "two words", "薔薇", "'1'", "'007'", "'none'", "'No'", "'a,b'", "'Zürich (2)'", "'~'")
+    assert tuple(map(in_sentence, names)) == said
 
 
 def test_numbers_of_things() -> None:

@@ -471,11 +471,15 @@ def length(planned: int, val_losses: list[float], best: int | None, **values: An
         (length(9, [1.3, 6.1, 17.6], 1, train_loss=1.0), "That is not overfitting, as it has not learnt the training"),
         (length(4, [1.7] * 4, 1, train_loss=1.6, beats_baseline=False), "best after epoch 1 of 4."),
         (length(4, [1.7] * 4, 4, train_loss=1.6, beats_baseline=False), "best after epoch 4 of 4."),
+        (
+            length(4, [0.9, 0.8, 0.7, 0.6], 4, share_of_start=0.2),
+            "The weights that were kept hold 20.0\N{NO-BREAK SPACE}% of those from before fine-tuning. That is the last one: a longer",
+        ),
         (length(4, [0.9, 0.5, 0.1, 0.0], 4, learnt=True), "On the pictures that trained it the network was best"),
     ],
     ids=[
         "done", "falling", "stopped at its best", "stopped", "going on", "begun", "one", "overfits", "overfits a few", "jumps",
-        "chance", "chance at the end", "learnt",
+        "chance", "chance at the end", "mixed with the start", "learnt",
     ],
 )  # fmt: skip
 def test_advice_on_the_length(course: Length, told: str) -> None:

@@ -85,11 +85,11 @@ Options = Annotated[
 """Arguments of a part, by name; on the command line one word in YAML's flow style."""
 
 
-ONE_TRANSFORM = tyro.constructors.PrimitiveConstructorSpec(
+ONE_OR_MORE_TRANSFORMS = tyro.constructors.PrimitiveConstructorSpec(
     nargs=1,
     metavar="YAML",
     instance_from_str=lambda words: parse_yaml(words[0], "the transform"),
-    is_instance=lambda value: value is None or isinstance(value, (str, dict)),
+    is_instance=lambda value: value is None or isinstance(value, (str, dict, list)),
     str_from_instance=lambda transform: [transform if isinstance(transform, str) else flow_yaml(transform)],
 )
 
@@ -105,6 +105,16 @@ def known(kind: registry.Kind, *built_in: str, of_timm: bool = False) -> AfterVa
         return name
 
     return AfterValidator(check)
+
+
+def named_each(value: Any) -> Any:
+    """See that each of a list is a name, or one name with its arguments."""
+    for spec in value if isinstance(value, list) else [value]:
+        if isinstance(spec, dict) and len(spec) != 1:
+            raise ValueError(
+                "one with arguments is one name and their values; several are a list: '[mixup, progressive_size]'"
+            )
+    return value
 
 
 def part_name(spec: str | dict[str, Any]) -> str:

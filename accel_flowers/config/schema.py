@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 
 from accel_flowers.config.field_types import (
     AUTO,
-    ONE_TRANSFORM,
+    ONE_OR_MORE_TRANSFORMS,
     PLAIN_VALUE,
     Options,
     StandardDeviation,
@@ -25,6 +25,7 @@ from accel_flowers.config.field_types import (
     allowed,
     is_utf8,
     known,
+    named_each,
     part_name,
     transform_parts,
 )
@@ -93,9 +94,13 @@ class DataConfig(Section):
     eval_transforms: TransformList = None
     """The same for validation, test, evaluate and predict. auto (None) = the resizing and crop that model.name is scored with by its library."""
     batch_transform: Annotated[
-        str | dict[str, Any] | None, AfterValidator(PLAIN_VALUE.validate_python), ONE_TRANSFORM
+        str | dict[str, Any] | list[str | dict[str, Any]] | None,
+        AfterValidator(PLAIN_VALUE.validate_python),
+        allowed("the name of a batch transform, its name with arguments ('mixup: {alpha: 0.2}'), or a list of such"),
+        AfterValidator(named_each),
+        ONE_OR_MORE_TRANSFORMS,
     ] = None
-    """What is done to a whole batch of inputs, in training: mixup ('{mixup: {alpha: 0.2}}'), cutmix, mixup_or_cutmix ('{mixup_or_cutmix: {mixup: 0.2, cutmix: 1.0}}'), each with chance (of a pair) and off_epochs (the last ones, unmixed); or a registered batch transform; None = nothing."""
+    """What is done to a whole batch of inputs, in training: mixup ('{mixup: {alpha: 0.2}}'), cutmix, mixup_or_cutmix ('{mixup_or_cutmix: {mixup: 0.2, cutmix: 1.0}}'), each with chance (of a pair) and off_epochs (the last ones, unmixed); progressive_size ('{progressive_size: {from: 0.6, until: 0.75, multiple: 32}}': small pictures at first, whole ones from a share of the run on); a registered batch transform; or a list, applied in turn; None = nothing."""
     mean: ThreeNumbers | None = None
     """Mean of the red, green and blue channel that is subtracted, pixels scaled to 0..1; auto (None) = the one that model.name was trained with, for most ImageNet's 0.485 0.456 0.406."""
     std: Annotated[ThreeNumbers, StandardDeviation] | None = None
@@ -113,6 +118,14 @@ class DataConfig(Section):
     @classmethod
     def _auto(cls, value: Any) -> Any:
         return None if value == AUTO else value
+
+    @property
+    def batch_transforms(self) -> tuple[TransformSpec, ...]:
+        """Those of `batch_transform`, in turn; none where there is none."""
+        given = self.batch_transform
+        if given is None:
+            return ()
+        return tuple(given) if isinstance(given, list) else (given,)
 
     def preprocessing(self) -> ImageSettings:
         """The four fields once they are settled (`models/preprocessing.py`), which is before anything is built."""
@@ -148,8 +161,8 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    task: Annotated[str, known("task", "classification", "distillation")] = "classification"
-    """What a step computes: classification (the network's scores against the labels by `name`); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); or a registered task."""
+    task: Annotated[str, known("task", "classification", "distillation", "manifold_mixup")] = "classification"
+    """What a step computes: classification (the network's scores against the labels by `name`); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); manifold_mixup (pairs of pictures mixed inside the network: task_options '{alpha: 2, stages: 3}'); or a registered task."""
     task_options: Options = {}
     """Arguments of the task."""
     name: Annotated[str, known("loss", *LOSSES)] = "cross_entropy"
@@ -218,6 +231,8 @@ class OptimConfig(Section):
     """Learning rate of the head, as a factor of lr: 10 for a new head on pretrained weights that shall change little."""
     max_grad_norm: float | None = Field(default=None, gt=0)
     """Gradients are scaled down to this norm, over all parameters; None = no clipping."""
+    sam_rho: float | None = Field(default=None, gt=0)
+    """Sharpness-aware minimisation (SAM): each forward pass's gradient is taken at the worst weights so near, for example 0.05, which takes twice the time and finds flatter minima; None = at the weights as they are. The micro-batch is part of the recipe then: set train.micro_batch_size."""
 
     @property
     def differs_by_layer(self) -> bool:
@@ -306,6 +321,11 @@ class EmaConfig(Section):
 class SoupConfig(Section):
     epochs: int | None = Field(default=None, ge=2)
     """At the end of the run, average the weights (where there is a moving average, those) of the best so many epochs: the best one, and of the others, best first, each with which validation does not get worse; None = the best epoch alone."""
+    start: Annotated[
+        Literal["auto"] | Annotated[float, Field(gt=0, le=1)] | None,
+        allowed("auto, or a share above 0, up to 1"),
+    ] = None
+    """At the end of the run, mix these weights with those from before fine-tuning, which are those after train.head_epochs: the share of the latter, 0..1; or auto: of 0.1, 0.2, 0.3 and 0.5 that with the lowest validation loss, where train.best_metric does not get worse with it and the loss gets lower; None = no mixing."""
 
 
 class CheckpointConfig(Section):
@@ -387,13 +407,28 @@ class Config(Section):
     ema: EmaConfig = EmaConfig()
     """Moving average of the weights."""
     soup: SoupConfig = SoupConfig()
-    """Mean of several epochs' weights."""
+    """Mean of several epochs' weights, and of these and the first ones."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When the run is saved, and what is kept."""
     debug: DebugConfig = DebugConfig()
     """To find out what is wrong, on one GPU or none."""
     tracking: TrackingConfig = TrackingConfig()
     """Where curves go beside metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _the_start_has_a_head(self) -> Config:
+        if self.soup.start is None:
+            return self
+        if not self.train.head_epochs:
+            raise ValueError(
+                "soup.start mixes with the weights from before fine-tuning, and without head_epochs the head of these has learnt nothing, "
+                "so the mean would be spoilt: add train.head_epochs: 1 or --train.head-epochs 1"
+            )
+        if self.model.freeze == "backbone":
+            raise ValueError(
+                "soup.start goes with fine-tuning, and model.freeze: backbone leaves the head alone to train in all epochs: take one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _classes_are_balanced_once(self) -> Config:
@@ -429,7 +464,7 @@ def own_parts(config: Config) -> dict[str, dict[str, str]]:
     """
     names: dict[registry.Kind, list[str]] = {
         "transform": transform_parts(*(config.data.train_transforms or ()), *(config.data.eval_transforms or ())),
-        "batch_transform": transform_parts(*([config.data.batch_transform] if config.data.batch_transform else [])),
+        "batch_transform": transform_parts(*config.data.batch_transforms),
         "model": [config.model.name],
         "task": [config.loss.task],
         "loss": [config.loss.name],

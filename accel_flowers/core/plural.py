@@ -1,4 +1,4 @@
-"""Numbers of things in messages."""
+"""Numbers of things, and names among words, in messages."""
 
 from __future__ import annotations
 
@@ -13,3 +13,13 @@ def number_of(count: float, thing: str, *, many: str | None = None) -> str:
     """
     shown = f"{count:,}" if isinstance(count, int) else f"{count:g}"
     return f"{shown} {thing if count == 1 else many or f'{thing}s'}"
+
+
+_WORDS = frozenset(("all", "another", "both", "each", "no", "none", "nothing", "one", "other", "others", "the", "two"))
+"""Of sentences, and names of classes, too."""
+
+
+def in_sentence(name: str) -> str:
+    """The name of a class inside a sentence: in quotes where it could be read as a number of things, or as a word: "always '1' would get"."""
+    is_plain = name[:1].isalpha() and all(letter.isalpha() or letter in " _-" for letter in name)
+    return name if is_plain and name.lower() not in _WORDS else f"'{name}'"

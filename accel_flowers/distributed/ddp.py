@@ -34,6 +34,12 @@ def _ddp_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
     return None
 
 
+def without_ddp(model: nn.Module) -> nn.Module:
+    """The network inside DDP, whose gradients are this process's own; where there is no DDP, the model itself."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner.module if isinstance(inner, nn.parallel.DistributedDataParallel) else model
+
+
 def warm_up_ddp_buckets(model: nn.Module, network: nn.Module, pixels: Tensor) -> None:
     """Let DDP lay out its gradient buckets before the first step instead of after it; collective.
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from accel_flowers.core.errors import printable
 from accel_flowers.core.order import natural_key
-from accel_flowers.core.plural import number_of
+from accel_flowers.core.plural import in_sentence, number_of
 from accel_flowers.data.decide_split import too_few_for_a_split
 from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
 from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
@@ -160,7 +160,7 @@ def _unbalanced(findings: Findings) -> Topic:
     most, least = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
     return Topic(
         "unbalanced", "warning", "classes of very different size",
-        f"{most} has {sizes[most]:,} pictures, {least} has {sizes[least]:,}. Accuracy is dominated by the large classes: "
+        f"{in_sentence(most)} has {sizes[most]:,} pictures, {in_sentence(least)} has {sizes[least]:,}. Accuracy is dominated by the large classes: "
         "add pictures to the small ones, and compare recall by class.",
         (Item((), f"{most} {sizes[most]:,}, {least} {sizes[least]:,}"),) if findings.unbalanced else (),
     )  # fmt: skip
@@ -204,9 +204,10 @@ def in_words(findings: Findings) -> str:
     lines = [headline(findings), ""]
     for topic in topics(findings):
         lines.append(f"{topic.level.upper():<7}  {topic.title}")
-        lines += [f"{_INDENT}{_item(item)}" for item in topic.items[:_SHOWN] if item.files]
-        if len(topic.items) > _SHOWN:
-            lines.append(f"{_INDENT}and {len(topic.items) - _SHOWN:,} more: --json and --html FILE list them")
+        listed = [item for item in topic.items if item.files]  # of classes the advice names all
+        lines += [f"{_INDENT}{_item(item)}" for item in listed[:_SHOWN]]
+        if len(listed) > _SHOWN:
+            lines.append(f"{_INDENT}and {len(listed) - _SHOWN:,} more: --json and --html FILE list them")
         if topic.level != "info":
             lines.append(textwrap.fill(topic.advice, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT))
         lines.append("")

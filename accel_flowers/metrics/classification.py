@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.plural import in_sentence
 from accel_flowers.metrics.confusion import Floats, Ints, precision_recall_f1
 
 
@@ -129,7 +130,7 @@ class Scores:
         """What the accuracy is to be held against: an answer that looks at no image."""
         largest = max(each.count for each in self.per_class.values())
         names = [name for name, each in self.per_class.items() if each.count == largest]
-        always = names[0] if len(names) == 1 else f"one of the {len(names)} largest classes"
+        always = in_sentence(names[0]) if len(names) == 1 else f"one of the {len(names)} largest classes"
         return f"always {always} would get {largest / self.num_images:.4f} of them right, guessing {1 / len(self.per_class):.4f}"
 
     def as_json(self) -> dict[str, Any]:

@@ -42,3 +42,18 @@ def layers_of(network: nn.Module, backbone: Backbone, *, stages_for: str | None 
         inside = (name for name, paths in zip(names, stages, strict=False) if is_inside(parameter, list(paths)))
         layers[next(inside, names[-1])].append(parameter)
     return {name: parameters for name, parameters in layers.items() if parameters}
+
+
+def ends_of_stages(network: nn.Module, backbone: Backbone) -> dict[str, nn.Module]:
+    """The last module of each stage, through which the stage hands its output on.
+
+    Args:
+        network: from `backbone.build`.
+        backbone: says what the stages are.
+
+    Returns:
+        `stage_1` (at the image), `stage_2`, … → module; none where the network has no stages.
+    """
+    modules = dict(network.named_modules())
+    ends = ([path for path in stage if path in modules] for stage in backbone.stages(network))
+    return {f"stage_{number}": modules[paths[-1]] for number, paths in enumerate(ends, start=1) if paths}

@@ -85,6 +85,7 @@ def find_course(run: RunRecord, main: PartFindings | None) -> Training:
                 finished=run.predictions is not None,
                 best=best.get("epoch"),
                 mean_of=best.get("mean_of_epochs", ()),
+                share_of_start=best.get("share_of_start", 0.0),
                 train_loss=train.values[-1] if train.values else None,
                 val_losses=kept.values,
                 best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,

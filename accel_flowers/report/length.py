@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from accel_flowers.html.pages import percent
 from accel_flowers.report.text import images
 
 _FEW = 30
@@ -27,6 +28,7 @@ class Length:
         num_classes: of the run; a guess has the loss log(num_classes).
         num_val: images of validation.
         mean_of: epochs whose weights were averaged, where they were several.
+        share_of_start: share of the weights from before fine-tuning in those that were kept; 0 where none are mixed in.
         learnt: whether these are the ones that trained the network (debug.overfit_batches).
         beats_baseline: whether the model is surely better than always saying one class.
     """
@@ -41,6 +43,7 @@ class Length:
     num_classes: int
     num_val: int
     mean_of: Sequence[int] = ()
+    share_of_start: float = 0.0
     learnt: bool = False
     beats_baseline: bool = True
 
@@ -60,6 +63,9 @@ def course_of_training(length: Length) -> str:
             sentences.append(
                 f"The weights that were kept are the mean of those after epochs {named} and {length.mean_of[-1]}."
             )
+        if length.share_of_start:
+            whose = "They" if length.mean_of else "The weights that were kept"
+            sentences.append(f"{whose} hold {percent(length.share_of_start)} of those from before fine-tuning.")
     if length.learnt:
         return " ".join(
             sentences

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from accel_flowers.config.field_types import part_name as name_of
 from accel_flowers.config.schema import Config
-from accel_flowers.core.plural import number_of
+from accel_flowers.core.plural import in_sentence, number_of
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
 from accel_flowers.report.findings import SURE, Calibration, ClassFindings, PartFindings
@@ -63,7 +64,7 @@ def least_ahead(margins: Sequence[float]) -> str:
 def baseline(found: PartFindings) -> tuple[str, str]:
     """What no look at the images gets right; and, where the score is not surely above it, what that means (else empty)."""
     base = found.baseline
-    always = f"saying {base.classes[0]}" if len(base.classes) == 1 else "saying one of the largest classes"
+    always = f"saying {in_sentence(base.classes[0])}" if len(base.classes) == 1 else "saying one of the largest classes"
     if len(base.classes) == len(found.classes):
         always = "saying one and the same class"
     told = f"Always {always} would get {percent(base.share)}, guessing {percent(base.chance)}."
@@ -269,14 +270,17 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
         loss: whether the curves are losses; else accuracies.
     """
     also = []
-    if config.loss.name != "cross_entropy" or config.loss.task != "classification":
+    if config.loss.task == "manifold_mixup":
+        also.append("on pictures that are mixed inside the network")
+    elif config.loss.name != "cross_entropy" or config.loss.task != "classification":
         also.append("by a loss of its own")
     if config.loss.label_smoothing:
         also.append("with smoothed labels")
     if config.loss.class_weights != "none":
         also.append("with weighted classes")
-    if config.data.batch_transform is not None:
-        also.append(f"on mixed pictures{_unmixed(config.data.batch_transform)}")
+    for spec in config.data.batch_transforms:
+        small = name_of(spec) == "progressive_size"
+        also.append("on smaller pictures at first" if small else f"on mixed pictures{_unmixed(spec)}")
     how = "".join(f", {each}" for each in also) if loss else ""
     if config.debug.overfit_batches:
         return (
@@ -335,7 +339,7 @@ def balance(totals: Mapping[str, int]) -> str:
     if ratio < 1.2:
         return "The classes are about equally large."
     advice = " Consider --loss.class-weights balanced." if ratio > 3 else ""
-    return f"{most} has {ratio:.1f} times as many pictures as {least}.{advice}"
+    return f"{in_sentence(most)} has {ratio:.1f} times as many pictures as {in_sentence(least)}.{advice}"
 
 
 def sizes(found: Sequence[tuple[int, int]], num_files: int) -> str:

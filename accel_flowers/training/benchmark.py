@@ -156,7 +156,10 @@ def _measure(run: Run, seconds: float, folder: Path) -> Measured:
         group["lr"] = 0.0  # the same work, and numbers that stay numbers
 
     prepare = run.input_of("train")
-    learn = run.train_step
+
+    def learn(batch: Batch) -> None:
+        run.train_step(run.as_at_its_end(batch))
+
     rate = partial(_rate, seconds=seconds, device=device)
     batch = next(each_batch(loader))
     other_loaders = {change: each_batch(other) for change, other in _other_loaders(run, folder).items()}
@@ -216,7 +219,9 @@ def _wait_for(device: torch.device) -> None:
 
 def _other_steps(run: Run, batch: Batch) -> dict[tuple[str, str], tuple[Batch, Callable[[Batch], object]]]:
     """Twice as many images in a forward pass, and bf16; those that the memory is enough for."""
-    learn = run.train_step
+
+    def learn(batch: Batch) -> None:
+        run.train_step(run.as_at_its_end(batch))
 
     def learn_in_bf16(batch: Batch) -> None:
         with torch.autocast(run.accelerator.device.type, dtype=torch.bfloat16):

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from accel_flowers.config.schema import Config, DataConfig
+from accel_flowers.core.errors import UserError
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
@@ -32,7 +33,7 @@ from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
-from accel_flowers.models.layers import layers_of
+from accel_flowers.models.layers import ends_of_stages, layers_of
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.saved import ModelSpec
 from accel_flowers.training.build_data import (
@@ -51,10 +52,11 @@ from accel_flowers.training.memory import can_run_out_of_memory, check_training_
 from accel_flowers.training.optim import build_optimizer, schedule_of
 from accel_flowers.training.phases import build_phases
 from accel_flowers.training.run import Run
+from accel_flowers.training.sam import sharpness_aware
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import Engine, InPrecision, LocalEngine, TrainStep, loaded_whole
-from accel_flowers.training.tasks import Task, TaskContext
+from accel_flowers.training.tasks import PlacedTask, Task, TaskContext
 
 _log = logging.getLogger(__name__)
 
@@ -85,15 +87,16 @@ def build_run(
     recipe = read_transforms(config)
     table = load_table(config.data, accelerator)
     # The network and the plan come before the images are read one by one: their mistakes are quicker to find.
+    plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     sizes = {recipe.train_size, recipe.eval_size}
     network = _build_network(config, table.class_names, sizes, accelerator)
     check_deterministic(config, network, accelerator.device)
-    plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
-    check_training_mode(network, recipe.train_size, plan.micro_batch)
+    smallest = _check_smaller_sizes(network, config, plan, recipe.train_size, len(table.class_names))
+    check_training_mode(network, smallest, plan.micro_batch)
     data = build_data(config, table, accelerator, split_file=split_file)
     plan = _fit_to_images(plan, data, accelerator)
     model = place_model(network, config.data, accelerator)
-    task = _build_task(config, data, recipe, accelerator)
+    task = _build_task(config, data, recipe, accelerator, network, plan.micro_batch)
     if state.micro_batch_size:
         plan = replace(plan, micro_batch_size=min(state.micro_batch_size, plan.micro_batch))
     plan, trained_per_second = fit_memory(plan, model, task, config, recipe, len(table.class_names), accelerator)
@@ -107,6 +110,34 @@ def build_run(
     # After the trial of the memory, which says what is left for images.
     opened = open_run_parts(config, data, recipe, accelerator)
     return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)
+
+
+def _check_smaller_sizes(
+    network: nn.Module, config: Config, plan: BatchPlan, whole: tuple[int, int], num_classes: int
+) -> tuple[int, int]:
+    """See that the network takes the pictures of all sizes that batch transforms make of whole ones; gives the smallest.
+
+    Raises:
+        UserError: it does not, or nothing is made smaller where something should be.
+    """
+    mix = build_batch_transform(
+        config.data.batch_transforms, BatchContext(num_classes, config.train.seed, plan.micro_batch)
+    )
+    sizes = mix.smaller_sizes(whole) if mix else []
+    if sizes and config.train.compile:
+        raise UserError(
+            "data.batch_transform: progressive_size goes without --train.compile, which makes a program for pictures of one size, and for "
+            "another one makes a new one or fails: take one of the two."
+        )
+    for height, width in sizes:
+        try:
+            check_input(network, (3, height, width), num_classes=num_classes)
+        except UserError as error:
+            raise UserError(
+                f"data.batch_transform: progressive_size would give {config.model.name} {height} x {width} pixels on the way to "
+                f"{whole[0]} x {whole[1]}, which it does not take: give a larger from, take a network for any size, such as resnet18, or leave it out.\n{error}"
+            ) from None
+    return sizes[0] if sizes else whole
 
 
 def _fit_to_images(plan: BatchPlan, data: DataParts, accelerator: Accelerator) -> BatchPlan:
@@ -133,7 +164,7 @@ def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) 
 def fit_memory(
     plan: BatchPlan,
     model: ModelParts,
-    task: Task,
+    task: Task | PlacedTask,
     config: Config,
     recipe: Recipe,
     num_classes: int,
@@ -159,10 +190,10 @@ def fit_memory(
 
 
 def blank_step(
-    plan: BatchPlan, model: ModelParts, task: Task, config: Config, num_classes: int, engine: Engine
+    plan: BatchPlan, model: ModelParts, task: Task | PlacedTask, config: Config, num_classes: int, engine: Engine
 ) -> TrainStep:
     """The run's step on images that a trial draws, before anything is prepared; it has no optimizer yet."""
-    return TrainStep(
+    step = TrainStep(
         engine=engine,
         model=model.network,
         optimizer=None,
@@ -170,10 +201,11 @@ def blank_step(
         load=loaded_whole,
         to_inputs=model.normalizer,
         mix=build_batch_transform(
-            config.data.batch_transform, BatchContext(num_classes, config.train.seed, plan.micro_batch)
+            config.data.batch_transforms, BatchContext(num_classes, config.train.seed, plan.micro_batch)
         ),
         max_grad_norm=config.optim.max_grad_norm,
     )
+    return sharpness_aware(step, config.optim.sam_rho)
 
 
 def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tuple[int, int], int]:
@@ -191,7 +223,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tu
     data = build_data(config, table, accelerator)
     model = place_model(network, config.data, accelerator)
     num_classes, plan = len(table.class_names), BatchPlan(1, 1, config.train.global_batch_size)
-    task = _build_task(config, data, recipe, accelerator)
+    task = _build_task(config, data, recipe, accelerator, network, plan.micro_batch)
     step = blank_step(plan, model, task, config, num_classes, LocalEngine())
     return replace(step, model=InPrecision(model.network, accelerator.autocast)), recipe.train_size, num_classes
 
@@ -201,7 +233,7 @@ def prepare(
     accelerator: Accelerator,
     data: DataParts,
     model: ModelParts,
-    task: Task,
+    task: Task | PlacedTask,
     plan: BatchPlan,
     opened: dict[str, Part],
     recipe: Recipe,
@@ -252,6 +284,7 @@ def prepare(
     # Not given to the constructor: it follows from the plan, and there an environment variable would beat it.
     accelerator.gradient_accumulation_steps = plan.accumulation
     class_names = data.split.class_names
+    scale = accelerator.scaler.scale if accelerator.scaler else None
     load, finish = in_halves(to_pixels["train"])
     unmixed = TrainStep(
         engine=accelerator,
@@ -265,9 +298,10 @@ def prepare(
 
     def build_step(model: nn.Module, plan: BatchPlan) -> TrainStep:
         seed, size = config.train.seed, plan.micro_batch
-        context = BatchContext(len(class_names), seed, size, plan.num_samples, plan.length)
-        mix = build_batch_transform(config.data.batch_transform, context)
-        return graphed(replace(unmixed, model=model, mix=mix), config, device=device, plan=plan)
+        context = BatchContext(len(class_names), seed, size, plan.num_samples, plan.length, plan.global_batch_size)
+        mix = build_batch_transform(config.data.batch_transforms, context)
+        step = sharpness_aware(replace(unmixed, model=model, mix=mix), config.optim.sam_rho, scale)
+        return graphed(step, config, device=device, plan=plan)
 
     return Run(
         config=config,
@@ -293,7 +327,14 @@ def prepare(
     )
 
 
-def _build_task(config: Config, data: DataParts, recipe: Recipe, accelerator: Accelerator) -> Task:
+def _build_task(
+    config: Config,
+    data: DataParts,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    network: nn.Module,
+    micro_batch: int,
+) -> Task | PlacedTask:
     preprocessing = config.data.preprocessing()
     context = TaskContext(
         config=config.loss,
@@ -305,8 +346,18 @@ def _build_task(config: Config, data: DataParts, recipe: Recipe, accelerator: Ac
         image_size=recipe.train_size,
         tell=partial(log_on_main, accelerator),
         autocast=accelerator.autocast,
+        seed=config.train.seed,
+        micro_batch=micro_batch,
+        network=network,
+        stages=ends_of_stages(network, find_backbone(config.model.name)),
     )
-    return build_task(context)
+    task = build_task(context)
+    if config.train.compile and isinstance(task, PlacedTask):
+        raise UserError(
+            f"loss.task: {config.loss.task} draws for each batch what it does inside the network, which a compiled one does not follow: "
+            "leave --train.compile out."
+        )
+    return task
 
 
 def _build_network(

@@ -7,15 +7,17 @@ from dataclasses import replace
 
 from accel_flowers.training.distillation import distillation
 from accel_flowers.training.losses import build_criterion, make_registered, with_options
-from accel_flowers.training.tasks import Task, TaskContext, classification
+from accel_flowers.training.manifold_mixup import manifold_mixup
+from accel_flowers.training.tasks import PlacedTask, Task, TaskContext, classification
 
-_TASKS: Mapping[str, Callable[..., Task]] = {
+_TASKS: Mapping[str, Callable[..., Task | PlacedTask]] = {
     "classification": lambda context: classification(context.criterion),
     "distillation": distillation,
+    "manifold_mixup": manifold_mixup,
 }
 
 
-def build_task(context: TaskContext) -> Task:
+def build_task(context: TaskContext) -> Task | PlacedTask:
     """Make the task that a recipe names.
 
     Raises:
@@ -26,8 +28,10 @@ def build_task(context: TaskContext) -> Task:
         context, criterion=build_criterion(config, context.labels, len(context.class_names), context.device)
     )
     if config.task not in _TASKS:
-        made: Task = make_registered("task", config.task, config.options_of_task, context)
+        made: Task | PlacedTask = make_registered("task", config.task, config.options_of_task, context)
         return made
     what = f"the task '{config.task}'"
-    built: Task = with_options(what, "loss.task_options", config.options_of_task, _TASKS[config.task], context)
+    built: Task | PlacedTask = with_options(
+        what, "loss.task_options", config.options_of_task, _TASKS[config.task], context
+    )
     return built

@@ -100,8 +100,7 @@ class Checkpoints:
                 if on_saved:
                     on_saved(weights[AVERAGED if averaged else WEIGHTS])
 
-            needed = {epoch.step for epoch in at.ranked}
-            self._writer.submit(write, is_best=at.best_step == at.step, step=at.step, needed=needed)
+            self._writer.submit(write, is_best=at.best_step == at.step, step=at.step, needed=at.needed_steps)
 
     def wait(self) -> None:
         """Until the checkpoint that was begun last is on the disk; collective.

@@ -101,7 +101,7 @@ class CheckpointFolders:
         states = {step: state for step in steps if (state := self._read_state(step))}
         kept = set(steps[-self._config.keep_last :])
         kept |= {states[step].best_step for step in kept if step in states}
-        kept |= {epoch.step for step in kept if step in states for epoch in states[step].ranked}
+        kept |= {needed for step in kept if step in states for needed in states[step].needed_steps}
         bests = sorted({state.best_step for state in states.values() if state.best_step})
         kept |= set(bests[-self._config.keep_best :])
         for step in set(present) - kept:
@@ -130,7 +130,7 @@ class CheckpointFolders:
             damage = self._damage(step)
             state = self._read_state(step)
             if damage is None and state is not None:
-                ends_with = {state.best_step, *(epoch.step for epoch in state.ranked)} - {0, step}
+                ends_with = {state.best_step, *state.needed_steps} - {0, step}
                 damage = next((found for each in sorted(ends_with) if (found := self._damage(each))), None)
             if damage is None and state is not None:
                 self._link(state)

@@ -23,7 +23,7 @@ from accel_flowers.tracking.run_dir import METRICS_FILE, MODEL_DIR, read_metrics
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.trackers import prefixed, show, show_model, shows_more, write_summary
 from accel_flowers.training.checkpoint import AVERAGED, weights_to_save
-from accel_flowers.training.choose import choose
+from accel_flowers.training.choose import Choice, choose
 from accel_flowers.training.debugging import describe_overfitting
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.run import Session
@@ -117,7 +117,7 @@ def finish(session: Session) -> dict[str, Scores]:
     ends_with = {"tta": choice.tta, "temperature": temperature}
     weights = weights_to_save(network, run.accelerator)
     # Anew: a run killed after its best checkpoint may not have come to it.
-    broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, choice.epochs, **ends_with)(weights))
+    broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, choice, **ends_with)(weights))
     if "test" in scored_parts:
         show(run.accelerator, scored_parts["test"], step=state.step, epoch=run.plan.epoch_at(state.step))
     write_summary(run.accelerator, summary)
@@ -185,12 +185,15 @@ def _as_text(scores: dict[str, Any]) -> str:
 
 
 def _model_writer(
-    session: Session, results: dict[str, Any], epochs: tuple[int, ...] = (), **ends_with: Any
+    session: Session, results: dict[str, Any], choice: Choice | None = None, **ends_with: Any
 ) -> Callable[[dict[str, Tensor]], None]:
-    """Weights → `model/`, with these scores, of these epochs where they are several, and with more fields of its spec."""
+    """Weights → `model/`, with these scores, what they are a mean of where they are one, and with more fields of its spec."""
     run = session.run
     where: dict[str, Any] = {"epoch": run.state.best_epoch, "step": run.state.best_step}
-    where |= {"mean_of_epochs": list(epochs)} if len(epochs) > 1 else {}
+    if choice and len(choice.epochs) > 1:
+        where["mean_of_epochs"] = list(choice.epochs)
+    if choice and choice.start:
+        where["share_of_start"] = choice.start
     described = {part: {**scores, **where} for part, scores in results.items()}
     spec = run.spec.model_copy(update={"scores": described, **ends_with})
     return lambda weights: save_model(session.run_dir / MODEL_DIR, weights, spec, seen=run.seen)

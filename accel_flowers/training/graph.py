@@ -23,8 +23,9 @@ from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError, error_text
 from accel_flowers.core.registry import is_own_name
 from accel_flowers.data.sampler import BatchPlan
+from accel_flowers.data.transforms.build_batch import InTurn
 from accel_flowers.training.step import TrainStep
-from accel_flowers.training.tasks import Output
+from accel_flowers.training.tasks import Output, PlacedTask
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -99,7 +100,7 @@ class CudaRecorder:
         self._generator.set_offset(state)
 
 
-def why_not(config: Config, *, device: torch.device, plan: BatchPlan) -> str | None:
+def why_not(config: Config, *, device: torch.device, plan: BatchPlan, step: TrainStep | None = None) -> str | None:
     """What forbids a graph of a run's step; None = nothing that is known before."""
     if device.type != "cuda":
         return f"it runs on {device.type}, and only a CUDA device has graphs"
@@ -109,6 +110,12 @@ def why_not(config: Config, *, device: torch.device, plan: BatchPlan) -> str | N
         return "a step has several forward passes (--train.micro-batch-size)"
     if config.train.compile:
         return "the network is compiled (--train.compile)"
+    if config.optim.sam_rho is not None:
+        return "a step has two forward passes, with other weights in the second (--optim.sam-rho)"
+    if step and isinstance(step.task, PlacedTask):
+        return f"{config.loss.task} draws for each batch what it does inside the network (--loss.task)"
+    if step and isinstance(step.mix, InTurn) and step.mix.resizes:
+        return "a graph takes pictures of one size, and these grow (--data.batch-transform)"
     if config.debug.detect_anomaly:
         return "--debug.detect-anomaly looks at each operation"
     return None
@@ -128,7 +135,7 @@ def graphed(step: TrainStep, config: Config, *, device: torch.device, plan: Batc
     wanted = config.train.cuda_graph
     if wanted == "off":
         return step
-    reason = why_not(config, device=device, plan=plan)
+    reason = why_not(config, device=device, plan=plan, step=step)
     if reason is None and wanted == "auto" and (own := own_parts(config)):
         reason = f"{', '.join(own)} may work on the host, too (--train.cuda-graph on tries it)"
     if reason is None:
@@ -180,16 +187,16 @@ class GraphedStep(TrainStep):
     _steps: int = field(default=0, init=False)
     _recording: _Recording | None = field(default=None, init=False)
 
-    def learn(self, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
+    def learn(self, loaded: tuple[Tensor, ...], targets: Tensor, first: int) -> Output:
         """Forward and backward pass.
 
         Raises:
             UserError: the recipe insists on a graph, and it cannot be recorded, or does not give what the usual pass gives.
         """
         if self.recorder is None:
-            return super().learn(loaded, targets)
+            return super().learn(loaded, targets, first)
         try:
-            return self._learn(self.recorder, loaded, targets)
+            return self._learn(self.recorder, loaded, targets, first)
         except _NoGraphError as error:
             self.recorder = self._recording = None
             if self.insists:
@@ -197,22 +204,22 @@ class GraphedStep(TrainStep):
                     f"The step cannot be a CUDA graph: {error}.\nTake --train.cuda-graph auto or off."
                 ) from None
             _log.warning(f"step: no CUDA graph, because {error}")
-        return super().learn(loaded, targets)
+        return super().learn(loaded, targets, first)
 
-    def _learn(self, recorder: Recorder, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
+    def _learn(self, recorder: Recorder, loaded: tuple[Tensor, ...], targets: Tensor, first: int) -> Output:
         if self._steps < _WARM_UP:
             self._steps += 1
-            return recorder.aside(lambda: TrainStep.learn(self, loaded, targets))
+            return recorder.aside(lambda: TrainStep.learn(self, loaded, targets, first))
         if self._recording is None:
-            self._recording = self._record(recorder, loaded, targets)
+            self._recording = self._record(recorder, loaded, targets, first)
         recording = self._recording
         if not recording.takes(loaded, targets):
-            return super().learn(loaded, targets)
+            return super().learn(loaded, targets, first)
         if recording.proofs < _PROOFS:
-            return self._prove(recorder, recording, loaded, targets)
+            return self._prove(recorder, recording, loaded, targets, first)
         return _replayed(recorder, recording, loaded, targets)
 
-    def _record(self, recorder: Recorder, loaded: tuple[Tensor, ...], targets: Tensor) -> _Recording:
+    def _record(self, recorder: Recorder, loaded: tuple[Tensor, ...], targets: Tensor, first: int) -> _Recording:
         """
         Raises:
             _NoGraphError: it cannot be recorded.
@@ -223,7 +230,7 @@ class GraphedStep(TrainStep):
             parameter.grad = None  # the graph is to write gradients, not to add to them
 
         def work() -> tuple[Tensor, Tensor, list[str]]:
-            output = TrainStep.learn(self, loaded, targets)
+            output = TrainStep.learn(self, loaded, targets, first)
             values = torch.stack([value.detach().float() for value in (output.loss, *output.parts.values())])
             return output.logits.detach(), values, list(output.parts)
 
@@ -238,7 +245,9 @@ class GraphedStep(TrainStep):
         gradients = [(each, each.grad) for each in parameters if each.grad is not None]
         return _Recording(loaded, targets, logits, values, names, gradients)
 
-    def _prove(self, recorder: Recorder, recording: _Recording, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
+    def _prove(
+        self, recorder: Recorder, recording: _Recording, loaded: tuple[Tensor, ...], targets: Tensor, first: int
+    ) -> Output:
         """The usual pass, after a look at what the graph makes of the same batch.
 
         Raises:
@@ -257,7 +266,7 @@ class GraphedStep(TrainStep):
         try:
             made = _replayed(recorder, recording, loaded, targets)
             put_back()
-            usual = super().learn(loaded, targets)
+            usual = super().learn(loaded, targets, first)
             far = _distance(recording.gradients, made.loss, usual.loss)
         except torch.OutOfMemoryError:
             put_back()

@@ -57,6 +57,7 @@ def loop(session: Session) -> None:
         epoch_ends = plan.epochs_completed_at(state.step) > plan.epochs_completed_at(state.step - 1)
         log = epoch_ends or state.step % config.train.log_every_steps == 0
         due, stop = preemption.after_step(state.step)
+        due |= run.note_start()
         if log or due or stop:
             _check_numbers(run, meter, lr)
         if log:

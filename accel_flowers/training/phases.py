@@ -33,6 +33,11 @@ def num_training_at(epoch: float, config: TrainConfig, num_layers: int) -> int:
     return min(num_layers, 2 + math.floor((epoch - config.head_epochs) / config.unfreeze_every_epochs))
 
 
+def head_is_trained_at(epoch: float, config: TrainConfig) -> bool:
+    """Whether the head's epochs lie behind, once so many epochs do."""
+    return epoch >= config.head_epochs
+
+
 @dataclass
 class Phases:
     """The layers of a run, and how many of them train now."""

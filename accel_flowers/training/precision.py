@@ -34,6 +34,7 @@ from accel_flowers.distributed.launch import launched_precision, launcher_says_p
 from accel_flowers.models.backbone import check_input, wants_channels_last
 from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze, set_training_mode
+from accel_flowers.models.layers import ends_of_stages
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.tracking.run_dir import holds_run, recorded_precision
 from accel_flowers.training.build_task import build_task
@@ -202,7 +203,10 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     set_lr(optimizer, 0.0)  # the same work, and numbers that stay numbers
     *_, mean, std = config.data.preprocessing()
     normalizer = Normalizer(mean, std, channels_last=channels_last)
-    context = TaskContext(config.loss, torch.arange(len(names)), names, torch.device("cpu"), mean, std)
+    context = TaskContext(
+        config.loss, torch.arange(len(names)), names, torch.device("cpu"), mean, std, image_size=size, network=network,
+        stages=ends_of_stages(network, find_backbone(config.model.name)),
+    )  # fmt: skip
 
     def step_in(precision: Precision) -> TrainStep:
         task = build_task(replace(context, autocast=_autocast(precision)))
@@ -219,8 +223,8 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     few = make_steps(_FEW_IMAGES)["bf16"]
     few()  # the first pass of all sets up the libraries
     affordable = int(_FEW_IMAGES * _STEP_SECONDS / _seconds_of(few))
-    # Batch norm behind a pooling to one place wants two.
-    return time_in_turn(make_steps(max(2, min(micro_batch, _MAX_IMAGES, affordable))))
+    # Batch norm behind a pooling to one place wants two, and what mixes pairs an even number.
+    return time_in_turn(make_steps(max(2, min(micro_batch, _MAX_IMAGES, affordable) // 2 * 2)))
 
 
 def _autocast(precision: Precision) -> Callable[[], torch.autocast]:

@@ -25,7 +25,7 @@ from accel_flowers.models.saved import ModelSpec
 from accel_flowers.models.seen import Digests
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.optim import LearningRate, schedule_of
-from accel_flowers.training.phases import Phases
+from accel_flowers.training.phases import Phases, head_is_trained_at
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import TrainStep
@@ -87,11 +87,29 @@ class Run:
         to_pixels = self.to_pixels[part]
         return lambda batch: self.normalizer(to_pixels(batch))
 
+    def as_at_its_end(self, batch: Batch) -> Batch:
+        """A batch that the step takes for one of the run's end, where pictures that grow are whole: for measurements."""
+        last = self.plan.num_steps * self.plan.micro_batches_per_step - 1
+        return {**batch, "micro_batch": last}
+
     def enter_phase(self, step: int) -> None:
         """Let that train which trains in the step after `step`; collective where it is something else than before."""
         if self.phases.enter(self._schedule_epoch(step)):
             set_training_mode(self.network)
             self.train_step = self.build_step(self.rewrap(self.train_step.model), self.plan)
+
+    def note_start(self) -> bool:
+        """Where the end of the run asks for the weights from before fine-tuning: note that they are those of this step, and say so.
+
+        Returns:
+            Whether they are, so that a checkpoint is due; once in a run.
+        """
+        state = self.state
+        wanted = self.config.soup.start is not None and state.start_step is None
+        if not wanted or not head_is_trained_at(self._schedule_epoch(state.step), self.config.train):
+            return False
+        state.start_step = state.step
+        return True
 
     def set_length(self, num_steps: int) -> None:
         """Let the run end after so many steps: what goes by its length is made anew."""

@@ -52,6 +52,8 @@ class TrainState:
     """Optimizer step of the best value."""
     ranked: list[ScoredEpoch] = field(default_factory=list)
     """The best epochs of the run, best first, as many as may be averaged at its end; none where that is off."""
+    start_step: int | None = None
+    """Step after which the head's epochs were over, where the weights of then are mixed into those of the end; its checkpoint is kept."""
     epochs_since_improvement: Annotated[int, _formerly("epochs_without_gain", "epochs_since_improvement")] = 0
     """Epochs since the best one; more than evaluations where a step is longer than an epoch."""
     epochs_scored: int = 0
@@ -72,6 +74,12 @@ class TrainState:
     """Losses since the last line of metrics.jsonl, of each process."""
     pending_parts: list[dict[str, list[float]]] = field(default_factory=list)
     """The same of what else belongs into that line: of each process, name → values."""
+
+    @property
+    def needed_steps(self) -> set[int]:
+        """Steps whose checkpoints the end of the run reads, beside the best one."""
+        start = set() if self.start_step is None else {self.start_step}
+        return start | {epoch.step for epoch in self.ranked}
 
     @property
     def lr_factor(self) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from accel_flowers.data.dataset import Batch
 from accel_flowers.data.sampler import random_key
 from accel_flowers.data.transforms.batch import BatchTransform
-from accel_flowers.training.tasks import Output, Task
+from accel_flowers.training.tasks import Output, PlacedTask, Task
 
 
 class Engine(Protocol):
@@ -81,7 +81,7 @@ class TrainStep:
     """As Accelerate wrapped it."""
     optimizer: Any
     """As Accelerate wrapped it."""
-    task: Task
+    task: Task | PlacedTask
     load: Callable[[Batch], tuple[Tensor, ...]]
     """Batch → what its inputs are made of, on the device, in the same shapes each time; see `to_inputs`."""
     to_inputs: Callable[..., Tensor]
@@ -94,11 +94,12 @@ class TrainStep:
         are clipped, their norm before that, `grad_norm`.
         """
         loaded, targets = self.load(batch), batch["labels"]
+        first = batch["micro_batch"] * len(targets)
         if self.mix:
-            mixed, targets = self.mix(self.to_inputs(*loaded), targets, batch["micro_batch"] * len(targets))
+            mixed, targets = self.mix(self.to_inputs(*loaded), targets, first)
             loaded = (mixed,)
         with self.engine.accumulate(self.model):
-            output = self.learn(loaded, targets)
+            output = self.learn(loaded, targets, first)
             if self.engine.sync_gradients and self.max_grad_norm is not None:
                 norm = self.engine.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
                 if norm is not None:
@@ -107,17 +108,31 @@ class TrainStep:
             self.optimizer.zero_grad()
         return output
 
-    def learn(self, loaded: tuple[Tensor, ...], targets: Tensor) -> Output:
+    def learn(self, loaded: tuple[Tensor, ...], targets: Tensor, first: int) -> Output:
         """Forward and backward pass: the task's output, with the accuracy, and gradients in the parameters' `grad`.
 
         Args:
             loaded: what `load` gave; the inputs themselves where there is a `mix`, which needs the batch's number.
             targets: as the task takes them.
+            first: place of the first image in the run's stream.
+        """
+        output = self.forward(self.model, loaded, targets, first)
+        self.engine.backward(output.loss)
+        return output
+
+    def forward(self, model: nn.Module, loaded: tuple[Tensor, ...], targets: Tensor, first: int) -> Output:
+        """The task's output, with the accuracy; arguments as of `learn`.
+
+        Args:
+            model: `self.model`, or the network in it, whose gradients no process sends to another.
+            loaded, targets, first: as of `learn`.
         """
         inputs = loaded[0] if self.mix else self.to_inputs(*loaded)
-        output = self.task(self.model, inputs, targets)
-        self.engine.backward(output.loss)
-        if self.mix is None and output.logits.ndim == 2:  # of mixed images no class is the right one
+        task = self.task.at(first) if isinstance(self.task, PlacedTask) else self.task
+        output = task(model, inputs, targets)
+        if (
+            targets.ndim == 1 and output.logits.ndim == 2 and not output.mixed
+        ):  # of mixed images no class is the right one
             right = (output.logits.detach().argmax(dim=1) == targets).float().mean()
             output = output._replace(parts={"accuracy": right, **output.parts})
         return output

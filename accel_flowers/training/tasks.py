@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Output(NamedTuple):
     """[B, C]"""
     parts: Mapping[str, Tensor] = {}
     """Scalars that are logged as train/NAME, for example the terms of the loss."""
+    mixed: bool = False
+    """Whether the task mixed the labels, so that none of them is the right one."""
 
 
 class Task(Protocol):
@@ -40,6 +42,19 @@ class Task(Protocol):
     """
 
     def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Output: ...
+
+
+@runtime_checkable
+class PlacedTask(Protocol):
+    """A task with chance of its own, which follows from the place in the run's stream. What it draws on the host differs from batch to
+    batch, so the network can be neither compiled nor a part of a graph."""
+
+    def at(self, first: int) -> Task:
+        """The task for one micro-batch.
+
+        Args:
+            first: place of its first image in the run's stream; the others follow it.
+        """
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,14 @@ class TaskContext:
     """Takes a line for people, which the main process alone logs."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Makes the context in which a network of the task's own, such as a teacher, runs in the run's precision."""
+    seed: int = 0
+    """The run's."""
+    micro_batch: int | None = None
+    """Images in one forward pass of one process; None where that is not known yet."""
+    network: nn.Module | None = None
+    """The plain network that is trained, on its device; a task calls the one that it is given, not this."""
+    stages: Mapping[str, nn.Module] = field(default_factory=dict)
+    """Its stages from the image on: name → the module that ends each."""
 
 
 def classification(criterion: Criterion) -> Task:

@@ -71,12 +71,12 @@ class PairMixing:
         shares = torch.tensor([mix.share for mix in mixes], dtype=torch.float32).repeat_interleave(2)
         # One copy to the device for all that is drawn.
         shares = shares.to(inputs.device, non_blocking=True)[:, None]
-        mixed = shares * hot + (1 - shares) * _partners(hot)
+        mixed = shares * hot + (1 - shares) * partners(hot)
         keep = shares[:, :, None, None]
         if any(mix.box for mix in mixes):
             boxes = [box for mix in mixes for box in [_mask(mix, height, width)] * 2]
             keep = torch.stack(boxes)[:, None].to(inputs.device, non_blocking=True)
-        return torch.lerp(_partners(inputs), inputs, keep), mixed
+        return torch.lerp(partners(inputs), inputs, keep), mixed
 
     def draw(self, place: int, height: int, width: int) -> Mix:
         """What chance gives to a pair.
@@ -108,7 +108,7 @@ class PairMixing:
 _EVEN = 0.5
 
 
-def _partners(values: Tensor) -> Tensor:
+def partners(values: Tensor) -> Tensor:
     """Of each row the other of its pair: a view turned over, and one copy."""
     return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
