@@ -15,8 +15,11 @@ from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.probe.backbones import Frozen, Sight
 from accel_flowers.probe.head import Head
 from accel_flowers.probe.model import save_probe
+from accel_flowers.probe.page import write_probe_page
 from accel_flowers.probe.result import PROBE_FILE, ProbeResult
 from accel_flowers.tracking.run_dir import MODEL_DIR
+
+PAGE_FILE = "report.html"
 
 
 def check_out(out: Path) -> None:
@@ -78,4 +81,5 @@ def write_output(
         save_predictions(
             partial / PREDICTIONS_FILE, parts, {name: rows.files for name, rows in parts.items()}, result.class_names
         )
+        write_probe_page(partial / PAGE_FILE, result, table)
         write_text_durably(partial / PROBE_FILE, json.dumps(result.as_json(), indent=1, ensure_ascii=False) + "\n")

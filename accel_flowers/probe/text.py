@@ -5,10 +5,9 @@ from __future__ import annotations
 from accel_flowers.core.errors import printable
 from accel_flowers.core.order import natural_key
 from accel_flowers.core.plural import number_of
-from accel_flowers.metrics.intervals import Interval
 from accel_flowers.probe.curve import LearningCurve
 from accel_flowers.probe.result import ProbeResult, Row
-from accel_flowers.report.text import span
+from accel_flowers.report.text import NOT_TOLD, SURE_OF_LABELS, images, span
 
 _SHOWN = 8
 """Label-error candidates that a terminal shows."""
@@ -119,13 +118,30 @@ def _classes_in_words(result: ProbeResult) -> list[str]:
     return lines
 
 
+def labels_in_words(result: ProbeResult) -> tuple[str, str]:
+    """How many labels are to be looked at, and how far to believe it."""
+    count, main = len(result.candidates), result.findings
+    if not main.beats_baseline:
+        return (
+            NOT_TOLD,
+            "The head is not surely better than always saying one class: where it disagrees with a label, that says nothing.",
+        )
+    if not count:
+        return "No label looks wrong", f"None of {images(main.num_images)}."
+    belief = "A person decides."
+    if main.accuracy.value < SURE_OF_LABELS:
+        wrong = 100 * (1 - main.accuracy.value)
+        belief = f"The head is wrong itself on {wrong:.0f} % of all, so many of these will be its own mistakes: a person decides."
+    return f"{number_of(count, 'label')} to look at", f"Of {images(main.num_images)}, the most doubtful first. {belief}"
+
+
 def _candidates_in_words(result: ProbeResult) -> list[str]:
-    if not result.candidates:
-        return ["no label looks wrong"]
-    lines = [f"{number_of(len(result.candidates), 'label')} to look at, the most doubtful first:"]
-    for each in result.candidates[:_SHOWN]:
+    headline, belief = labels_in_words(result)
+    lines = [f"{headline}: {belief}"]
+    shown = result.candidates[:_SHOWN] if result.findings.beats_baseline else []
+    for each in shown:
         lines.append(f"  {printable(each.file)}: {printable(each.suggested)}? ({100 * each.p_suggested:.0f} %)")
-    if len(result.candidates) > _SHOWN:
+    if shown and len(result.candidates) > _SHOWN:
         lines.append(f"  and {len(result.candidates) - _SHOWN:,} more, which the page and --json list")
     return lines
 
@@ -133,8 +149,3 @@ def _candidates_in_words(result: ProbeResult) -> list[str]:
 def plain(text: str) -> str:
     """For a terminal: the spaces of a page that hold a number and its unit together are plain ones."""
     return text.replace("\N{NO-BREAK SPACE}", " ")
-
-
-def interval_in_words(interval: Interval) -> str:
-    """ "84.6 % (82.6 to 86.4 %)"."""
-    return f"{100 * interval.value:.1f}\N{NO-BREAK SPACE}% ({span(interval)})"
