@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -33,6 +34,8 @@ from accel_flowers.metrics.intervals import accuracy_interval
 from accel_flowers.metrics.predictions import OUT_OF_FOLD, load_predictions
 from accel_flowers.models import joined
 from accel_flowers.models import saved as saved_models
+from accel_flowers.models.find import build_network
+from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.probe.cross_validate import Way, cross_validate, fit_final, learning_curve, num_fits
 from accel_flowers.probe.curve import find_curve
 from accel_flowers.probe.head import STRENGTHS, fit_heads, log_softmax
@@ -40,6 +43,7 @@ from accel_flowers.probe.probe import probe
 from accel_flowers.probe.result import ProbeResult
 from accel_flowers.probe.store import RowStore, keys_of, make_room
 from accel_flowers.report.cam import explain
+from accel_flowers.report.read import read_run
 from accel_flowers.samples.draw import draw_sample
 from tests.conftest import draw_image, make_folder
 from tests.ranks import Ranks
@@ -604,6 +608,26 @@ def test_a_model_of_several_networks_is_read_and_not_trained_on(done: tuple[Prob
     state = saved_models.load_model(out).network.state_dict()
     assert state["head.weight"].shape == (5, 2048)
     assert torch.isfinite(state["head.weight"]).all()
+
+
+def test_one_network_with_two_weights_is_told_apart(drawn: Path, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for seed, file in enumerate(files):
+        torch.manual_seed(seed)
+        network, _ = build_network(NETWORK, 2)
+        save_file(clean_state_dict(network), file)
+    result = quick(
+        drawn, backbones=[NETWORK] * 2, weights=[*map(str, files)], mirror="no", keep=f"{NETWORK} ({files[1]})"
+    )
+    assert [row.name for row in result.rows[:2]] == [f"{NETWORK} ({file})" for file in files]
+    assert result.best is result.rows[1]
+    assert len({facts["digest"] for facts in result.weights.values()}) == 2
+    assert result.rows[0].loss != result.rows[1].loss
+
+
+def test_report_says_where_the_page_is(done: tuple[ProbeResult, Path]) -> None:
+    with pytest.raises(UserError, match=r"is a probe and no run: its page is there already, .*report\.html"):
+        read_run(done[1])
 
 
 @pytest.mark.slow

@@ -43,6 +43,7 @@ class Frozen:
         backbone: what builds it.
         network: with its weights and its head, in evaluation mode, on the CPU.
         loaded: what became of the weights, in words.
+        label: what people call it among others: its name, and where several have that its weights.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Frozen:
     backbone: Backbone
     network: nn.Module
     loaded: str
+    label: str
 
     @cached_property
     def width(self) -> int:
@@ -132,7 +134,7 @@ def load_frozen(name: str, weights: str, *, num_classes: int, seed: int) -> tupl
         told.append(f"{name}: its weights are random, so its features know nothing of pictures")
     elif report.at_random:
         told.append(f"{name}: {report.summary()}")
-    return Frozen(name, weights, backbone, network.eval(), report.summary()), told
+    return Frozen(name, weights, backbone, network.eval(), report.summary(), name), told
 
 
 def _with_our_flags(text: str) -> str:

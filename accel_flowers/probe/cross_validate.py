@@ -20,7 +20,7 @@ import numpy.typing as npt
 from accel_flowers.data.folds import subsample
 from accel_flowers.data.sampler import permutation, random_key
 from accel_flowers.metrics.confusion import Floats, Ints
-from accel_flowers.probe.head import STRENGTHS, Features, Head, fit_heads, log_softmax
+from accel_flowers.probe.head import ROUGHLY, STRENGTHS, Features, Head, fit_heads, log_softmax
 
 CURVE = (1 / 8, 1 / 4, 1 / 2)
 """Shares of the training folds that the learning curve learns from, beside all of them."""
@@ -106,7 +106,7 @@ def cross_validate(
     for place, way in enumerate(features):
         for pair in combinations(range(num_folds), 2):
             learned = np.flatnonzero(drawn & ~np.isin(folds, pair))
-            heads = fit_heads(features[way], learned, labels[learned], num_classes, STRENGTHS)
+            heads = fit_heads(features[way], learned, labels[learned], num_classes, STRENGTHS, tolerance=ROUGHLY)
             for fold, other in (pair, pair[::-1]):
                 asked = np.flatnonzero(drawn & (folds == fold))
                 for number, head in enumerate(heads):

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Literal
@@ -125,7 +125,7 @@ def probe(
             )
         told = [line for _, lines in frozen for line in lines]
         networks = [each for each, _ in frozen]
-        check_same_everywhere(accelerator, {f"weights of {each.name}": each.digest for each in networks})
+        check_same_everywhere(accelerator, {f"weights of {each.label}": each.digest for each in networks})
         sets = _sets_of(networks, keep)
         ways, sights, lines = _ways_of(networks, sets, size, mirror)
         told += lines
@@ -211,7 +211,7 @@ def _check_words(
     if twice:
         raise UserError(f"--backbones names {twice[0]} twice with the same weights: name each once.")
     names = [name for name, _ in pairs]
-    if keep != ALL and keep not in names and "auto" not in names:
+    if keep != ALL and not any(keep == name or keep.startswith(f"{name} (") for name in names) and "auto" not in names:
         raise UserError(
             f"--keep {keep} is not allowed: it is one of {', '.join(names)}, or all of them together: {ALL}."
         )
@@ -219,7 +219,17 @@ def _check_words(
 
 
 def _load_all(asked: Sequence[tuple[str, str]], *, num_classes: int, seed: int) -> list[tuple[Frozen, list[str]]]:
-    return [load_frozen(name, weights, num_classes=num_classes, seed=seed) for name, weights in asked]
+    loaded = [load_frozen(name, weights, num_classes=num_classes, seed=seed) for name, weights in asked]
+    names = [network.name for network, _ in loaded]
+    return [
+        (
+            network
+            if names.count(network.name) == 1
+            else replace(network, label=f"{network.name} ({network.weights})"),
+            told,
+        )
+        for network, told in loaded
+    ]
 
 
 def _sets_of(networks: Sequence[Frozen], keep: str) -> list[tuple[int, ...]]:
@@ -228,13 +238,13 @@ def _sets_of(networks: Sequence[Frozen], keep: str) -> list[tuple[int, ...]]:
     if len(networks) > 1:
         sets.append(tuple(range(len(networks))))
     if not any(_is_kept(each, networks, keep) for each in sets):
-        names = ", ".join(each.name for each in networks)
+        names = ", ".join(each.label for each in networks)
         raise UserError(f"--keep {keep} is not allowed: it is one of {names}, or all of them together: {ALL}.")
     return sets
 
 
 def _is_kept(chosen: tuple[int, ...], networks: Sequence[Frozen], keep: str) -> bool:
-    return len(chosen) == len(networks) if keep == ALL else len(chosen) == 1 and networks[chosen[0]].name == keep
+    return len(chosen) == len(networks) if keep == ALL else len(chosen) == 1 and networks[chosen[0]].label == keep
 
 
 def _ways_of(
@@ -347,7 +357,7 @@ class _Finder:
                 left_out=self.pictures.left_out,
                 told=tuple(told),
                 weights={
-                    each.name: {"given": each.weights, "digest": each.digest, "loaded": each.loaded}
+                    each.label: {"given": each.weights, "digest": each.digest, "loaded": each.loaded}
                     for each in self.networks
                 },
                 computed=self.passes.computed,
@@ -409,7 +419,7 @@ class _Finder:
         known = [each for each in spent if each is not None]
         logs = log_softmax(found.logits)
         return Row(
-            name=joined_name([self.networks[number].name for number in chosen]),
+            name=joined_name([self.networks[number].label for number in chosen]),
             accuracy=accuracy_interval(int(right.sum()), len(labels)),
             loss=float(-logs[np.arange(len(labels)), labels].mean()),
             way=choice.way,
@@ -429,7 +439,7 @@ class _Finder:
             "num_folds": result.num_folds,
             "strength": row.strength,
             "weights": {
-                self.networks[number].name: dict(result.weights[self.networks[number].name]) for number in chosen
+                self.networks[number].label: dict(result.weights[self.networks[number].label]) for number in chosen
             },
         }
         scores = {OUT_OF_FOLD: {**summarize(result.predictions.parts[OUT_OF_FOLD], result.class_names), **about}}
