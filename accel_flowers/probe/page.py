@@ -36,7 +36,7 @@ def write_probe_page(path: Path, result: ProbeResult, table: ImageTable) -> None
         result=result,
         main=main,
         good=words.how_good(main),
-        baseline=_begin_large(baseline(result)),
+        baseline=baseline(result),
         how=how(result.best),
         forecast=forecast_in_words(result.curve),
         sizes=[(round(size), each) for size, each in zip(result.curve.sizes, result.curve.accuracies, strict=True)],
@@ -50,10 +50,6 @@ def write_probe_page(path: Path, result: ProbeResult, table: ImageTable) -> None
         MOST_ROWS=_ROWS,
         thumbnail=Thumbnails(lambda name: table.read(table.row_of(name))),
     )
-
-
-def _begin_large(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def curve_plot(curve: LearningCurve) -> Plot:

@@ -7,6 +7,7 @@ from accel_flowers.core.order import natural_key
 from accel_flowers.core.plural import number_of
 from accel_flowers.probe.curve import LearningCurve
 from accel_flowers.probe.result import ProbeResult, Row
+from accel_flowers.report import text as words
 from accel_flowers.report.text import NOT_TOLD, SURE_OF_LABELS, images, span
 
 _SHOWN = 8
@@ -26,7 +27,7 @@ def in_words(result: ProbeResult) -> str:
         *(_row_in_words(row, width) for row in result.rows),
         "",
         f"the following is of {printable(best.name)}, {how(best)}" if len(result.rows) > 1 else f"chosen: {how(best)}",
-        printable(baseline(result)),
+        printable(plain(baseline(result))),
         "",
         *curve_in_words(result.curve),
         "",
@@ -72,13 +73,7 @@ def how(row: Row) -> str:
 
 def baseline(result: ProbeResult) -> str:
     """What the accuracy is to be held against."""
-    found, base = result.findings, result.findings.baseline
-    told = (
-        f"always the largest class would get {100 * base.share:.1f} % of them right, guessing {100 * base.chance:.1f} %"
-    )
-    if not found.beats_baseline:
-        told += ": this is not surely better, so nothing that it says means anything yet"
-    return told
+    return " ".join(filter(None, words.baseline(result.findings)))
 
 
 def curve_in_words(curve: LearningCurve) -> list[str]:
