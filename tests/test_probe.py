@@ -22,9 +22,11 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from accel_flowers.cli.main import main
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.registry import register
 from accel_flowers.data.folds import make_folds, subsample
 from accel_flowers.data.split import TooFewGroups
 from accel_flowers.inference.evaluate import evaluate
@@ -34,8 +36,9 @@ from accel_flowers.metrics.intervals import accuracy_interval
 from accel_flowers.metrics.predictions import OUT_OF_FOLD, load_predictions
 from accel_flowers.models import joined
 from accel_flowers.models import saved as saved_models
+from accel_flowers.models.backbone import Backbone, Preprocessing
 from accel_flowers.models.find import build_network
-from accel_flowers.models.weights import clean_state_dict
+from accel_flowers.models.weights import WeightsReport, clean_state_dict
 from accel_flowers.probe.cross_validate import Way, cross_validate, fit_final, learning_curve, num_fits
 from accel_flowers.probe.curve import find_curve
 from accel_flowers.probe.head import STRENGTHS, fit_heads, log_softmax
@@ -217,9 +220,11 @@ def test_a_second_probe_reads_no_picture_through_a_network(
         raise AssertionError("a picture went through the network")
 
     monkeypatch.setattr(joined.FeatureNetwork, "forward", refuse)
-    second = quick(photos, mirror="yes")
-    assert (first.computed, second.computed) == (140, 0)
-    assert numbers_of(second.as_json()) == {**numbers_of(first.as_json()), "source": str(photos)}
+    archive = shutil.make_archive(str(tmp_path / "archive"), "zip", drawn)
+    for source in (photos, Path(archive)):
+        second = quick(source, mirror="yes")
+        assert (first.computed, second.computed) == (140, 0)
+        assert numbers_of(second.as_json()) == {**numbers_of(first.as_json()), "source": str(source)}
     (photos / "daisy/new.png").write_bytes(_png(1))
     with pytest.raises(AssertionError, match="through the network"):
         quick(photos, mirror="yes")
@@ -593,6 +598,27 @@ def test_auto_chooses_a_size_where_the_network_takes_one(drawn: Path) -> None:
     least = min(result.best.losses, key=lambda way: result.best.losses[way])
     assert result.best.way == least
     assert result.best.sizes == (((224, 224),) if least.size is None else ((300, 300),))
+
+
+class OneSize(Backbone):
+    """A network that takes pictures of 32 pixels only, as vision transformers take their own."""
+
+    def build(
+        self, num_classes: int, *, dropout: float | None = None, weights: str = "none"
+    ) -> tuple[nn.Module, WeightsReport]:
+        del dropout
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, num_classes))
+        return network, self.first_weights(network, weights)
+
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(size=(32, 32), resize=36)
+
+
+def test_a_network_of_one_size_is_probed_in_that(drawn: Path) -> None:
+    register("model", "garden/one-size")(OneSize)
+    result = quick(drawn, size="auto", mirror="no", backbones=["garden/one-size"])
+    assert result.best.sizes == ((32, 32),)
+    assert "garden/one-size takes pictures of its own size only, so none larger is tried" in result.told
 
 
 def test_a_model_of_several_networks_is_read_and_not_trained_on(done: tuple[ProbeResult, Path]) -> None:

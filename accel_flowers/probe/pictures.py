@@ -21,7 +21,7 @@ from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.folds import make_folds
 from accel_flowers.data.sources.source import read_image
 from accel_flowers.data.split import TooFewGroups
-from accel_flowers.data.table import ImageTable, content_digest
+from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, content_digest
 from accel_flowers.data.validate import stop_or_skip
 from accel_flowers.inspection.near_duplicates import group_alike
 from accel_flowers.inspection.scan import look_at_table
@@ -80,6 +80,9 @@ def find_pictures(table: ImageTable, *, num_folds: int, seed: int, on_bad_image:
     if table.given_parts is not None:
         parts = table.given_parts
         rows = [row for row in rows if parts[row] != "test"]
+        unreadable = {
+            name: cause for name, cause in unreadable.items() if SPLIT_FOLDERS.get(name.split("/")[0].lower()) != "test"
+        }
         if left := len(table.files) - len(rows):
             told.append(
                 f"the test part ({left:,} of {len(table.files):,} pictures) is left alone: evaluate scores the model on it"
