@@ -28,7 +28,9 @@ from accel_flowers.cli.main import main
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.registry import register
 from accel_flowers.data.folds import make_folds, subsample
+from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import TooFewGroups
+from accel_flowers.data.table import content_digest
 from accel_flowers.inference.evaluate import evaluate
 from accel_flowers.inference.image_classifier import load_model
 from accel_flowers.metrics.calibration import apply_temperature
@@ -41,6 +43,7 @@ from accel_flowers.models.find import build_network
 from accel_flowers.models.weights import WeightsReport, clean_state_dict
 from accel_flowers.probe.cross_validate import Way, cross_validate, fit_final, learning_curve, num_fits
 from accel_flowers.probe.curve import find_curve
+from accel_flowers.probe.features import UnchangedImages
 from accel_flowers.probe.head import STRENGTHS, fit_heads, log_softmax
 from accel_flowers.probe.probe import probe
 from accel_flowers.probe.result import ProbeResult
@@ -191,8 +194,6 @@ def test_the_model_is_the_head_on_the_features(
 
 
 def _digests(photos: Path, files: Sequence[str]) -> list[str]:
-    from accel_flowers.data.table import content_digest
-
     return [content_digest((photos / file).read_bytes()) for file in files]
 
 
@@ -231,6 +232,17 @@ def test_a_second_probe_reads_no_picture_through_a_network(
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert quick(photos, mirror="yes").computed == 2, "the new picture alone, and its mirror image"
+
+
+def test_a_picture_that_changes_meanwhile_is_told(folder: Path) -> None:
+    """Else another picture's features would be kept under its content, for good."""
+    table = load_images(str(folder))
+    digests = {row: content_digest(table.read(row)) for row in range(len(table.files))}
+    images = UnchangedImages(table.images, digests)
+    assert images.read(3) == table.read(3)
+    (folder / table.files[3]).write_bytes(_png(7))
+    with pytest.raises(UserError, match="is not what it was when the pictures were looked at"):
+        images.read(3)
 
 
 def _png(number: int) -> bytes:

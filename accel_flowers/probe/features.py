@@ -8,9 +8,9 @@ after an interruption, so each picture meets the same neighbours and its feature
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,19 @@ from accel_flowers.core.backends import cudnn_heuristics
 from accel_flowers.core.console import counted
 from accel_flowers.core.files import user_cache, writing
 from accel_flowers.data.dataset import Batch, ImageDataset
+from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.loader import build_loader, each_batch
 from accel_flowers.data.sampler import SampleKey, SequentialBatchSampler
+from accel_flowers.data.sources.source import ImageSource
 from accel_flowers.data.split import Split
-from accel_flowers.data.table import ImageTable
+from accel_flowers.data.table import ImageTable, content_digest
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.joined import MEAN, STD, FeatureNetwork
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.probe.backbones import Frozen, Sight, space_key
-from accel_flowers.probe.store import Keys, RowStore, make_room
+from accel_flowers.probe.store import Keys, RowStore, keys_of, make_room
 
 BATCH_SIZE = 32
 _PADDING = -1
@@ -70,6 +72,36 @@ def spaces_of(frozen: Sequence[Frozen], chosen: Sequence[int], sight: Sight, *, 
 def features_folder() -> Path:
     """Where features are kept."""
     return user_cache() / "features"
+
+
+class UnchangedImages:
+    """The same images, as long as each is what it was when it was looked at: features are kept under its content.
+
+    Args:
+        images: of the data set.
+        digests: row → `content_digest`, of those that may be read.
+    """
+
+    def __init__(self, images: ImageSource, digests: Mapping[int, str]) -> None:
+        self._images, self._digests = images, digests
+        self.names, self.labels, self.class_names = images.names, images.labels, images.class_names
+        self.given_parts, self.digests = images.given_parts, images.digests
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, row: int) -> bytes:
+        """The encoded image.
+
+        Raises:
+            OSError: it cannot be read.
+            BadImageError: it is not what it was.
+        """
+        data = self._images.read(row)
+        if content_digest(data) != self._digests[row]:
+            cause = "it is not what it was when the pictures were looked at: leave them as they are, and run it again"
+            raise BadImageError(self.names[row], cause)
+        return data
 
 
 @dataclass(frozen=True)
@@ -109,7 +141,7 @@ def compute_features(
     accelerator: Accelerator,
     table: ImageTable,
     files: Sequence[str],
-    keys: Keys | None,
+    digests: Sequence[str],
     frozen: Sequence[Frozen],
     spaces: Sequence[Space],
     *,
@@ -122,7 +154,7 @@ def compute_features(
         accelerator: the processes, which share the work; the main one keeps what comes out of it.
         table: the images.
         files: those that are wanted, sorted.
-        keys: of their contents, on the main process; None on the others.
+        digests: of their contents.
         frozen: the backbones; on the CPU.
         spaces: the kinds of features that are wanted.
         num_workers: loader processes.
@@ -130,12 +162,16 @@ def compute_features(
 
     Raises:
         UserError: the disk refuses.
-        BadImageError: an image could be read before, and now it cannot.
+        BadImageError: an image could be read before, and now it cannot, or it is another one.
     """
     passes = Passes(0, {})
     by_sight: dict[str, list[Space]] = {}
     for space in {space.key: space for space in spaces}.values():
         by_sight.setdefault(repr(space.sight.transforms), []).append(space)
+    table = replace(
+        table, images=UnchangedImages(table.images, dict(zip(table.rows_of(files).tolist(), digests, strict=True)))
+    )
+    keys = keys_of(digests) if accelerator.is_main_process else None
     root = features_folder()
     if accelerator.is_main_process:
         make_room(root, [root / space.key for space in spaces])
