@@ -33,6 +33,7 @@ from accel_flowers.data.split import TooFewGroups
 from accel_flowers.data.table import content_digest
 from accel_flowers.inference.evaluate import evaluate
 from accel_flowers.inference.image_classifier import load_model
+from accel_flowers.inference.outputs import describe_probabilities
 from accel_flowers.metrics.calibration import apply_temperature
 from accel_flowers.metrics.intervals import accuracy_interval
 from accel_flowers.metrics.predictions import OUT_OF_FOLD, load_predictions
@@ -205,6 +206,8 @@ def test_other_commands_take_the_model(done: tuple[ProbeResult, Path], drawn: Pa
     assert (scores.seen.train, scores.seen.others) == (70, None), "it says that it knows these pictures"
     saved = saved_models.load_model(out)
     assert saved.spec.tta == "mirror"
+    told = describe_probabilities(saved.spec.model_copy(update={"temperature": 2.0}), tta=False)
+    assert "fitted on pictures out of fold; mean over each picture and its mirror image" in told
     found = explain(saved, [draw_image("rose", 1, (64, 64))], [0])
     assert found.images[0].size == (32, 32)
     assert "Grad-CAM" in found.method
