@@ -420,4 +420,40 @@ MUTATIONS = (
         '    if is_own_name(name):\n        importlib.import_module(name.partition("/")[0])\n        known =',
         ("test_own_parts.py", "test_own_models.py"),
     ),
+    # A probe is honest, and what it says is what its model does
+    Mutation(
+        "probe-learns-what-it-scores",
+        "probe/cross_validate.py",
+        "        learned, asked = np.flatnonzero(folds != fold)",
+        "        learned, asked = np.arange(num_images)",
+        ("test_probe.py::test_labels_by_lot_are_scored_at_chance",),
+    ),
+    Mutation(
+        "probe-tears-copies-apart",
+        "probe/pictures.py",
+        "        groups[group] = group[0]\n",
+        "        pass\n",
+        ("test_probe.py::test_copies_do_not_help_each_other",),
+    ),
+    Mutation(
+        "probe-without-mirror-images",
+        "probe/features.py",
+        "network(pixels.flip(-1) if space.mirrored else pixels)",
+        "network(pixels)",
+        ("test_probe.py::test_the_model_is_the_head_on_the_features",),
+    ),
+    Mutation(
+        "probe-forgets-the-scaler",
+        "probe/head.py",
+        "(weights[-1].double() - scaled @ self.mean)",
+        "weights[-1].double()",
+        ("test_probe.py::test_heads_are_those_of_scikit_learn",),
+    ),
+    Mutation(
+        "probe-takes-torn-features",
+        "probe/store.py",
+        "== int(checksums[row])",
+        ">= 0",
+        ("test_probe.py::test_a_store_keeps_what_is_whole",),
+    ),
 )

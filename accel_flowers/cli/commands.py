@@ -12,6 +12,7 @@ from accel_flowers.cli.find_lr import find_lr_command
 from accel_flowers.cli.inspect import inspect_command
 from accel_flowers.cli.launch_config import launch_config_command
 from accel_flowers.cli.predict import predict_command
+from accel_flowers.cli.probe import probe_command
 from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
 from accel_flowers.cli.selfcheck import selfcheck_command
@@ -25,6 +26,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "find-lr": (find_lr_command, "RECIPE --data.path DIR [--html FILE] [--json] [--section.field VALUE ...]"),
     "benchmark": (benchmark_command, "RECIPE --data.path DIR [--json] [--seconds S] [--section.field VALUE ...]"),
     "inspect": (inspect_command, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),
+    "probe": (probe_command, "DIR [--backbones A,B,...] [--weights FILE,...] [--out DIR] [--json]"),
     "evaluate": (evaluate_command, "MODEL_DIR --data DIR [--json]"),
     "predict": (predict_command, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),
     "report": (report_command, "RUN_DIR [--data DIR]"),
@@ -36,7 +38,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "download": (download_command, "DIR"),
 }
 
-_OF_SEVERAL_PROCESSES = ("train", "find-lr", "evaluate", "benchmark")
+_OF_SEVERAL_PROCESSES = ("train", "find-lr", "probe", "evaluate", "benchmark")
 
 
 def is_of_several_processes(words: Sequence[str]) -> bool:

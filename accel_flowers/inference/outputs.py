@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from accel_flowers.core.console import Writable, results
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import check_writable, replace_file, writing
+from accel_flowers.metrics.predictions import OUT_OF_FOLD
 
 if TYPE_CHECKING:
     from accel_flowers.config.schema import Tta
@@ -217,6 +218,7 @@ def describe_probabilities(spec: ModelSpec, *, tta: bool) -> str:
     """A sentence on what the probabilities are."""
     told = "not calibrated (the model has no temperature)"
     if spec.temperature is not None:
-        told = f"calibrated with the temperature {spec.temperature:.3g} that was fitted on validation"
+        fitted_on = "pictures out of fold" if OUT_OF_FOLD in spec.scores else "validation"
+        told = f"calibrated with the temperature {spec.temperature:.3g} that was fitted on {fitted_on}"
     views = spec.views(tta=tta)
     return f"probabilities are {told}" + (f"; mean over {_VIEWS[views]}" if views != "none" else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 
@@ -18,20 +19,24 @@ _WORTH_A_PROCESS = 300
 """Images; starting a process takes as long as looking at about so many."""
 
 
-def look_at_table(table: ImageTable, *, num_workers: int | None = None) -> list[Seen]:
-    """Look at every row of a table; the result does not depend on the number of processes.
+def look_at_table(
+    table: ImageTable, *, rows: Sequence[int] | None = None, num_workers: int | None = None
+) -> list[Seen]:
+    """Look at rows of a table; the result does not depend on the number of processes.
 
     Args:
         table: the images.
+        rows: which, in what order; None = all.
         num_workers: processes; None = the cores of this machine, fewer for few images; 0 = in this process.
 
     Raises:
         UserError: a process was ended from outside, for example for lack of memory.
     """
-    total = len(table.files)
+    wanted = range(len(table.files)) if rows is None else rows
+    total = len(wanted)
     if num_workers is None:
         num_workers = min(available_cores(), total // _WORTH_A_PROCESS)
-    chunks = [range(first, min(first + _CHUNK, total)) for first in range(0, total, _CHUNK)]
+    chunks = [wanted[first : first + _CHUNK] for first in range(0, total, _CHUNK)]
     # Threads would not do: the hashes hold Python's lock.
     looked = map_in_order(
         partial(look_at_rows, table.images),

@@ -22,6 +22,8 @@ _SPREAD = 0.5
 """Standard deviation of log T that is expected before any image is seen: 0.4 to 2.7 in 95 of 100 cases, which is what networks
 have (Guo et al. find 0.8 to 2.5). With it, a few images move the temperature little."""
 _NUM_FOLDS = 10
+_NUMBERS_AT_ONCE = 5_000_000
+"""Of a chunk of drawn answers: 40 MB."""
 _SMALLEST = float(np.finfo(np.float32).tiny)
 """What a probability of 0 is taken for: in float32 that is one that was too small to be written."""
 
@@ -171,12 +173,17 @@ def chance_errors(probabilities: Floats, *, num_draws: int = 1000, num_bins: int
         float64 [num_draws]; an error well above these is no chance (Bröcker and Smith 2007, consistency resampling).
     """
     confidence = np.asarray(probabilities, dtype=np.float64).max(axis=1)
-    right = np.random.default_rng(seed).random((num_draws, len(confidence))) < confidence
-    places = _places(confidence, num_bins)
+    generator = np.random.default_rng(seed)
     in_bin = np.zeros((len(confidence), num_bins))
-    in_bin[np.arange(len(confidence)), places] = 1
-    # A bin's weight times its gap is |hits - sum of confidences| / N.
-    return np.asarray(np.abs((right - confidence) @ in_bin).sum(axis=1) / len(confidence))
+    in_bin[np.arange(len(confidence)), _places(confidence, num_bins)] = 1
+    errors = np.empty(num_draws)
+    at_once = max(1, _NUMBERS_AT_ONCE // max(1, len(confidence)))
+    for first in range(0, num_draws, at_once):
+        drawn = generator.random((min(at_once, num_draws - first), len(confidence)))
+        # A bin's weight times its gap is |hits - sum of confidences| / N.
+        gaps = np.abs(((drawn < confidence) - confidence) @ in_bin).sum(axis=1)
+        errors[first : first + at_once] = gaps / len(confidence)
+    return errors
 
 
 def _places(confidence: Floats, num_bins: int) -> Ints:

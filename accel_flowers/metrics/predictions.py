@@ -22,6 +22,8 @@ from accel_flowers.core.reading import open_file, parse_json
 from accel_flowers.metrics.classification import Predictions
 
 PREDICTIONS_FILE = "predictions.parquet"
+OUT_OF_FOLD = "out_of_fold"
+"""The part of images that were all held out once, each by a model that did not learn from it."""
 _CLASS_NAMES = b"class_names"
 _MAX_BYTES = 2**36
 """Size of the file; of a million images and a thousand classes it is a sixteenth of that."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from accel_flowers.config.field_types import AUTO
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.plural import number_of
 from accel_flowers.core.registry import TIMM_PREFIX
 from accel_flowers.models.backbone import is_inside
 from accel_flowers.models.find import find_backbone
@@ -61,7 +62,13 @@ def _choose(weights: str) -> tuple[str, str]:
         return name, f"a good one for a {'CPU' if on_cpu else 'GPU'}"
     folder = model_folder(Path(weights).expanduser())
     if os.path.isfile(folder / SPEC_FILE):
-        return load_spec(folder).architecture, f"for {weights} is its model"
+        spec = load_spec(folder)
+        if spec.backbones:
+            raise UserError(
+                f"model.name auto: {weights} holds {number_of(len(spec.backbones), 'network')} behind one head, which can be asked "
+                "but not trained on. Name one network, and weights of its own."
+            )
+        return spec.architecture, f"for {weights} is its model"
     return recognise(read_weights(weights), source=weights), f"for the tensors of {weights} are its"
 
 

@@ -31,6 +31,7 @@ from accel_flowers.data.transforms.build import ImageTransform, build_transform
 from accel_flowers.models.backbone import Backbone
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.find import find_backbone
+from accel_flowers.models.joined import JoinedBackbone, JoinedPart
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.seen import SEEN_FILE, Digests, save_seen
 from accel_flowers.models.weights import load_state
@@ -49,7 +50,9 @@ class ModelSpec(BaseModel):
 
     format: Literal[1] = 1
     architecture: str
-    """Name of the network: torchvision's, or "prefix/name" of a registered one."""
+    """Name of the network: torchvision's, or "prefix/name" of a registered one; of several behind one head all of them, for people."""
+    backbones: tuple[JoinedPart, ...] = ()
+    """The networks, where there are several behind one head."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
     """As in the recipe: it decides how the head is built."""
     class_names: tuple[str, ...] = Field(min_length=2)
@@ -86,8 +89,9 @@ class ModelSpec(BaseModel):
 
     def own_parts(self) -> Iterator[tuple[registry.Kind, str]]:
         """Kind and name of each part of the user's own that the model needs."""
-        if registry.is_own_name(self.architecture):
-            yield "model", self.architecture
+        for name in [part.name for part in self.backbones] or [self.architecture]:
+            if registry.is_own_name(name):
+                yield "model", name
         yield from (("transform", name) for name in transform_parts(*self.transforms))
 
 
@@ -132,7 +136,7 @@ def save_model(
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
     """
     spec = spec.model_copy(update={"parts": {**spec.parts, **_described_parts(spec)}})
-    content = spec.model_dump(mode="json", exclude=None if spec.parts else {"parts"})
+    content = spec.model_dump(mode="json", exclude={name for name in ("parts", "backbones") if not getattr(spec, name)})
     with (
         writing(f"The model '{directory}'", "Make room and go on with --resume auto."),
         replace_folder(directory) as partial,
@@ -182,7 +186,7 @@ def load_model(directory: Path) -> SavedModel:
     spec = load_spec(directory)
     _check_own_parts(directory, spec)
     state = read_state(directory / WEIGHTS)
-    if not registry.is_own_name(spec.architecture):
+    if not any(kind == "model" for kind, _ in spec.own_parts()):
         with init_empty_weights():  # a name may mean a giant: nothing is allocated unless the weights are as large
             _build(directory, spec, state)
     backbone, network = _build(directory, spec, state)
@@ -193,7 +197,7 @@ def load_model(directory: Path) -> SavedModel:
 
 def _build(directory: Path, spec: ModelSpec, state: dict[str, Tensor]) -> tuple[Backbone, nn.Module]:
     try:
-        backbone = find_backbone(spec.architecture)
+        backbone = JoinedBackbone(spec.backbones) if spec.backbones else find_backbone(spec.architecture)
         network, _ = backbone.build(len(spec.class_names), dropout=spec.dropout, weights="none")
     except UserError as error:
         raise UserError(f"{directory / SPEC_FILE}: architecture: {error}") from None

@@ -17,7 +17,7 @@ from accel_flowers.metrics.calibration import (
 from accel_flowers.metrics.classification import summarize
 from accel_flowers.metrics.confusion import Floats, Ints, confusion_matrix
 from accel_flowers.metrics.intervals import ClassIntervals, Interval, accuracy_interval, class_intervals
-from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions
+from accel_flowers.metrics.predictions import OUT_OF_FOLD, PartPredictions, SavedPredictions
 
 SURE = 0.9
 """From this confidence on an answer counts as sure in the sentence about calibration."""
@@ -209,8 +209,8 @@ def serve(rows: PartPredictions, temperature: float | None) -> Floats:
 
 
 def _judged(rows: PartPredictions, part: str, temperature: float | None) -> Floats:
-    """What is served, but on validation, where the temperature was fitted, with that of other images."""
-    if temperature is not None and part == "val":
+    """What is served, but on the images that the temperature was fitted on with that of others."""
+    if temperature is not None and part in ("val", OUT_OF_FOLD):
         return apply_out_of_fold(rows.probabilities, rows.labels)
     return serve(rows, temperature)
 

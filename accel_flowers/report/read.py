@@ -84,6 +84,8 @@ def read_run(run_dir: Path) -> RunRecord:
     """
     check_permitted(run_dir / CONFIG_FILE)
     if not holds_run(run_dir):
+        if os.path.isfile(run_dir / "probe.json"):
+            raise UserError(f"'{run_dir}' is a probe and no run: its page is there already, {run_dir / 'report.html'}.")
         inside = run_dir.parent if holds_run(run_dir.parent) else None
         hint = f" Did you mean {inside}?" if inside else ""
         there = f"'{run_dir}' is no run directory: it has no {CONFIG_FILE}" if os.path.exists(run_dir) else None
