@@ -163,7 +163,8 @@ def config_from_flags(recipe: Config, words: Sequence[str], *, program: str, spe
 
 
 _DESCRIPTION = (
-    "Fine-tune an image classifier. RECIPE is a name (see `accel-flowers recipes`) or a YAML file; flags go over it."
+    "Fine-tune an image classifier. RECIPE is a name (see `accel-flowers recipes`) or a YAML file; flags go over it. "
+    "Several runs as one: --seeds 5 (or --seeds 3,7,11) or --folds 5, with --keep ensemble or soup for one model of all."
 )
 
 _UNCHECKED = tyro.constructors.ConstructorRegistry()
