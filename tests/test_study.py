@@ -103,6 +103,7 @@ def results(run_dir: Path) -> dict[str, Any]:
     return {name: member["result"] for name, member in members.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.holds("A study that was killed ends like an undisturbed one")
 def test_one_that_is_killed_in_its_second_run_ends_alike(photos: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 2, "micro_batch_size": None})
