@@ -153,6 +153,7 @@ def test_two_processes_search_together(photos: Path, tmp_path: Path) -> None:
     trials = json.loads(said[said.index('{\n "metric"') :].split("\n}")[0] + "\n}")["trials"]
     assert sorted(trial["number"] for trial in trials) == [0, 1, 2, 3]
     assert {trial["how"] for trial in trials} == {"complete"}
+    assert trials[0]["values"] == {"optim.lr": 0.01, "optim.momentum": 0.9}, "the recipe itself comes first"
     assert (tmp_path / "search" / BEST_FILE).exists()
 
 

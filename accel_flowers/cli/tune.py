@@ -20,7 +20,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.environment import launched_place
 
 _WORKER = "ACCEL_FLOWERS_TUNE_WORKER"
-"""Number of a process that another one has started to search with it."""
+"""Of a process that another one has started to search with it: the trials that it goes on with, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,12 @@ def tune_command(words: Sequence[str]) -> int:
     if config.run_dir is None:
         config = config.model_copy(update={"run_dir": f"runs/{Path(words[0]).stem}-tune"})
     from accel_flowers.study.space import default_space, parse_space
-    from accel_flowers.study.tune import open_search, read_search, tune, write_best
+    from accel_flowers.study.tune import begin_search, read_search, tune, write_best
 
     space = parse_space(asked.search, config) if asked.search else default_space(config)
     if _WORKER in os.environ:
-        number, workers = map(int, os.environ[_WORKER].split("/"))
-        tune(
-            config, space, trials=asked.trials, minutes=asked.minutes, worker=number, workers=workers, owns_process=True
-        )
+        share = json.loads(os.environ[_WORKER])
+        tune(config, space, trials=asked.trials, minutes=asked.minutes, share=share, owns_process=True)
         return 0
     workers = asked.workers if asked.workers is not None else max(1, _num_gpus())
     if workers < 1:
@@ -74,8 +72,8 @@ def tune_command(words: Sequence[str]) -> int:
         found = tune(config, space, trials=asked.trials, minutes=asked.minutes, owns_process=True)
     else:
         assert config.run_dir is not None
-        open_search(config, space, Path(config.run_dir))
-        _search_together(words, config, workers)
+        left_over = begin_search(config, space, Path(config.run_dir))
+        _search_together(words, config, [left_over[number::workers] for number in range(workers)])
         found = read_search(config, Path(config.run_dir), asked.trials)
         if found.best:
             write_best(config, found)
@@ -90,8 +88,8 @@ def _num_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _search_together(words: Sequence[str], config: Config, workers: int) -> None:
-    """Start the processes and wait for them; one that fails ends the others.
+def _search_together(words: Sequence[str], config: Config, shares: Sequence[Sequence[int]]) -> None:
+    """Start a process for each share of trials that go on, and wait for all.
 
     Raises:
         UserError: one has failed; it has said why.
@@ -100,9 +98,9 @@ def _search_together(words: Sequence[str], config: Config, workers: int) -> None
     visible = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
     devices = visible or [str(number) for number in range(_num_gpus())]
     started = []
-    for number in range(workers):
+    for number, share in enumerate(shares):
         place = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
-        environment = {**os.environ, **place, _WORKER: f"{number}/{workers}"}
+        environment = {**os.environ, **place, _WORKER: json.dumps(list(share))}
         command = [sys.executable, "-m", "accel_flowers", "tune", *words, "--run-dir", str(run_dir), "--resume", "auto"]
         started.append(subprocess.Popen(command, env=environment))
     try:
@@ -115,5 +113,5 @@ def _search_together(words: Sequence[str], config: Config, workers: int) -> None
         raise
     if any(codes):
         raise UserError(
-            f"{sum(map(bool, codes))} of {workers} searching processes failed; what they said stands above."
+            f"{sum(map(bool, codes))} of {len(shares)} searching processes failed; what they said stands above."
         )

@@ -12,7 +12,7 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -117,8 +117,7 @@ def tune(
     *,
     trials: int = 20,
     minutes: float | None = None,
-    worker: int = 0,
-    workers: int = 1,
+    share: Sequence[int] | None = None,
     owns_process: bool = False,
 ) -> Tuned:
     """Search until so many trials have ended, or the time is over.
@@ -128,7 +127,7 @@ def tune(
         space: what is searched.
         trials: those of an earlier call counted.
         minutes: from now; a trial that is under way then ends with its epoch.
-        worker, workers: of several processes that search together, which one this is, from 0.
+        share: of several processes that search together: what `begin_search` has given to this one; None = there are no others.
         owns_process: as of `train`.
 
     Raises:
@@ -142,25 +141,13 @@ def tune(
         )
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
-    if worker == 0:
-        open_search(config, space, run_dir)
+    left_over = begin_search(config, space, run_dir) if share is None else share
     study = _study(optuna, config, run_dir)
-    if worker == 0 and not study.get_trials(deepcopy=False) and (own := holds(space, config)):
-        study.enqueue_trial(own)  # the recipe as it is comes first: what is chosen beats it, or is it
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    left_over = [trial for trial in study.get_trials(deepcopy=False) if trial.state == optuna.trial.TrialState.RUNNING]
-    for frozen in left_over:  # of a call that was killed
-        if frozen.number % workers == worker:
-            _try(
-                optuna,
-                study,
-                optuna.trial.Trial(study, frozen._trial_id),
-                config,
-                space,
-                run_dir,
-                deadline,
-                owns_process,
-            )
+    for number in left_over:
+        known = study.get_trials(deepcopy=False)[number]
+        trial = optuna.trial.Trial(study, known._trial_id)
+        _try(optuna, study, trial, config, space, run_dir, deadline, owns_process)
     while deadline is None or time.monotonic() < deadline:
         study.sampler = _sampler(optuna, config, len(study.get_trials(deepcopy=False)))
         trial = study.ask()
@@ -169,7 +156,7 @@ def tune(
             break
         _try(optuna, study, trial, config, space, run_dir, deadline, owns_process)
     found = read_search(config, run_dir, trials)
-    if found.best and worker == 0:
+    if found.best and share is None:
         write_best(config, found)
     return found
 
@@ -186,6 +173,24 @@ def import_optuna() -> ModuleType:
         raise UserError("tune needs Optuna, and it is not installed: pip install 'accel-flowers[tune]'.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def begin_search(config: Config, space: Space, run_dir: Path) -> list[int]:
+    """Open the directory, put the recipe as it stands in front of all trials, and see what a call that was killed has left.
+
+    Returns:
+        Numbers of trials that are to go on; no other process may search yet.
+
+    Raises:
+        UserError: as of `open_search`.
+    """
+    open_search(config, space, run_dir)
+    optuna = import_optuna()
+    study = _study(optuna, config, run_dir)
+    trials = study.get_trials(deepcopy=False)
+    if not trials and (own := holds(space, config)):
+        study.enqueue_trial(own)  # what is chosen then beats the recipe, or is it
+    return [trial.number for trial in trials if trial.state == optuna.trial.TrialState.RUNNING]
 
 
 def open_search(config: Config, space: Space, run_dir: Path) -> None:
