@@ -23,7 +23,7 @@ def train_command(words: Sequence[str]) -> int:
         rest = f" {words[0]} ..." if words else " --data.path DIR"
         raise UserError(f"RECIPE comes first: accel-flowers train RECIPE{rest} Recipes: {', '.join(recipe_names())}.")
     recipe = words[0]
-    study, flags = _split_study_words(words[1:])
+    study, flags = split_study_words(words[1:])
     config = config_from_flags(load_recipe(recipe), flags, program=program, speaks=is_main_process())
     if config.run_dir is None:
         config = config.model_copy(update={"run_dir": _default_run_dir(Path(recipe).stem, config, study)})
@@ -38,7 +38,7 @@ def train_command(words: Sequence[str]) -> int:
 _STUDY_FLAGS = ("--seeds", "--folds", "--keep")
 
 
-def _split_study_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def split_study_words(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """The flags that make several runs of one, with their values, and the other words.
 
     Raises:
