@@ -274,4 +274,4 @@ def test_the_sweep_drives_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sweep["metric"]["name"] == "val/accuracy"
     monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
     monkeypatch.setenv("WANDB_RUN_ID", "r1")
-    assert _default_run_dir("resnet18-finetune", config) == "runs/sweep-s1/r1"
+    assert _default_run_dir("resnet18-finetune", config, {}) == "runs/sweep-s1/r1"

@@ -19,6 +19,7 @@ from PIL import Image
 from accel_flowers.cli.commands import COMMANDS
 from accel_flowers.cli.common import split_imports
 from accel_flowers.cli.launch_config import launch_configs
+from accel_flowers.cli.train import split_study_words
 from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
 from accel_flowers.config.schema import Config, LossConfig
 from accel_flowers.core import registry
@@ -85,6 +86,7 @@ def test_command_is_understood(words: list[str], own_parts: None, monkeypatch: p
         return
     if command in ("train", "benchmark"):
         recipe, *flags = rest
+        _, flags = split_study_words(flags)
         # The configuration that a run has written is a recipe; there is none here.
         config = Config() if recipe.startswith("runs/") else load_recipe(recipe)
         config_from_flags(config, flags, program=f"accel-flowers {command}")

@@ -17,12 +17,14 @@ from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
 from accel_flowers.cli.selfcheck import selfcheck_command
 from accel_flowers.cli.train import recipes_command, train_command
+from accel_flowers.cli.tune import tune_command
 from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError, did_you_mean
 from accel_flowers.core.registry import import_parts
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train_command, "RECIPE [--data.path DIR] [--run-dir DIR] [--section.field VALUE ...]"),
+    "tune": (tune_command, "RECIPE --data.path DIR [--trials N] [--minutes M] [--search FIELD=LOW:HIGH ...]"),
     "find-lr": (find_lr_command, "RECIPE --data.path DIR [--html FILE] [--json] [--section.field VALUE ...]"),
     "benchmark": (benchmark_command, "RECIPE --data.path DIR [--json] [--seconds S] [--section.field VALUE ...]"),
     "inspect": (inspect_command, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),

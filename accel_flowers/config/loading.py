@@ -65,10 +65,15 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Mapping[str, An
         recipe = config_from_yaml(
             (RECIPES / f"{name_or_path}.yaml").read_text("utf-8"), source=f"recipe {name_or_path}"
         )
-    return _with_overrides(recipe, overrides) if overrides else recipe
+    return with_overrides(recipe, overrides) if overrides else recipe
 
 
-def _with_overrides(recipe: Config, overrides: Mapping[str, Any]) -> Config:
+def with_overrides(recipe: Config, overrides: Mapping[str, Any], *, what: str = "The overrides") -> Config:
+    """The recipe with values put over it: dotted name → value.
+
+    Raises:
+        UserError: all mistakes in one message, which calls them `what`.
+    """
     values = recipe.model_dump()
     for name, value in overrides.items():
         *sections, field = name.split(".")
@@ -80,7 +85,7 @@ def _with_overrides(recipe: Config, overrides: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"The overrides have mistakes:\n{describe_mistakes(error)}") from None
+        raise UserError(f"{what} have mistakes:\n{describe_mistakes(error)}") from None
 
 
 def read_config(path: Path, *, what: str) -> Config:
@@ -163,7 +168,8 @@ def config_from_flags(recipe: Config, words: Sequence[str], *, program: str, spe
 
 
 _DESCRIPTION = (
-    "Fine-tune an image classifier. RECIPE is a name (see `accel-flowers recipes`) or a YAML file; flags go over it."
+    "Fine-tune an image classifier. RECIPE is a name (see `accel-flowers recipes`) or a YAML file; flags go over it. "
+    "Several runs as one: --seeds 5 (or --seeds 3,7,11) or --folds 5, with --keep ensemble or soup for one model of all."
 )
 
 _UNCHECKED = tyro.constructors.ConstructorRegistry()

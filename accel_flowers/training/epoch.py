@@ -29,6 +29,10 @@ from accel_flowers.training.meter import Meter
 from accel_flowers.training.run import Session
 
 
+class SeenEnough(Exception):
+    """Whoever watches a run ends it with this epoch; a checkpoint was written."""
+
+
 def save(
     session: Session, meter: Meter | None = None, *, on_saved: Callable[[dict[str, Tensor]], None] | None = None
 ) -> None:
@@ -57,6 +61,7 @@ def end_epoch(session: Session) -> str:
 
     Raises:
         Interrupted: a signal; a checkpoint was written, and the evaluation will be done again.
+        SeenEnough: whoever watches the run has.
     """
     run = session.run
     state, metric = run.state, run.config.train.best_metric
@@ -85,6 +90,11 @@ def end_epoch(session: Session) -> str:
     if shows_more(run.accelerator):
         session.checkpoints.wait()  # nothing that a tracker draws, and fails at, comes before it
         show(run.accelerator, kept, step=state.step, epoch=values["epoch"])
+    if session.watch:
+        value = float(kept.scores[metric])
+        if broadcast_from_main(run.accelerator, lambda: session.watch is not None and session.watch(epoch, value)):
+            session.checkpoints.wait()
+            raise SeenEnough
     averaged = f"  averaged {_as_text(kept.scores)}" if run.ema else ""
     best = "  best so far" if is_best else ""
     return f"epoch {epoch}/{run.plan.epochs}  val {_as_text(scored_parts['val'].scores)}{averaged}{best}"

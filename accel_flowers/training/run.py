@@ -30,6 +30,9 @@ from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import TrainStep
 
+Watch = Callable[[int, float], bool]
+"""Epoch (from 1) and the validation value of `train.best_metric` → whether to end the run with it."""
+
 
 @dataclass
 class Run:
@@ -145,6 +148,8 @@ class Session:
     preemption: PreemptionHandler
     progress: Progress
     profiler: StepProfiler
+    watch: Watch | None = None
+    """Sees each epoch, on the main process; a run that is watched ends without looking at the test part."""
 
     def restore(self, state: TrainState) -> None:
         """Put the run back to where a checkpoint stands; collective."""

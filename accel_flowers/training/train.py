@@ -63,7 +63,7 @@ from accel_flowers.training.loop import loop
 from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.profiler import StepProfiler
 from accel_flowers.training.rollback import roll_back
-from accel_flowers.training.run import Session
+from accel_flowers.training.run import Session, Watch
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ class TrainResult:
     """Part → scores of the best epoch's weights: "val" and, where there is such a part, "test"."""
     best_epoch: int
     """From 1."""
+    best_value: float
+    """Of `train.best_metric` on validation, in that epoch."""
 
     @cached_property
     def model(self) -> ImageClassifier:
@@ -88,6 +90,7 @@ def train(
     config: Config,
     *,
     owns_process: bool = False,
+    watch: Watch | None = None,
     times: HealthTimes = HealthTimes(),  # noqa: B008 - it is frozen
 ) -> TrainResult:
     """Train, keep the best, score the test part once; collective.
@@ -96,9 +99,12 @@ def train(
         config: resolved; `run_dir` and `data.path` are set.
         owns_process: whether SIGTERM, SIGUSR1, SIGINT and SIGHUP mean "checkpoint and leave" and all cores are taken for the report, as on
             the command line; a notebook's or another program's signals and threads are left alone.
+        watch: sees each epoch and may end the run with it. The run is then one of several to choose from: the test part is not scored,
+            and there is no report.
         times: how long the processes wait for each other.
 
     Raises:
+        SeenEnough: `watch` ended it.
         UserError: a mistake in the configuration, the folder, the weights or the launch, found before the first step;
             a disk that refuses to write; a loss that is no number.
         Interrupted: a signal; a checkpoint was written.
@@ -135,17 +141,20 @@ def train(
             fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic),
             _session(config, run_dir, together, lock, accelerator, begun) as session,
         ):
+            session.watch = watch
             scores = _train_to_the_end(session)
+        best_value = session.run.state.best_value
+        assert best_value is not None
         best_epoch, on = session.run.state.best_epoch, accelerator.device.type
         is_main_process = accelerator.is_main_process
     # All is saved, and the other processes may leave: nobody waits for the drawing, nothing is lost where it fails.
-    if is_main_process and config.tracking.report:
+    if is_main_process and config.tracking.report and watch is None:
         if owns_process and on != "cpu":
             torch.set_num_threads(local_cores(1))  # launchers leave each process of several one core
         saved = f"while it drew the report; the run is done and saved: draw it with\naccel-flowers report {run_dir}"
         with signals_stop(saved) if owns_process else nullcontext():
             _draw_report(run_dir)
-    return TrainResult(run_dir, scores, best_epoch)
+    return TrainResult(run_dir, scores, best_epoch, best_value)
 
 
 def _with_earlier_choice(config: Config, run_dir: Path) -> Config:
@@ -274,6 +283,9 @@ def _train_to_the_end(session: Session) -> dict[str, Scores]:
         try:
             with oom_as_user_error(), workers_as_user_error():
                 loop(session)
+            if session.watch:
+                session.checkpoints.wait()
+                return {}
             return finish(session)
         except Diverged as diverged:
             roll_back(session, diverged)
