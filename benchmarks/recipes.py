@@ -51,7 +51,7 @@ def main() -> None:
 def scores_of(entry: str, common: list[str], seed: int, out: Path) -> tuple[float, float]:
     """Test accuracy and seconds of one run, or what an earlier call has noted of it."""
     key = hashlib.sha256(shlex.join([entry, *common]).encode()).hexdigest()[:8]
-    run_dir = out / f"{'-'.join(entry.split()[:1])}-{key}-{seed}"
+    run_dir = out / f"{Path(entry.split()[0]).stem}-{key}-{seed}"
     noted = run_dir / "compared.json"
     if not noted.exists():
         started = time.perf_counter()
@@ -94,7 +94,7 @@ def probe(common: list[str], seed: int, run_dir: Path) -> float:
     config, _ = settle_preprocessing(config_from_flags(Config(), seeded, program="probe"))
     evaluation = config.data.model_copy(update={"train_transforms": config.data.eval_transforms})
     run = build_run(config.model_copy(update={"data": evaluation}), Accelerator(cpu=True), split_file=None)
-    network = run.network.eval()
+    network = run.network.eval().to(memory_format=torch.channels_last)
     head = network.get_submodule(find_backbone(config.model.name).head(network))
     seen: list[torch.Tensor] = []
     head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
@@ -104,9 +104,9 @@ def probe(common: list[str], seed: int, run_dir: Path) -> float:
         labels[part] = images.labels.numpy()
         with torch.inference_mode():
             for keys in SequentialBatchSampler(len(images), 32):
-                pixels = images.__getitems__(keys)["pixels"]
-                network(run.normalizer(pixels))
-                network(run.normalizer(pixels.flip(-1)))
+                pixels = run.normalizer(images.__getitems__(keys)["pixels"]).contiguous(memory_format=torch.channels_last)
+                network(pixels)
+                network(pixels.flip(-1))
         features[part] = [torch.cat(seen[side::2]).float().numpy() for side in (0, 1)]
 
     def accuracy(model: object, part: str) -> float:
