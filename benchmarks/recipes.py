@@ -104,7 +104,9 @@ def probe(common: list[str], seed: int, run_dir: Path) -> float:
         labels[part] = images.labels.numpy()
         with torch.inference_mode():
             for keys in SequentialBatchSampler(len(images), 32):
-                pixels = run.normalizer(images.__getitems__(keys)["pixels"]).contiguous(memory_format=torch.channels_last)
+                pixels = run.normalizer(images.__getitems__(keys)["pixels"]).contiguous(
+                    memory_format=torch.channels_last
+                )
                 network(pixels)
                 network(pixels.flip(-1))
         features[part] = [torch.cat(seen[side::2]).float().numpy() for side in (0, 1)]

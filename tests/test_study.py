@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_rel
 
 from accel_flowers.cli.commands import dispatch
 from accel_flowers.core.errors import UserError
@@ -19,7 +20,8 @@ from accel_flowers.data.split import load_split
 from accel_flowers.inference.image_classifier import load_model as load_classifier
 from accel_flowers.metrics.predictions import OUT_OF_FOLD, load_predictions
 from accel_flowers.models.saved import load_model
-from accel_flowers.study.members import STUDY_FILE, load_study
+from accel_flowers.study.compare import compare_studies
+from accel_flowers.study.members import STUDY_FILE, Member, Study, load_study, save_study
 from accel_flowers.study.run import check_asked, train_study
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
@@ -179,3 +181,47 @@ def test_nothing_is_overwritten_and_another_recipe_does_not_go_on(folds: Path, p
 def test_a_class_that_is_too_small_for_the_folds_is_named(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"too small for 12 folds.*Take --folds 9"):
         train_study(tiny_config(photos, tmp_path / "run"), folds=12)
+
+
+def made_up(run_dir: Path, accuracies: list[float]) -> Path:
+    members = tuple(
+        Member(f"seed-{seed}", {"train.seed": seed}, {
+            "best_epoch": 1, "scores": {part: {"accuracy": value} for part in ("val", "test")}
+        })
+        for seed, value in enumerate(accuracies)
+    )  # fmt: skip
+    save_study(run_dir, Study("seeds", {}, members))
+    return run_dir
+
+
+def test_studies_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    first = made_up(tmp_path / "a", [0.50, 0.60, 0.70, 0.80])
+    better = made_up(tmp_path / "b", [0.53, 0.62, 0.73, 0.82])
+    other = made_up(tmp_path / "c", [0.80, 0.50, 0.60, 0.75])
+    found = compare_studies([first, better, other])
+    assert found.rows[1].difference is not None
+    assert found.rows[1].difference.value == pytest.approx(0.025)
+    raised = [row.p_value for row in found.rows[1:]]
+    plain = [
+        ttest_rel([0.53, 0.62, 0.73, 0.82], [0.5, 0.6, 0.7, 0.8]).pvalue,
+        ttest_rel([0.8, 0.5, 0.6, 0.75], [0.5, 0.6, 0.7, 0.8]).pvalue,
+    ]
+    assert raised == pytest.approx([2 * plain[0], plain[1]])
+    said = found.in_words()
+    assert "b is better than a, and that is hardly luck" in said
+    assert "difference between c and a could be luck" in said
+
+
+def test_only_pairs_are_compared(folds: Path, tmp_path: Path) -> None:
+    first = made_up(tmp_path / "a", [0.5, 0.6])
+    with pytest.raises(UserError, match="only runs of the same seeds"):
+        compare_studies([first, made_up(tmp_path / "b", [0.5, 0.6, 0.7])])
+    with pytest.raises(UserError, match="only runs of the same seeds"):
+        compare_studies([first, folds])
+    with pytest.raises(UserError, match="holds a single run"):
+        dispatch(["compare", str(first), str(folds / "fold-1")])
+    study = load_study(folds)
+    undone = Study(study.kind, study.recipe, (Member("fold-1", {}), *study.members[1:]))
+    save_study(tmp_path / "undone", undone)
+    with pytest.raises(UserError, match="has not ended: fold-1"):
+        compare_studies([folds, tmp_path / "undone"])

@@ -64,6 +64,12 @@ def compare_command(words: Sequence[str]) -> int:
     asked = parse_words(_CompareWords, words, "compare", answers=_COMPARE_ANSWERS)
     if is_left_out():
         return 0
+    from accel_flowers.study.compare import are_studies, compare_studies
+
+    if len(asked.run_dirs) > 1 and are_studies(asked.run_dirs):
+        studies = compare_studies(asked.run_dirs)
+        write_result(json.dumps(studies.as_json(), indent=1, ensure_ascii=False) if asked.json else studies.in_words())
+        return 0
     from accel_flowers.report.compare import compare_runs, in_words
 
     found = compare_runs(asked.run_dirs, out=asked.out, data=asked.data)

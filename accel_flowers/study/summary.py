@@ -25,7 +25,7 @@ from accel_flowers.metrics.predictions import (
 from accel_flowers.models.saved import load_spec
 from accel_flowers.report.findings import PartFindings, find_part, serve
 from accel_flowers.report.labels import LabelCandidate, find_label_candidates
-from accel_flowers.study.members import Study
+from accel_flowers.study.members import Member, Study
 from accel_flowers.tracking.run_dir import MODEL_DIR
 
 
@@ -74,7 +74,7 @@ class Summary:
         lines += [f"{row.name:<12}{_percent(row.val):>8}{_percent(row.test):>8}  {row.best_epoch}" for row in self.rows]
         lines.append(
             f"{self.part} accuracy: mean {100 * self.mean:.1f} %, standard deviation {100 * self.spread:.1f} points; "
-            f"probably between {100 * self.interval.low:.1f} and {100 * self.interval.high:.1f} % ({self._of_what()})"
+            f"probably between {100 * max(0, self.interval.low):.1f} and {100 * min(1, self.interval.high):.1f} % ({self._of_what()})"
         )
         if self.findings:
             lines.append(
@@ -118,12 +118,12 @@ def summarise(run_dir: Path, study: Study) -> Summary:
     Raises:
         UserError: a run's predictions are missing or damaged, or the disk refuses.
     """
-    rows = tuple(_row(member.name, member.result) for member in study.members if member.result)
+    rows = tuple(row_of(member) for member in study.members)
     part: Literal["test", "val"] = "test" if all(row.test is not None for row in rows) else "val"
     values = [row.score for row in rows]
     mean, spread = fmean(values), stdev(values)
     if study.kind == "seeds":
-        return Summary("seeds", part, rows, mean, spread, _students(mean, spread, len(rows)), None, (), "")
+        return Summary("seeds", part, rows, mean, spread, students_interval(mean, spread, len(rows)), None, (), "")
     everything = out_of_fold(run_dir, [row.name for row in rows])
     rows_of = everything.parts[OUT_OF_FOLD]
     save_predictions(run_dir / PREDICTIONS_FILE, everything.parts, {OUT_OF_FOLD: rows_of.files}, everything.class_names)
@@ -132,17 +132,20 @@ def summarise(run_dir: Path, study: Study) -> Summary:
     return Summary("folds", part, rows, mean, spread, findings.accuracy, findings, candidates, "")
 
 
-def _row(name: str, result: Any) -> Row:
-    scores = result["scores"]
+def row_of(member: Member) -> Row:
+    """What a run that has ended came to."""
+    assert member.result is not None
+    scores = member.result["scores"]
     test = scores["test"]["accuracy"] if "test" in scores else None
-    return Row(name, int(result["best_epoch"]), float(scores["val"]["accuracy"]), test)
+    return Row(member.name, int(member.result["best_epoch"]), float(scores["val"]["accuracy"]), test)
 
 
-def _students(mean: float, spread: float, number: int) -> Interval:
+def students_interval(mean: float, spread: float, number: int) -> Interval:
+    """95 % interval of the mean of so many values with this standard deviation."""
     from scipy.stats import t  # a second of import
 
     half = float(t.ppf(0.975, number - 1)) * spread / math.sqrt(number)
-    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return Interval(mean, mean - half, mean + half)
 
 
 def out_of_fold(run_dir: Path, names: list[str]) -> SavedPredictions:
