@@ -140,9 +140,9 @@ def _narrow(head: nn.Module) -> None:
     features begin some ten wide, and the first hundreds of steps do nothing but unlearn them.
 
     Args:
-        head: `Linear` or `Conv2d`; others stay as they are.
+        head: `Linear` or `Conv2d`; others, and one without values, stay as they are.
     """
-    if not isinstance(head, (nn.Linear, nn.Conv2d)) or head.weight.numel() < 2:
+    if not isinstance(head, (nn.Linear, nn.Conv2d)) or head.weight.is_meta or head.weight.numel() < 2:
         return
     torchs_own = 1 / math.sqrt(3 * head.weight[0].numel())  # deviation of what is even within 1 / sqrt(inputs)
     if head.weight.std() > _TOO_WIDE * torchs_own:
