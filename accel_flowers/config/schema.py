@@ -6,7 +6,7 @@ devices, precision. No setting has two owners. This module imports neither torch
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -78,11 +78,23 @@ class ImageSettings(NamedTuple):
     std: tuple[float, float, float]
 
 
+class LabelWords(TypedDict):
+    """What a recipe, or the words of a command, say of where the labels stand."""
+
+    label_column: str | None
+    label_separator: str | None
+    label_columns: tuple[str, ...]
+
+
 class DataConfig(Section):
     path: UserPath | None = None
     """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; a folder with a CSV of file and label; a dataset that `datasets` saved, or Parquet; or hub:OWNER/NAME for one of the Hugging Face hub."""
     label_column: str | None = Field(default=None, min_length=1)
     """Column of the classes, where images come from a dataset or have their classes in a CSV; None = the one there is."""
+    label_separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = Field(default=None, min_length=1)
+    """What stands between several class names in that column, as ';' in 'rose;tulip': a picture then has any number of labels, none where the cell is empty; None = one class, or, in a dataset, a list of them."""
+    label_columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Columns of 0 and 1 instead of that column, one for each class and called like it, where a picture may have several labels; all = every column that holds nothing else."""
     split: UserPath = "80/10/10"
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -113,6 +125,27 @@ class DataConfig(Section):
     """Where decoded images are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
     cache_gib: float = Field(default=20.0, gt=0)
     """Most that all decoded images there may take, in GiB; the longest unused give way."""
+
+    @field_validator("label_columns", mode="before")
+    @classmethod
+    def _one_column(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way_to_say_labels(self) -> DataConfig:
+        if self.label_columns and (self.label_column is not None or self.label_separator is not None):
+            raise ValueError(
+                "label_columns name a 0/1 column for each class, label_column and label_separator one column of names: give "
+                "the one or the other"
+            )
+        return self
+
+    @property
+    def labels(self) -> LabelWords:
+        """Where the labels stand, as keyword arguments of `load_images`."""
+        return LabelWords(
+            label_column=self.label_column, label_separator=self.label_separator, label_columns=self.label_columns
+        )
 
     @field_validator("train_transforms", "eval_transforms", "mean", "std", mode="before")
     @classmethod

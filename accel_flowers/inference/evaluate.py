@@ -25,7 +25,7 @@ from accel_flowers.data.sampler import SequentialBatchSampler
 from accel_flowers.data.sources.layout import one_form
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split, load_split
-from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, quoted
+from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, one_label_each, quoted
 from accel_flowers.data.validate import check_readable
 from accel_flowers.data.workers import fit_shared_memory, local_cores, plan_workers, workers_as_user_error
 from accel_flowers.distributed.collectives import (
@@ -92,7 +92,7 @@ def evaluate(
         table = main_process_first(
             accelerator,
             lambda: _with_labels_of_model(
-                load_images(source, label_column=label_column, to_learn=False), spec.class_names
+                one_label_each(load_images(source, label_column=label_column, to_learn=False)), spec.class_names
             ),
         )
         wanted, split, known = broadcast_from_main(

@@ -13,7 +13,7 @@ from accel_flowers.data.decide_split import decide_split
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.sources.walk import looks_like_image
 from accel_flowers.data.split import PARTS, Split, load_split
-from accel_flowers.data.table import ImageTable
+from accel_flowers.data.table import ImageTable, one_label_each
 from accel_flowers.inspection.analysis import Seen
 from accel_flowers.inspection.findings import Findings, ImageFacts, find
 from accel_flowers.inspection.near_duplicates import MAX_BITS
@@ -66,7 +66,7 @@ def inspect_source(
         )
     config = load_recipe(recipe) if recipe else None
     given = load_split(split_file) if split_file else None
-    table = load_images(source, label_column=label_column)
+    table = one_label_each(load_images(source, label_column=label_column))
     seen = look_at_table(table, num_workers=num_workers)
     findings = find(
         source,

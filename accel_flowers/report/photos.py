@@ -14,7 +14,7 @@ from accel_flowers.core.parallel import map_in_order
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_image, verify_image
 from accel_flowers.data.sources.load import is_dataset_folder, load_images
-from accel_flowers.data.table import ImageTable
+from accel_flowers.data.table import ImageTable, one_label_each
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Photos:
 
     def _load_archive(self) -> None:
         try:
-            self._table = load_images(self.source)
+            self._table = one_label_each(load_images(self.source))
         except UserError as error:
             self.problem = str(error)
 

@@ -32,7 +32,7 @@ from accel_flowers.data.placement.resident import loaded_pixels
 from accel_flowers.data.sampler import BatchPlan, StreamBatchSampler
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split
-from accel_flowers.data.table import content_digest
+from accel_flowers.data.table import content_digest, one_label_each
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.data.workers import local_cores, workers_as_user_error
 from accel_flowers.distributed.session import process_session
@@ -265,7 +265,7 @@ def _some_decoded(run: Run, folder: Path) -> ImageDataset:
     """The first training images, from a cache that is made for them."""
     data = run.config.data
     assert data.path is not None
-    table = load_images(data.path, label_column=data.label_column)
+    table = one_label_each(load_images(data.path, **data.labels))
     some = set(run.parts["train"].files[:_IN_CACHE])
     contents = [content_digest(table.read(row)) if name in some else "" for row, name in enumerate(table.files)]
     decoded, _ = open_cache(folder / "decoded", table.files, contents, table.read, max_bytes=_MOST_BYTES)

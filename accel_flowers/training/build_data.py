@@ -27,7 +27,7 @@ from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
 from accel_flowers.data.sampler import SequentialBatchSampler, StreamBatchSampler, random_key
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import PARTS, Split
-from accel_flowers.data.table import HUB_PREFIX, ImageTable
+from accel_flowers.data.table import HUB_PREFIX, ImageTable, one_label_each
 from accel_flowers.data.transforms.build import ImageTransform, build_transform, check_repeatable
 from accel_flowers.data.validate import validate_all
 from accel_flowers.data.workers import fit_shared_memory, local_cores, plan_workers
@@ -159,7 +159,7 @@ def check_source(data: DataConfig) -> str:
 
 
 def load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
-    return main_process_first(accelerator, lambda: load_images(check_source(data), label_column=data.label_column))
+    return main_process_first(accelerator, lambda: one_label_each(load_images(check_source(data), **data.labels)))
 
 
 def open_run_parts(config: Config, data: DataParts, recipe: Recipe, accelerator: Accelerator) -> dict[str, Part]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from accel_flowers.config.schema import Config, DebugConfig
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.label_sets import strata
 from accel_flowers.data.split import Split, subsample_split
 from accel_flowers.data.table import ImageTable
 
@@ -46,7 +47,7 @@ def subsample_for_debugging(split: Split, table: ImageTable, config: Config) -> 
         cause = "left out by debug.fast_dev_run"
     else:
         return split
-    labels = dict(zip(table.files, table.labels.tolist(), strict=True))
+    labels = dict(zip(table.files, strata(table.labels).tolist(), strict=True))
     return subsample_split(split, labels, sizes, seed=config.train.seed, cause=cause, each_class=not debug.fast_dev_run)
 
 
