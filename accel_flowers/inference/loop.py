@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from accel_flowers.core.backends import cudnn_heuristics
@@ -16,6 +16,8 @@ from accel_flowers.data.dataset import Batch
 from accel_flowers.data.loader import each_batch
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.metrics.classification import Predictions
+from accel_flowers.metrics.multilabel import build_predictions
+from accel_flowers.models.answers import losses_of, probabilities_of
 
 _PADDING = -1
 """Sample number of a row that stands for no image: it makes the processes' rounds and tables equally long."""
@@ -54,23 +56,23 @@ def predict_loader(
     network.eval()
     tables: list[Tensor] = []
     probabilities: list[Tensor] = []
-    device, inputs = accelerator.device, torch.empty(0)
+    device, inputs, labels = accelerator.device, torch.empty(0), torch.empty(0)
     counts = accelerator.gather(torch.tensor([len(loader)], device=device))
     for number, batch in enumerate(_in_rounds(each_batch(loader), int(counts.max()))):
         if batch is not None:
             inputs, labels, samples = to_input(batch), batch["labels"], batch["samples"]
         if number == 0 and not counts.all():  # there are fewer batches than processes: the main one has one
-            shape = broadcast_from_main(accelerator, lambda inputs=inputs: list(inputs.shape))  # type: ignore[misc]
-            inputs = inputs if batch is not None else torch.zeros(shape, device=device)
+            like = broadcast_from_main(accelerator, partial(_shapes, inputs, labels))
+            if batch is None:
+                inputs, labels = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in like)
         if batch is None:
-            inputs = torch.zeros_like(inputs[:1])
-            labels = torch.zeros(1, dtype=torch.int64, device=device)
-            samples = torch.full_like(labels, _PADDING)
+            inputs, labels = torch.zeros_like(inputs[:1]), torch.zeros_like(labels[:1])
+            samples = torch.full((1,), _PADDING, device=device)
         logits = network(inputs).float()
-        losses = functional.cross_entropy(logits, labels, reduction="none")
         # float64 holds sample numbers and labels exactly, so that one table carries everything
-        tables.append(torch.stack([samples.double(), labels.double(), losses.double()], dim=1))
-        probabilities.append(logits.softmax(dim=1))
+        rows = [samples[:, None], losses_of(logits, labels)[:, None], labels.reshape(len(labels), -1)]
+        tables.append(torch.cat([each.double() for each in rows], dim=1))
+        probabilities.append(probabilities_of(logits, several=labels.ndim == 2))
         if after_round:
             after_round()
     local, local_probabilities = torch.cat(tables), torch.cat(probabilities)
@@ -81,11 +83,16 @@ def predict_loader(
     kept = samples != _PADDING
     check_every_image_once(samples[kept], num_images)
     order = np.argsort(samples[kept])
-    return Predictions(
-        labels=table[kept, 1].astype(np.int64)[order],
+    told = table[kept, 2:][order]
+    return build_predictions(
+        labels=told.astype(np.bool_) if labels.ndim == 2 else told[:, 0].astype(np.int64),
         probabilities=spread[kept][order],
-        losses=table[kept, 2].astype(np.float32)[order],
+        losses=table[kept, 1].astype(np.float32)[order],
     )
+
+
+def _shapes(*tensors: Tensor) -> list[tuple[list[int], torch.dtype]]:
+    return [(list(tensor.shape), tensor.dtype) for tensor in tensors]
 
 
 def _in_rounds(batches: Iterator[Batch], rounds: int) -> Iterator[Batch | None]:

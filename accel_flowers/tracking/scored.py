@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,13 @@ class Scored:
     class_names: tuple[str, ...]
     images: ImageDataset
 
+    def served_with(self, fitted: Mapping[str, Any]) -> Scored:
+        """The same part as a model with these settings tells it: thresholds change what is said, a temperature does not."""
+        if fitted.get("thresholds") is None:
+            return self
+        predictions = self.predictions.with_thresholds(fitted["thresholds"])
+        return replace(self, predictions=predictions, scores=predictions.summarize(self.class_names))
+
     def curves_of_classes(self) -> dict[str, float]:
         """Class → F1, for curves; nothing where there are too many classes for a page of them."""
         per_class = self.scores["per_class"]
@@ -53,8 +61,6 @@ class Scored:
         """(sample, file, class, predicted class, its probability, loss) of the worst images."""
         rows = []
         for sample in self.worst(count):
-            predicted = int(self.predictions.predicted[sample])
-            names = (self.class_names[int(self.predictions.labels[sample])], self.class_names[predicted])
-            confidence = float(self.predictions.probabilities[sample, predicted])
-            rows.append((sample, self.images.files[sample], *names, confidence, float(self.predictions.losses[sample])))
+            told = self.predictions.describe(sample, self.class_names)
+            rows.append((sample, self.images.files[sample], *told, float(self.predictions.losses[sample])))
         return rows
