@@ -43,6 +43,22 @@ def as_several(labels: Labels, num_classes: int) -> npt.NDArray[np.bool_]:
     return np.asarray(labels[:, None] == np.arange(num_classes))
 
 
+def renumbered(labels: Labels, numbers: Sequence[int], num_classes: int, *, several: bool) -> Labels:
+    """The same labels among other classes.
+
+    Args:
+        labels: of either form.
+        numbers: of each class its number among the others.
+        num_classes: how many those are.
+        several: the form of what is returned; where images may have several labels, it must be true.
+    """
+    if not several:
+        return np.asarray(np.asarray(numbers, dtype=np.int64)[labels])
+    found = np.zeros((len(labels), num_classes), dtype=np.bool_)
+    found[:, list(numbers)] = as_several(labels, len(numbers))
+    return found
+
+
 def label_sets(labels: Labels) -> list[tuple[int, ...]]:
     """The classes of each image, rising."""
     if not are_several(labels):

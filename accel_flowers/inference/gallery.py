@@ -17,6 +17,7 @@ from accel_flowers.inference.image_classifier import Prediction
 
 _UNSURE = 12
 """Images of the least sure answers."""
+NO_LABEL = "(no label)"
 _ERRORS = 500
 """Files with an error that are listed."""
 
@@ -49,11 +50,16 @@ class Gallery:
             if len(self._errors) < self._max_errors:
                 self._errors.append(row)
             return
-        (name, probability), *_ = row.top
-        self._counts[name] += 1
+        if row.labels is None:
+            (name, sureness), *_ = row.top
+            self._counts[name] += 1
+        else:
+            # Several labels: the least sure answer is that whose lowest probability of a class that is said is the lowest.
+            sureness = min((probability for name, probability in row.top if name in row.labels), default=1.0)
+            self._counts.update(row.labels or [NO_LABEL])
         if len(self._first) < MAX_THUMBNAILS - _UNSURE:
             self._first.append(row)
-        heapq.heappush(self._unsure, (-probability, -self._num_rows, row))
+        heapq.heappush(self._unsure, (-sureness, -self._num_rows, row))
         if len(self._unsure) > _UNSURE:
             heapq.heappop(self._unsure)
 
