@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from tests.ranks import finish
+from tests.runs import write_recipe
 
 SHAPES = {"rose": (220, 30, 60), "leaf": (30, 170, 60), "sky": (40, 80, 230)}
 """Class → colour of its shape; `rare` below is drawn as a white cross."""
@@ -59,3 +63,27 @@ def write_columns(folder: Path, labels: dict[str, tuple[str, ...]], *, name: str
         rows = csv.writer(stream)
         rows.writerow(["file", *classes])
         rows.writerows([file, *(int(each in names) for each in classes)] for file, names in labels.items())
+
+
+def recipe_of(path: Path, pictures: Path, **sections: Any) -> Path:
+    """Everything that must go on exactly: mixing, an average, a soup, views, weights of classes, dropout."""
+    own = {
+        "data": {
+            "path": str(pictures), "label_separator": ";", "split": "60/20/20",
+            "batch_transform": {"mixup": {"alpha": 0.2, "chance": 0.5}},
+        },
+        "model": {"dropout": 0.1, "tta": "auto"},
+        "optim": {"name": "adamw", "lr": 2e-3},
+        "loss": {"class_weights": "balanced", "label_smoothing": 0.05},
+        "train": {"epochs": 4, "micro_batch_size": 2, "log_every_steps": 3},
+        "ema": {"decay": 0.9},
+        "soup": {"epochs": 2},
+        "checkpoint": {"every_steps": 2},
+    }  # fmt: skip
+    return write_recipe(path, **{name: {**own.get(name, {}), **sections.get(name, {})} for name in {**own, **sections}})
+
+
+def train_several(folder: Path, pictures: Path, **sections: Any) -> tuple[Path, str]:
+    """A run on one process beside its recipe.yaml, and what it said."""
+    recipe = recipe_of(folder / "recipe.yaml", pictures, **sections)
+    return folder / "run", finish(folder, ["train", recipe, "--run-dir", folder / "run"])

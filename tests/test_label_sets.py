@@ -264,7 +264,7 @@ def test_a_data_set_is_split_with_its_copies_together(
     told = "\n".join(describe_split(table, split))
     assert "5 groups of identical files" in told
     assert "1 of them with different labels" in told
-    assert "labels a picture on average, 0 to" in told
+    assert "labels a picture: " in told
     assert json.dumps(dict(split.parts)) == json.dumps(
         dict(decide_split(table, "60/20/20", seed=0, on_bad_image="stop").parts)
     )

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from accel_flowers.core.plural import number_of
+
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.bool_]
 """int64 [N], the class of each image; or bool [N, C], for each class whether it is one of the image's labels."""
 
@@ -87,5 +89,6 @@ def strata(labels: Labels) -> npt.NDArray[np.int64]:
 def counts_in_words(labels: npt.NDArray[np.bool_]) -> str:
     """How many labels the images have, for a person."""
     each = labels.sum(axis=1)
-    told = f"{each.mean():.2f} labels a picture on average, {each.min()} to {each.max()}"
-    return told + (f"; {(each == 0).sum():,} without any" if (each == 0).any() else "")
+    without = int((each == 0).sum())
+    told = f"labels a picture: {each.mean():.2f} on average, {each.min()} to {each.max()}"
+    return told + (f"; {number_of(without, 'picture')} without any" if without else "")

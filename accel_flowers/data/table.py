@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from accel_flowers.config.paths import HUB_PREFIX as HUB_PREFIX
-from accel_flowers.core.errors import UserError
 from accel_flowers.data.label_sets import Labels, are_several
 from accel_flowers.data.sources.source import ImageSource, read_image
 
@@ -95,19 +94,6 @@ class ImageTable:
             BadImageError: it cannot be read.
         """
         return read_image(self.images, row)
-
-
-def one_label_each(table: ImageTable) -> ImageTable:
-    """The same table, where each picture has one label.
-
-    Raises:
-        UserError: pictures may have several.
-    """
-    if table.several_labels:
-        raise UserError(
-            f"The pictures of '{table.source}' have several labels each, which is for data sets of one label."
-        )
-    return table
 
 
 def content_digest(data: bytes) -> str:

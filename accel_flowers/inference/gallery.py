@@ -14,10 +14,10 @@ from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES
 from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inference.image_classifier import Prediction
+from accel_flowers.metrics.multilabel import NO_LABEL
 
 _UNSURE = 12
 """Images of the least sure answers."""
-NO_LABEL = "(no label)"
 _ERRORS = 500
 """Files with an error that are listed."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from accel_flowers.data.dataset import ImageDataset
@@ -37,6 +38,13 @@ class Scored:
             return self
         predictions = self.predictions.with_thresholds(fitted["thresholds"])
         return replace(self, predictions=predictions, scores=predictions.summarize(self.class_names))
+
+    @property
+    def pairs(self) -> tuple[str, npt.NDArray[np.int64]]:
+        """The table of class against class that these images have, [C, C], and its name: "confusion_matrix" (rows: true class), or,
+        where an image may have several labels, "cooccurrence" (images that have both)."""
+        name = "confusion_matrix" if "confusion_matrix" in self.scores else "cooccurrence"
+        return name, np.asarray(self.scores[name], dtype=np.int64)
 
     def curves_of_classes(self) -> dict[str, float]:
         """Class → F1, for curves; nothing where there are too many classes for a page of them."""

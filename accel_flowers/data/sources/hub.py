@@ -319,10 +319,11 @@ def _label_column(name: str, table: datasets.Dataset, asked: str | None, notes: 
     # A column of lists is one of sizes or boxes more often than one of words: it is taken by its name, or where nothing else is.
     classes, plain = classes or class_lists, plain or plain_lists
     if len(classes) > 1 and not (set(by_name) & set(classes)):
-        finest = max(classes, key=lambda key: len((lists.get(key) or features[key]).names))
+        class_names = {key: (lists.get(key) or features[key]).names for key in classes}
+        finest = max(classes, key=lambda key: len(class_names[key]))
         others = ", ".join(f"--data.label-column {key}" for key in classes if key != finest)
         notes.append(
-            f"of {len(classes)} columns of labels the finest is taken, '{finest}' ({len((lists.get(finest) or features[finest]).names)} "
+            f"of {len(classes)} columns of labels the finest is taken, '{finest}' ({len(class_names[finest])} "
             f"classes); for another type {others}"
         )
         return finest
