@@ -152,6 +152,21 @@ def test_evaluate_matches_classes_by_their_names(trained: tuple[Path, str], pict
         evaluate(trained[0], tmp_path)
 
 
+@pytest.mark.multiprocess
+def test_a_process_without_a_picture_makes_no_difference(
+    trained: tuple[Path, str], pictures: Path, tmp_path: Path
+) -> None:
+    """Two pictures are one batch, and the second process has none: not even the labels' shape."""
+    for name in ("001.png", "004.png"):
+        shutil.copy(pictures / name, tmp_path)
+    (tmp_path / "labels.csv").write_text("file,labels\n001.png,leaf\n004.png,\n")
+    words: list[str | Path] = [trained[0] / "model", "--data", tmp_path, "--label-separator", ";"]
+    # One class alone is known here; the model's others have no picture.
+    found = [evaluated(tmp_path, words, processes) for processes in (1, 2)]
+    assert found[0] == found[1]
+    assert found[0]["num_images"] == 2
+
+
 def test_a_model_of_one_label_is_not_asked_for_several(pictures: Path, tmp_path: Path) -> None:
     spec = ModelSpec(architecture="x", class_names=NAMES, transforms=(), mean=(0, 0, 0), std=(1, 1, 1))
     with pytest.raises(UserError, match="trained to name one class"):

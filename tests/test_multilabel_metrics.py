@@ -160,6 +160,16 @@ def test_where_nothing_is_known_one_half_stays() -> None:
     assert fit_thresholds(probabilities[:1], labels[:1]).tolist() == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_few_pictures_move_few_thresholds(seed: int) -> None:
+    """Where 0.5 is right, chance alone moves a threshold on few pictures seldom, and what it moves costs little."""
+    few, new = draw(12, seed=seed), draw(3000, seed=100 + seed)
+    thresholds = fit_thresholds(few.probabilities, few.labels)
+    assert (thresholds == 0.5).sum() >= 3
+    lost = summarize(new, NAMES)["macro_f1"] - summarize(new.with_thresholds(thresholds.tolist()), NAMES)["macro_f1"]
+    assert lost < 0.05
+
+
 def test_good_thresholds_are_left_alone() -> None:
     case = draw(100, seed=8)
     sure = np.where(case.labels, 0.9, 0.1).astype(np.float32)

@@ -330,7 +330,7 @@ def fit_thresholds(probabilities: Floats, labels: npt.NDArray[np.bool_]) -> Floa
     """Of each class the threshold with the highest F1; to be fitted on pictures that trained nothing.
 
     A threshold fitted on few pictures tells of these pictures alone. So 0.5 stays unless, out of fold, the F1 of pictures
-    that a threshold was not fitted on is higher with it.
+    that a threshold was not fitted on is higher by more than its standard error.
 
     Args:
         probabilities: [N, C].
@@ -350,13 +350,31 @@ def fit_thresholds(probabilities: Floats, labels: npt.NDArray[np.bool_]) -> Floa
         for fold in range(int(fold_of.max()) + 1):
             others = fold_of != fold
             said[~others] = scores[~others] >= _best_threshold(own[others], scores[others])
-        if _f1(own, said) > _f1(own, scores >= USUAL):
+        if _is_no_chance(own, scores >= USUAL, said):
             fitted[label] = _best_threshold(own, scores)
     return fitted
 
 
-def _f1(labels: npt.NDArray[np.bool_], said: npt.NDArray[np.bool_]) -> float:
-    return float(_share(2 * (labels & said).sum(), labels.sum() + said.sum()))
+def _is_no_chance(
+    labels: npt.NDArray[np.bool_],
+    usual: npt.NDArray[np.bool_],
+    said: npt.NDArray[np.bool_],
+    *,
+    num_resamples: int = 500,
+) -> bool:
+    """Whether the F1 of `said` is above that of `usual` by more than its standard error, by resampled pictures.
+
+    A resample of pictures is a draw from the multinomial distribution over the eight cells that they fall into.
+    """
+    cells = np.bincount(4 * labels + 2 * usual + said, minlength=8)
+    draws = np.random.default_rng(0).multinomial(len(labels), cells / len(labels), size=num_resamples)
+    with_class, by_usual, by_said = (np.array([cell >> bit & 1 for cell in range(8)]) for bit in (2, 1, 0))
+
+    def f1(counts: Ints, says: Ints) -> Floats:
+        return _share(2 * counts @ (with_class * says), counts @ with_class + counts @ says)
+
+    gain = float(f1(cells, by_said) - f1(cells, by_usual))
+    return gain > float((f1(draws, by_said) - f1(draws, by_usual)).std()) and gain > 0
 
 
 def _best_threshold(labels: npt.NDArray[np.bool_], scores: Floats) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from accel_flowers.data.label_sets import counts_in_words, encode
+from accel_flowers.data.label_sets import as_several, counts_in_words, encode
 from accel_flowers.data.split import PARTS
 from accel_flowers.data.table import HUB_PREFIX
 from accel_flowers.metrics.multilabel import NO_LABEL
@@ -119,7 +119,8 @@ def find_data(run: RunRecord, photos: Photos) -> Data:
     plots = [counts_plot(counts)] if known else []
     labels_told = ""
     if known and run.several_labels:
-        told = counts_in_words(encode([class_of[file] for file in split.parts], split.class_names, several=True))
+        sets = encode([class_of[file] for file in split.parts], split.class_names, several=True)
+        told = counts_in_words(as_several(sets, len(split.class_names)))
         labels_told = f"{told[0].upper()}{told[1:]}."
     if len(set(sizes)) > 1:
         plots.append(sizes_plot(sizes))
