@@ -167,6 +167,20 @@ def test_what_people_write_is_understood(pictures: tuple[Path, dict[str, tuple[s
     assert table.given_parts == ("train", "train", "val", "val")
 
 
+def test_lists_in_metadata_are_several_labels(
+    pictures: tuple[Path, dict[str, tuple[str, ...]]], tmp_path: Path
+) -> None:
+    labels = copied(pictures, tmp_path / "data")
+    rows = [json.dumps({"file_name": file, "labels": list(names)}) for file, names in labels.items()]
+    (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(rows))
+    table = load_images(str(tmp_path / "data"))
+    assert sets_of(table) == [set(names) for _, names in sorted(labels.items())]
+    assert "the column 'labels' holds lists: several labels a picture" in table.notes
+    (tmp_path / "data" / "more.csv").write_text("file,label\n000.png,leaf\n")
+    with pytest.raises(UserError, match=r"more\.csv gives one label a picture, and metadata\.jsonl does not"):
+        load_images(str(tmp_path / "data"))
+
+
 def test_one_class_with_a_separator_in_it_stays_one_class_and_is_told(
     pictures: tuple[Path, dict[str, tuple[str, ...]]], tmp_path: Path
 ) -> None:

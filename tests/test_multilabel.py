@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,7 @@ from accel_flowers.training.distillation import Teacher
 from accel_flowers.training.losses import bce_of_sets, build_criterion, positive_weights
 from accel_flowers.training.tasks import TaskContext
 from tests.faults import Forked, differences, far_apart
-from tests.ranks import finish
+from tests.ranks import Ranks, finish
 from tests.runs import metrics
 from tests.several import make_pictures, recipe_of, train_several, write_columns, write_separated
 
@@ -346,6 +347,51 @@ def test_both_kinds_of_columns_make_the_same_run(pictures: Path, tmp_path: Path)
         finish(tmp_path, ["train", recipe, "--run-dir", tmp_path / name, *words, *flags])
     assert (tmp_path / "one/metrics.jsonl").read_text().count("val/map") == 1
     assert metrics(tmp_path / "one", "val/loss") == metrics(tmp_path / "two", "val/loss")
+
+
+def test_a_dataset_with_lists_wants_the_task_to_be_said(pictures: Path, tmp_path: Path) -> None:
+    labels = make_pictures(tmp_path / "drawn", 120)
+    rows = [{"image": str(pictures / file), "labels": list(names)} for file, names in labels.items()]
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("string"))})
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "data"))
+    recipe = recipe_of(tmp_path / "recipe.yaml", pictures, data={"label_separator": None})
+    words = ["train", recipe, "--data.path", tmp_path / "data", "--debug.fast-dev-run", "--run-dir", tmp_path / "run"]
+    with Ranks(tmp_path, words) as ranks:
+        assert ranks.codes(120) == [2]
+        assert "type --loss.task multilabel" in ranks.output()
+        assert "Traceback" not in ranks.output()
+    said = finish(tmp_path, [*words, "--loss.task", "multilabel"])
+    assert "a picture may have several labels (loss.task is multilabel)" in said
+    spec = load_spec(tmp_path / "run/model")
+    assert spec.several_labels
+    assert spec.class_names == NAMES
+    scores = evaluate(tmp_path / "run", tmp_path / "data")
+    assert scores.num_images == 120
+
+
+def test_a_metric_a_loss_and_a_task_of_ones_own_see_the_sets(pictures: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "own.py"
+    parts.write_text(
+        "import torch\nfrom torch.nn import functional\nfrom accel_flowers import register\n"
+        "from accel_flowers.training.tasks import Output\n\n"
+        "@register('metric', 'my/hamming', lower_is_better=True)\n"
+        "def hamming(predictions):\n"
+        "    return (predictions.predicted != predictions.labels).mean()\n\n"
+        "@register('task', 'my/plain')\n"
+        "def plain(context):\n"
+        "    assert context.labels.dtype == torch.bool and context.labels.shape[1] == len(context.class_names)\n"
+        "    def run(model, inputs, targets):\n"
+        "        logits = model(inputs)\n"
+        "        return Output(functional.multilabel_soft_margin_loss(logits, targets), logits)\n"
+        "    return run\n"
+    )
+    recipe = recipe_of(tmp_path / "recipe.yaml", pictures)
+    words = ["train", recipe, "--import", parts, "--loss.task", "my/plain", "--loss.class-weights", "none",
+             "--train.best-metric", "my/hamming", "--debug.fast-dev-run", "--run-dir", tmp_path / "run"]  # fmt: skip
+    finish(tmp_path, words)
+    rows = load_predictions(tmp_path / "run/predictions.parquet").parts["test"]
+    found = load_spec(tmp_path / "run/model").scores["test"]["my/hamming"]
+    assert found == pytest.approx((rows.predicted != rows.labels).mean())
 
 
 # ---- losses, batches ----

@@ -147,6 +147,10 @@ def _may_hold_labels(name: str) -> bool:
     return lower.endswith((".csv", ".tsv", "metadata.jsonl")) and name.count("/") < 2 and "submission" not in lower
 
 
+Cell = str | tuple[str, ...]
+"""A value of a file of labels as text; of a list in `metadata.jsonl` its values."""
+
+
 class _Images:
     """Images by what a file of labels may call them: the path, or its last part, with or without the suffix."""
 
@@ -157,8 +161,10 @@ class _Images:
                 self._found[called].add(name)
                 self._found[called.rpartition(".")[0]].add(name)
 
-    def called(self, value: str, folder: str) -> str | None:
+    def called(self, value: Cell, folder: str) -> str | None:
         """The one image of this name, below the folder of the file or anywhere; None where there is none, or several."""
+        if not isinstance(value, str):
+            return None
         value = value.strip().replace("\\", "/").removeprefix("./")
         for name in (folder + value, value, value.rsplit("/", 1)[-1]):
             if value and len(found := self._found.get(name, ())) == 1:
@@ -166,7 +172,7 @@ class _Images:
         return None
 
 
-def _columns_of(path: Path, name: str, images: _Images) -> dict[str, list[str]]:
+def _columns_of(path: Path, name: str, images: _Images) -> Mapping[str, Sequence[Cell]]:
     """Column → its values, as text; empty for what is no table."""
     try:
         text = read_text(path, max_bytes=_MAX_BYTES).removeprefix("\ufeff")
@@ -192,14 +198,20 @@ def _columns_of(path: Path, name: str, images: _Images) -> dict[str, list[str]]:
     }
 
 
-def _columns_of_json(text: str) -> dict[str, list[str]]:
+def _columns_of_json(text: str) -> dict[str, list[Cell]]:
     try:
         rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     except ValueError:
         return {}
     rows = [row for row in rows if isinstance(row, dict)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return {column: ["" if row.get(column) is None else str(row[column]) for row in rows] for column in columns}
+    return {column: [_as_cell(row.get(column)) for row in rows] for column in columns}
+
+
+def _as_cell(value: object) -> Cell:
+    if isinstance(value, list):
+        return tuple(dict.fromkeys(str(each) for each in value if each is not None))
+    return "" if value is None else str(value)
 
 
 def _folder_of(name: str) -> str:
@@ -209,7 +221,7 @@ def _folder_of(name: str) -> str:
 def _take(
     source: str,
     name: str,
-    columns: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Sequence[Cell]],
     images: _Images,
     listed: Listed,
     asked: LabelColumns,
@@ -225,24 +237,30 @@ def _take(
         return
     part_column = next((column for column in columns if column.lower() in _PART_COLUMNS), None)
     others = {column: values for column, values in columns.items() if column not in (file_column, part_column)}
-    said = _labels_of_rows(f"'{Path(source) / name}'", others, asked, listed.notes)
-    if said is None:
+    found = _labels_of_rows(f"'{Path(source) / name}'", others, asked, listed.notes)
+    if found is None:
         return
+    said, several = found
+    if listed.labels and several != listed.several:
+        raise UserError(
+            f"{name} gives {'lists of labels' if several else 'one label a picture'}, and {listed.file} does not. Mend one."
+        )
+    listed.several = several
     listed.file = f"{listed.file}, {name}" if listed.file else name
     for row, (value, labels) in enumerate(zip(columns[file_column], said, strict=True)):
         image = images.called(value, folder)
-        if (not labels and not asked.several) or not value:
+        if (not labels and not several) or not value or not isinstance(value, str):
             continue
         if image is None:
             listed.missing[folder + value] = f"{name} names it, and it is not there"
             continue
         if set(before := listed.labels.setdefault(image, labels)) != set(labels):
-            told = "labels twice, and not the same" if asked.several else "two labels"
+            told = "labels twice, and not the same" if several else "two labels"
             raise UserError(
                 f"'{image}' has {told}, '{_joined(before)}' and '{_joined(labels)}' ({listed.file}). Mend the file."
             )
         if part_column is not None:
-            part = columns[part_column][row]
+            part = str(columns[part_column][row])
             if part.lower() not in SPLIT_FOLDERS:
                 raise UserError(
                     f"{name} gives '{image}' the {part_column} '{part}'; known are train, val and test. Mend the file."
@@ -256,21 +274,27 @@ def _joined(labels: Sequence[str]) -> str:
 
 
 def _labels_of_rows(
-    what: str, columns: Mapping[str, Sequence[str]], asked: LabelColumns, notes: list[str]
-) -> Iterator[tuple[str, ...]] | None:
-    """The classes of each row of a file; None where it does not say them.
+    what: str, columns: Mapping[str, Sequence[Cell]], asked: LabelColumns, notes: list[str]
+) -> tuple[Iterator[tuple[str, ...]], bool] | None:
+    """The classes of each row of a file, and whether there may be several; None where it does not say them.
 
     Raises:
         UserError: which column it is cannot be told, or a 0/1 column that holds something else.
     """
     if asked.each:
-        return labels_of_columns(what, columns, asked.each, notes)
+        found = labels_of_columns(what, columns, asked.each, notes)
+        return None if found is None else (found, True)
     chosen = _label_column(what, columns, asked.column)
     if chosen is None:
         return None
-    if asked.separator is None:
-        notes += _looks_separated(chosen, columns[chosen])
-    return map(asked.split, columns[chosen])
+    cells = columns[chosen]
+    lists = any(isinstance(cell, tuple) for cell in cells)
+    if lists:
+        notes.append(f"the column '{chosen}' holds lists: several labels a picture")
+    elif asked.separator is None:
+        notes += _looks_separated(chosen, [str(cell) for cell in cells])
+    said = (cell if isinstance(cell, tuple) else asked.split(cell) for cell in cells)
+    return said, asked.several or lists
 
 
 def labels_of_columns(
@@ -330,7 +354,7 @@ def _looks_separated(column: str, values: Sequence[str]) -> list[str]:
     return []
 
 
-def _label_column(what: str, columns: Mapping[str, Sequence[str]], asked: str | None) -> str | None:
+def _label_column(what: str, columns: Mapping[str, Sequence[object]], asked: str | None) -> str | None:
     if asked is not None:
         return asked if asked in columns else None
     by_name = {column.lower(): column for column in columns}
