@@ -139,6 +139,8 @@ def test_the_interval_narrows_with_pictures() -> None:
     assert few[0].low < few[0].value < few[0].high
     assert many[0].high - many[0].low < 0.4 * (few[0].high - few[0].low)
     assert many[0].value == pytest.approx(summarize(draw(1500), NAMES)["map"])
+    coarse = map_interval(draw(1500).labels, draw(1500).probabilities, num_resamples=40)[0]
+    assert coarse.high - coarse.low == pytest.approx(many[0].high - many[0].low, rel=0.4)
     none = np.zeros((3, 2), dtype=bool)
     assert map_interval(none, np.full((3, 2), 0.5))[1] == (None, None)
 

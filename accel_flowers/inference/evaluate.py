@@ -222,12 +222,12 @@ def _with_labels_of_model(table: ImageTable, spec: ModelSpec) -> ImageTable:
             f"The pictures of '{table.source}' have several labels each, and the model was trained to name one class: give "
             "pictures of one label, or a model that was trained with --loss.task multilabel."
         )
-    to_model = [known[one_form(name)] for name in table.class_names]
-    return replace(
-        table,
-        labels=renumbered(table.labels, to_model, len(class_names), several=spec.several_labels),
-        class_names=class_names,
-    )
+    several, to_model = spec.several_labels, [known[one_form(name)] for name in table.class_names]
+    labels = renumbered(table.labels, to_model, len(class_names), several=several)
+    notes = table.notes
+    if several and not table.several_labels:
+        notes += ("each picture has one label here, and the model may say several: all others count as wrong",)
+    return replace(table, labels=labels, class_names=class_names, notes=notes)
 
 
 def _choose_part(

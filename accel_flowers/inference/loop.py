@@ -55,6 +55,7 @@ def predict_loader(
     """
     network.eval()
     tables: list[Tensor] = []
+    references: list[Tensor] = []
     probabilities: list[Tensor] = []
     device, inputs, labels = accelerator.device, torch.empty(0), torch.empty(0)
     counts = accelerator.gather(torch.tensor([len(loader)], device=device))
@@ -69,23 +70,24 @@ def predict_loader(
             inputs, labels = torch.zeros_like(inputs[:1]), torch.zeros_like(labels[:1])
             samples = torch.full((1,), _PADDING, device=device)
         logits = network(inputs).float()
-        # float64 holds sample numbers and labels exactly, so that one table carries everything
-        rows = [samples[:, None], losses_of(logits, labels)[:, None], labels.reshape(len(labels), -1)]
-        tables.append(torch.cat([each.double() for each in rows], dim=1))
+        # float64 holds sample numbers exactly, so that one table carries them, too
+        tables.append(torch.stack([samples.double(), losses_of(logits, labels).double()], dim=1))
+        references.append(labels if labels.ndim == 1 else labels.to(torch.uint8))
         probabilities.append(probabilities_of(logits, several=labels.ndim == 2))
         if after_round:
             after_round()
-    local, local_probabilities = torch.cat(tables), torch.cat(probabilities)
-    table = accelerator.gather(accelerator.pad_across_processes(local, pad_index=_PADDING)).cpu().numpy()
-    spread = accelerator.gather(accelerator.pad_across_processes(local_probabilities)).cpu().numpy()
+    table, given, spread = (
+        accelerator.gather(accelerator.pad_across_processes(torch.cat(local), pad_index=padding)).cpu().numpy()
+        for local, padding in ((tables, _PADDING), (references, 0), (probabilities, 0))
+    )
 
     samples = table[:, 0].astype(np.int64)
     kept = samples != _PADDING
     check_every_image_once(samples[kept], num_images)
     order = np.argsort(samples[kept])
-    told = table[kept, 2:][order]
+    given = given[kept][order]
     return build_predictions(
-        labels=told.astype(np.bool_) if labels.ndim == 2 else told[:, 0].astype(np.int64),
+        labels=given.astype(np.bool_) if given.ndim == 2 else given,
         probabilities=spread[kept][order],
         losses=table[kept, 1].astype(np.float32)[order],
     )
