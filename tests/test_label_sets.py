@@ -141,6 +141,11 @@ CSVS: dict[str, tuple[str, dict[str, object], list[str]]] = {
     "one class": ("file,labels\n000.png,a\n001.png,\n", {"label_separator": ";"}, ["one class only", "two or more"]),
     "nobody has a label": ("file,labels\n000.png,\n001.png,;;\n", {"label_separator": ";"}, ["one class only"]),
     "names nothing here": ("file,labels\nx.png,a;b\n", {"label_separator": ";"}, ["no CSV", "labels.csv"]),
+    "another separator": (
+        "file,labels\n000.png,a;b\n001.png,b;a\n002.png,a\n003.png,b\n",
+        {"label_separator": "|"},
+        ["'|' stands in no value", "'a;b'", "--data.label-separator ';'"],
+    ),
     "several columns, nothing asked": ("file,a,b\n000.png,1,0\n", {}, ["Which column", "--data.label-columns all"]),
 }  # fmt: skip
 

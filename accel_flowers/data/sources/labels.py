@@ -291,8 +291,15 @@ def _labels_of_rows(
     lists = any(isinstance(cell, tuple) for cell in cells)
     if lists:
         notes.append(f"the column '{chosen}' holds lists: several labels a picture")
-    elif asked.separator is None:
-        notes += _looks_separated(chosen, [str(cell) for cell in cells])
+    else:
+        words = [str(cell) for cell in cells]
+        other = _looks_separated(chosen, words)
+        if asked.separator is None:
+            notes += other
+        elif other and not any(asked.separator in word for word in words):
+            raise UserError(
+                f"The separator '{asked.separator}' stands in no value of the column '{chosen}' of {what}: {other[0]}."
+            )
     said = (cell if isinstance(cell, tuple) else asked.split(cell) for cell in cells)
     return said, asked.several or lists
 
@@ -348,7 +355,7 @@ def _looks_separated(column: str, values: Sequence[str]) -> list[str]:
         parts = {name.strip() for value in values for name in value.split(separator)}
         if len(joined) > 1 and len(parts) < len(set(values)):
             return [
-                f"the column '{column}' holds values such as '{joined[0][:50]}', each of which is taken as one class; for several "
+                f"the column '{column}' holds values such as '{joined[0][:50]}', each of which is one class; for several "
                 f"labels a picture type --data.label-separator '{separator}'"
             ]
     return []
