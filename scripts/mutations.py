@@ -144,14 +144,14 @@ MUTATIONS = (
     ),
     Mutation(
         "equal-probabilities-apart",
-        "metrics/multilabel.py",
+        "metrics/average_precision.py",
         "    places = np.flatnonzero(last)\n",
         "    places = np.arange(len(ordered))\n",
         ("test_multilabel_metrics.py::test_average_precision_is_scikit_learns_whatever_is_equal",),
     ),
     Mutation(
         "thresholds-by-chance",
-        "metrics/multilabel.py",
+        "metrics/thresholds.py",
         "        if _is_no_chance(own, scores >= USUAL, said):\n",
         "        if True:\n",
         ("test_multilabel_metrics.py::test_few_pictures_move_few_thresholds",),

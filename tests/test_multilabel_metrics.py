@@ -13,15 +13,11 @@ from sklearn import metrics as sklearn_metrics
 
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
+from accel_flowers.metrics.average_precision import average_precisions
 from accel_flowers.metrics.classification import Predictions, headline, summarize
-from accel_flowers.metrics.multilabel import (
-    MultilabelPredictions,
-    MultilabelScores,
-    average_precisions,
-    build_predictions,
-    fit_thresholds,
-)
+from accel_flowers.metrics.multilabel import MultilabelPredictions, MultilabelScores, build_predictions
 from accel_flowers.metrics.predictions import load_predictions, save_predictions
+from accel_flowers.metrics.thresholds import fit_thresholds
 
 NAMES = ("aster", "daisy", "rose", "tulip")
 

@@ -14,8 +14,9 @@ from sklearn import metrics as sklearn_metrics
 from accel_flowers.core.errors import UserError
 from accel_flowers.inspection.command import inspect_source
 from accel_flowers.inspection.text import as_json, in_words, topics
+from accel_flowers.metrics.average_precision import _weighted_precisions, map_interval
 from accel_flowers.metrics.classification import Predictions, summarize
-from accel_flowers.metrics.multilabel import MultilabelPredictions, _weighted_precisions, map_interval
+from accel_flowers.metrics.multilabel import MultilabelPredictions
 from accel_flowers.metrics.predictions import load_predictions, save_predictions
 from accel_flowers.report.compare import compare_runs
 from accel_flowers.report.compare import in_words as comparison_in_words

@@ -15,17 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from accel_flowers.core import registry
+from accel_flowers.metrics.average_precision import average_precisions
 from accel_flowers.metrics.classification import ClassScores, Predictions, Scores, own_scores
-from accel_flowers.metrics.confusion import Floats, Ints
-from accel_flowers.metrics.intervals import Interval
+from accel_flowers.metrics.confusion import Floats, Ints, shares
+from accel_flowers.metrics.thresholds import USUAL, fit_thresholds
 
 NO_LABEL = "(no label)"
 """What pages and tables call a picture without any."""
-USUAL = 0.5
-"""Threshold of a class unless validation says better."""
-_NUM_FOLDS = 10
-_CELLS, _CELLS_AT_ONCE = 1_000_000_000, 5_000_000
-"""Numbers of all resamples together, some ten seconds; and of a chunk of them, 40 MB."""
 _NAMED = 8
 """Classes whose thresholds a line for people names."""
 
@@ -192,7 +188,7 @@ class MultilabelPredictions(Predictions):
         labels = np.asarray(self.labels, dtype=np.bool_)
         said = self.predicted
         hits, true, called = (each.sum(axis=0).astype(np.float64) for each in (labels & said, labels, said))
-        precision, recall, f1 = _share(hits, called), _share(hits, true), _share(2 * hits, true + called)
+        precision, recall, f1 = shares(hits, called), shares(hits, true), shares(2 * hits, true + called)
         there = (true + called) > 0
         found = average_precisions(labels, self.probabilities)
         with_label = true > 0
@@ -200,7 +196,7 @@ class MultilabelPredictions(Predictions):
         return {
             "num_images": len(labels),
             "map": float(found[with_label].mean()) if with_label.any() else 0.0,
-            "micro_f1": float(_share(2 * hits.sum(), true.sum() + called.sum())),
+            "micro_f1": float(shares(2 * hits.sum(), true.sum() + called.sum())),
             "macro_f1": float(f1[there].mean()) if there.any() else 0.0,
             "exact_match": float(self.right.mean()),
             "loss": float(self.losses.astype(np.float64).mean()),
@@ -224,171 +220,6 @@ class MultilabelPredictions(Predictions):
     def scores_class(self) -> type[Scores]:
         """What its scores are as an object."""
         return MultilabelScores
-
-
-def _share(part: Any, whole: Any) -> Floats:
-    """part / whole; 0 where there is nothing to divide by."""
-    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
-
-
-def average_precisions(labels: npt.NDArray[np.bool_], probabilities: Floats) -> Floats:
-    """Of each class the sum over its thresholds of (recall gained there) · (precision there); equal probabilities are one threshold.
-
-    That is scikit-learn's `average_precision_score`: nothing is interpolated.
-
-    Args:
-        labels: bool [N, C].
-        probabilities: [N, C].
-
-    Returns:
-        float64 [C]; nan where no picture has the class.
-    """
-    found = np.full(labels.shape[1], np.nan)
-    for label in range(labels.shape[1]):
-        hits, called, _ = _cumulated(labels[:, label], probabilities[:, label])
-        if len(hits) and hits[-1]:
-            gained = np.diff(hits, prepend=0)
-            found[label] = float((gained * hits / called).sum() / hits[-1])
-    return found
-
-
-def map_interval(
-    labels: npt.NDArray[np.bool_], probabilities: Floats, *, num_resamples: int = 1000, seed: int = 0
-) -> tuple[Interval, tuple[Interval | None, ...]]:
-    """mAP, and the average precision of each class, where 95 of 100 resamples of the pictures have them.
-
-    Pictures are resampled, not answers, so what stands on one picture goes together. Of many pictures and classes there are fewer
-    resamples, 20 at least; of fewer than 100 the ends are 1.96 standard deviations of them away.
-
-    Args:
-        labels: bool [N, C].
-        probabilities: [N, C].
-
-    Returns:
-        The interval of the mean, and one for each class; None for a class that no picture has.
-    """
-    num_images, num_classes = labels.shape
-    num_resamples = int(np.clip(_CELLS // max(1, num_images * num_classes), 20, num_resamples))
-    chance = np.random.default_rng(seed)
-    values = average_precisions(labels, probabilities)
-    resampled = np.empty((num_resamples, num_classes))
-    at_once = max(1, _CELLS_AT_ONCE // max(1, num_images))
-    for first in range(0, num_resamples, at_once):
-        count = min(at_once, num_resamples - first)
-        weights = chance.multinomial(num_images, np.full(num_images, 1 / num_images), size=count)
-        for label in range(num_classes):
-            resampled[first : first + count, label] = _weighted_precisions(
-                labels[:, label], probabilities[:, label], weights
-            )
-    there: npt.NDArray[np.bool_] = np.asarray(labels.any(axis=0))
-    if not there.any():
-        return Interval(0.0, 0.0, 0.0), (None,) * num_classes
-    known = np.isfinite(resampled)
-    counts = known.sum(axis=1)
-    means: Floats = np.where(known, resampled, 0.0).sum(axis=1)[counts > 0] / counts[counts > 0]
-    of_each: list[Interval | None] = []
-    for label in range(num_classes):
-        own = resampled[known[:, label], label]
-        of_each.append(_interval(float(values[label]), own) if there[label] else None)
-    return _interval(float(values[there].mean()), means), tuple(of_each)
-
-
-def _interval(value: float, resampled: Floats) -> Interval:
-    if len(resampled) < 100:  # too few for the ends themselves
-        half = 1.96 * float(resampled.std()) if len(resampled) else 0.0
-        return Interval(value, max(0.0, value - half), min(1.0, value + half))
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return Interval(value, min(value, float(low)), max(value, float(high)))
-
-
-def _weighted_precisions(labels: npt.NDArray[np.bool_], scores: Floats, weights: Ints) -> Floats:
-    """Average precision of one class in each resample, float64 [R]; nan where it holds no picture with the class.
-
-    Args:
-        labels: bool [N].
-        scores: [N].
-        weights: how often each picture is in each resample, int64 [R, N].
-    """
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    places = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
-    counts = weights[:, order]
-    called = counts.cumsum(axis=1)[:, places].astype(np.float64)
-    hits = (counts * labels[order].astype(np.int64)).cumsum(axis=1)[:, places].astype(np.float64)
-    gained = np.diff(hits, axis=1, prepend=0)
-    return np.where(hits[:, -1] > 0, (gained * _share(hits, called)).sum(axis=1) / np.maximum(hits[:, -1], 1), np.nan)
-
-
-def _cumulated(labels: npt.NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats, Floats]:
-    """At each different score, the highest first: how many with the class, and how many at all, have it or more; and the score."""
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    last = np.append(ordered[1:] != ordered[:-1], True) if len(ordered) else np.zeros(0, dtype=np.bool_)
-    places = np.flatnonzero(last)
-    return labels[order].cumsum()[places].astype(np.float64), (places + 1).astype(np.float64), ordered[places]
-
-
-def fit_thresholds(probabilities: Floats, labels: npt.NDArray[np.bool_]) -> Floats:
-    """Of each class the threshold with the highest F1; to be fitted on pictures that trained nothing.
-
-    A threshold fitted on few pictures tells of these pictures alone. So 0.5 stays unless, out of fold, the F1 of pictures
-    that a threshold was not fitted on is higher by more than its standard error.
-
-    Args:
-        probabilities: [N, C].
-        labels: bool [N, C].
-
-    Returns:
-        float64 [C], each within 0..1; 0.5 for a class that no picture has, or all have.
-    """
-    num_images = len(labels)
-    fold_of = np.random.default_rng(0).permutation(num_images) % max(1, min(_NUM_FOLDS, num_images))
-    fitted = np.full(labels.shape[1], USUAL)
-    for label in range(labels.shape[1]):
-        own, scores = labels[:, label], probabilities[:, label].astype(np.float64)
-        if not own.any() or own.all():
-            continue
-        said = np.zeros(num_images, dtype=np.bool_)
-        for fold in range(int(fold_of.max()) + 1):
-            others = fold_of != fold
-            said[~others] = scores[~others] >= _best_threshold(own[others], scores[others])
-        if _is_no_chance(own, scores >= USUAL, said):
-            fitted[label] = _best_threshold(own, scores)
-    return fitted
-
-
-def _is_no_chance(
-    labels: npt.NDArray[np.bool_],
-    usual: npt.NDArray[np.bool_],
-    said: npt.NDArray[np.bool_],
-    *,
-    num_resamples: int = 500,
-) -> bool:
-    """Whether the F1 of `said` is above that of `usual` by more than its standard error, by resampled pictures.
-
-    A resample of pictures is a draw from the multinomial distribution over the eight cells that they fall into.
-    """
-    cells = np.bincount(4 * labels + 2 * usual + said, minlength=8)
-    draws = np.random.default_rng(0).multinomial(len(labels), cells / len(labels), size=num_resamples)
-    with_class, by_usual, by_said = (np.array([cell >> bit & 1 for cell in range(8)]) for bit in (2, 1, 0))
-
-    def f1(counts: Ints, says: Ints) -> Floats:
-        return _share(2 * counts @ (with_class * says), counts @ with_class + counts @ says)
-
-    gain = float(f1(cells, by_said) - f1(cells, by_usual))
-    return gain > float((f1(draws, by_said) - f1(draws, by_usual)).std()) and gain > 0
-
-
-def _best_threshold(labels: npt.NDArray[np.bool_], scores: Floats) -> float:
-    """Halfway between two neighbouring probabilities; of equally good ones the nearest to 0.5."""
-    hits, called, values = _cumulated(labels, scores)
-    if not len(hits) or not hits[-1]:
-        return USUAL
-    f1 = 2 * hits / (labels.sum() + called)
-    cuts = (values + np.append(values[1:], 0.0)) / 2
-    best = np.flatnonzero(f1 == f1.max())
-    return float(cuts[best[np.abs(cuts[best] - USUAL).argmin()]])
 
 
 def cooccurrence(labels: npt.NDArray[np.bool_]) -> Ints:

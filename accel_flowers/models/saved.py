@@ -28,7 +28,7 @@ from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_folder, write_text_durably, writing
 from accel_flowers.core.reading import check_permitted, read_file
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
-from accel_flowers.metrics.multilabel import USUAL
+from accel_flowers.metrics.thresholds import USUAL
 from accel_flowers.models.backbone import Backbone
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.find import find_backbone

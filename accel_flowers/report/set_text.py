@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from accel_flowers.html.pages import percent
-from accel_flowers.metrics.multilabel import USUAL
+from accel_flowers.metrics.thresholds import USUAL
 from accel_flowers.report.sets import SetFindings, SetMistake
 from accel_flowers.report.text import NOT_TOLD, images, names_of, part_name, span
 

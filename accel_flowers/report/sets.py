@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from accel_flowers.metrics.average_precision import map_interval
 from accel_flowers.metrics.classification import summarize
 from accel_flowers.metrics.confusion import Ints
 from accel_flowers.metrics.intervals import Interval, accuracy_interval
-from accel_flowers.metrics.multilabel import map_interval
 from accel_flowers.metrics.predictions import MultilabelPartPredictions, SavedPredictions
 
 
