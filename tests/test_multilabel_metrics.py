@@ -215,6 +215,13 @@ def test_a_damaged_file_ends_in_a_message(key: bytes, value: bytes, told: str, t
         load_predictions(path)
 
 
+def test_probabilities_beyond_0_and_1_end_in_a_message(tmp_path: Path) -> None:
+    case = with_labels([[1, 0, 0, 0]], [[1.5, 0.1, 0.1, 0.1]])
+    save_predictions(tmp_path / "p.parquet", {"val": case}, {"val": ["a.jpg"]}, NAMES)
+    with pytest.raises(UserError, match="not from 0 to 1"):
+        load_predictions(tmp_path / "p.parquet")
+
+
 def test_the_form_of_the_labels_says_the_kind() -> None:
     several = build_predictions(np.zeros((2, 3), dtype=bool), np.zeros((2, 3)), np.zeros(2))
     one = build_predictions(np.zeros(2, dtype=np.int64), np.zeros((2, 3)), np.zeros(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,46 @@ def test_a_report_of_a_run_that_goes_on(run_dir: Path, tmp_path: Path) -> None:
     page = draw_report(tmp_path / "run").read_text()
     assert "This run has not ended" in page
     assert "mAP" in page
+
+
+class Nesting(HTMLParser):
+    """Whether every element is closed by its own end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        del attrs
+        if tag not in ("meta", "img", "br", "link", "input", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_a_report_of_many_classes_with_hostile_names_stays_whole(run_dir: Path, tmp_path: Path) -> None:
+    names = ("<b>bold</b>", "$5 & more", "a;b", "none", *(f"class {number:02d}" for number in range(26)))
+    shutil.copytree(run_dir, tmp_path / "run", symlinks=True)
+    saved, chance = load_predictions(run_dir / "predictions.parquet"), np.random.default_rng(0)
+    parts = {}
+    for part, rows in saved.parts.items():
+        labels = chance.random((len(rows.labels), 30)) < 0.3
+        said = np.where(labels, 0.75, 0.25) + chance.uniform(-0.24, 0.24, labels.shape)
+        parts[part] = MultilabelPredictions(labels, said.astype(np.float32), np.ones(len(labels), dtype=np.float32))
+    files = {part: rows.files for part, rows in saved.parts.items()}
+    save_predictions(tmp_path / "run/predictions.parquet", parts, files, names)
+    for file in ("split.json", "model/config.json"):
+        document = json.loads((tmp_path / "run" / file).read_text())
+        document |= {"class_names": names} | ({"thresholds": None} if "thresholds" in document else {})
+        (tmp_path / "run" / file).write_text(json.dumps(document))
+    page = draw_report(tmp_path / "run", str(tmp_path)).read_text()
+    nesting = Nesting()
+    nesting.feed(page)
+    assert nesting.open == []
+    assert page.count("The other 10 classes") >= 2
+    assert "<b>bold" not in page
+    assert "&lt;b&gt;bold" in page
 
 
 # ---- findings ----

@@ -218,6 +218,8 @@ def load_predictions(path: Path) -> SavedPredictions:
         probabilities = np.array(columns["probabilities"], dtype=np.float32).reshape(len(labels), len(class_names))
         if not (np.isfinite(losses).all() and np.isfinite(probabilities).all()):
             raise ValueError("it holds numbers that are none")
+        if form is _SETS and (probabilities.min() < 0 or probabilities.max() > 1):
+            raise ValueError("it holds probabilities that are not from 0 to 1")
         more = {"thresholds": _thresholds(table.schema.metadata, len(class_names))} if form is _SETS else {}
         rows_of = partial(form.part, **more)
         whole = rows_of(labels=labels, probabilities=probabilities, losses=losses, files=tuple(columns["file"]))
