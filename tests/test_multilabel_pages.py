@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -209,6 +210,9 @@ def test_labels_that_were_changed_on_purpose_are_found(tmp_path: Path) -> None:
     assert headline == "5 labels look wrong"
     missing = sum(not given[row, label] for row, label in changed)
     assert told.startswith(f"{missing} may be missing, {5 - missing} may be too many")
+    headline, told, _ = doubtful_labels(found, {"test": 200}, 800, replace(main, micro_f1=0.7))
+    assert headline == "The model doubts 5 labels", "it is wrong too often itself to call a label wrong"
+    assert "its own mistakes" in told
 
 
 def test_mistakes_are_each_class_of_each_picture(tmp_path: Path) -> None:

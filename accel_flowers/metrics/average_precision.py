@@ -8,8 +8,8 @@ import numpy.typing as npt
 from accel_flowers.metrics.confusion import Floats, Ints, shares
 from accel_flowers.metrics.intervals import Interval
 
-_CELLS, _CELLS_AT_ONCE = 1_000_000_000, 5_000_000
-"""Numbers of all resamples together, some ten seconds; and of a chunk of them, 40 MB."""
+_CELLS, _CELLS_AT_ONCE = 50_000_000, 5_000_000
+"""Numbers of all resamples together, some seconds; and of a chunk of them, 40 MB."""
 
 
 def average_precisions(labels: npt.NDArray[np.bool_], probabilities: Floats) -> Floats:

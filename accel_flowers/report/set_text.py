@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from accel_flowers.core.plural import number_of
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.thresholds import USUAL
 from accel_flowers.report.sets import SetFindings, SetMistake
-from accel_flowers.report.text import NOT_TOLD, images, names_of, part_name, span
+from accel_flowers.report.text import NOT_TOLD, SURE_OF_LABELS, images, names_of, part_name, span
 
 _NOT_BETTER = "The model is not surely better than an answer that looks at no picture"
 
@@ -84,6 +85,10 @@ def doubtful_labels(
     if not found:
         return "No label looks wrong", f"None of {images(total)} that did not train the network.", method
     missing = sum(not each.missing for each in found)
-    told = f"{missing:,} may be missing, {len(found) - missing:,} may be too many, the most doubtful first. A person decides."
+    told = f"{missing:,} may be missing, {len(found) - missing:,} may be too many, the most doubtful first."
+    if main.micro_f1 < SURE_OF_LABELS:
+        belief = f"Its own micro F1 is {percent(main.micro_f1)}, so many of these will be its own mistakes: a person decides."
+        return f"The model doubts {number_of(len(found), 'label')}", f"{told} {belief}", method
+    told = f"{told} A person decides."
     looks = "label looks" if len(found) == 1 else "labels look"
     return f"{len(found):,} {looks} wrong", told, method
