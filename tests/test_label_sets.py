@@ -172,6 +172,23 @@ def test_what_people_write_is_understood(pictures: tuple[Path, dict[str, tuple[s
     assert table.given_parts == ("train", "train", "val", "val")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "000.png,a;b;c\n001.png,\n002.png,b\n",
+        'file;labels\n000.png;"a;b;c"\n001.png;\n002.png;b\n',
+        "file\tlabels\n000.png\ta;b;c\n001.png\t\n002.png\tb\n",
+    ],
+    ids=["no header", "quoted, as some programs write it", "tabs"],
+)
+def test_what_separates_labels_is_not_taken_for_what_separates_columns(
+    text: str, pictures: tuple[Path, dict[str, tuple[str, ...]]], tmp_path: Path
+) -> None:
+    copied(pictures, tmp_path / "data")
+    (tmp_path / "data" / "labels.csv").write_text(text)
+    assert sets_of(load_images(str(tmp_path / "data"), label_separator=";")) == [{"a", "b", "c"}, set(), {"b"}]
+
+
 def test_lists_in_metadata_are_several_labels(
     pictures: tuple[Path, dict[str, tuple[str, ...]]], tmp_path: Path
 ) -> None:

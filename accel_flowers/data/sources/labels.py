@@ -108,7 +108,9 @@ def read_label_files(source: str, root: Path, found: Walk, *, asked: LabelColumn
         return None
     images = _Images(found.files)
     tables = [
-        (name, _columns_of(root / name, name, images)) for name in sorted(found.ignored) if _may_hold_labels(name)
+        (name, _columns_of(root / name, name, images, asked.separator))
+        for name in sorted(found.ignored)
+        if _may_hold_labels(name)
     ]
     listed = Listed("", several=asked.several)
     for name, columns in tables:
@@ -172,8 +174,8 @@ class _Images:
         return None
 
 
-def _columns_of(path: Path, name: str, images: _Images) -> Mapping[str, Sequence[Cell]]:
-    """Column → its values, as text; empty for what is no table."""
+def _columns_of(path: Path, name: str, images: _Images, separator: str | None) -> Mapping[str, Sequence[Cell]]:
+    """Column → its values, as text; empty for what is no table. What separates labels separates columns only if nothing else does."""
     try:
         text = read_text(path, max_bytes=_MAX_BYTES).removeprefix("\ufeff")
     except OSError:
@@ -181,8 +183,9 @@ def _columns_of(path: Path, name: str, images: _Images) -> Mapping[str, Sequence
     if name.lower().endswith(".jsonl"):
         return _columns_of_json(text)
     first = text.partition("\n")[0]
+    delimiters = [each for each in ",;\t" if each != separator and each in first] or list(",;\t")
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count)))
+        rows = list(csv.reader(io.StringIO(text), delimiter=max(delimiters, key=first.count)))
     except csv.Error:
         return {}
     rows = [row for row in rows if row]
