@@ -33,6 +33,7 @@ from accel_flowers.metrics.multilabel import MultilabelScores
 from accel_flowers.metrics.predictions import load_predictions
 from accel_flowers.models.saved import ModelSpec, load_spec, save_model
 from accel_flowers.models.saved import load_model as load_saved
+from accel_flowers.probe.pictures import find_pictures
 from accel_flowers.training.build_data import fit_labels
 from accel_flowers.training.distillation import Teacher
 from accel_flowers.training.losses import bce_of_sets, build_criterion, positive_weights
@@ -367,6 +368,22 @@ def test_a_dataset_with_lists_wants_the_task_to_be_said(pictures: Path, tmp_path
     assert spec.class_names == NAMES
     scores = evaluate(tmp_path / "run", tmp_path / "data")
     assert scores.num_images == 120
+
+
+def test_pictures_are_mixed_inside_the_network_too(pictures: Path, tmp_path: Path) -> None:
+    own = {"loss": {"class_weights": "none"}, "data": {"batch_transform": None}, "model": {"tta": "none"}}
+    recipe = recipe_of(tmp_path / "recipe.yaml", pictures, **own)
+    words = ["train", recipe, "--loss.task", "manifold_mixup", "--debug.fast-dev-run", "--run-dir", tmp_path / "run"]
+    assert "train.best_metric map is taken" in finish(tmp_path, words)
+    assert load_spec(tmp_path / "run/model").several_labels
+
+
+def test_a_probe_takes_one_label(pictures: Path, tmp_path: Path) -> None:
+    rows = [{"image": str(pictures / f"{number:03d}.png"), "labels": ["a", "b"][: number % 3]} for number in range(9)]
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(datasets.Value("string"))})
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "data"))
+    with pytest.raises(UserError, match="A probe takes one label a picture"):
+        find_pictures(load_images(str(tmp_path / "data")), num_folds=2, seed=0, on_bad_image="stop")
 
 
 def test_a_metric_a_loss_and_a_task_of_ones_own_see_the_sets(pictures: Path, tmp_path: Path) -> None:

@@ -201,7 +201,9 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    task: Annotated[str, known("task", "classification", MULTILABEL, "distillation", "manifold_mixup")] = "classification"
+    task: Annotated[str, known("task", "classification", MULTILABEL, "distillation", "manifold_mixup")] = (
+        "classification"
+    )
     """What a step computes: classification (the network's scores against the labels by `name`); multilabel (the same where a picture may have several labels, or none: each class is told by itself); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); manifold_mixup (pairs of pictures mixed inside the network: task_options '{alpha: 2, stages: 3}'); or a registered task."""
     task_options: Options = {}
     """Arguments of the task."""

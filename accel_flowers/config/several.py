@@ -18,11 +18,10 @@ def settle_labels(config: Config) -> tuple[Config, list[str]]:
     taken: dict[str, dict[str, str]] = {}
     if columns and config.loss.task == "classification":
         taken["loss"] = {"task": MULTILABEL}
-    if config.loss.task == MULTILABEL or taken:
-        if config.loss.name == "cross_entropy":
-            taken.setdefault("loss", {})["name"] = "bce"
-        if config.train.best_metric == "accuracy":
-            taken["train"] = {"best_metric": "map"}
+    if (config.loss.task == MULTILABEL or taken) and config.loss.name == "cross_entropy":
+        taken.setdefault("loss", {})["name"] = "bce"
+    if (config.loss.task == MULTILABEL or columns) and config.train.best_metric == "accuracy":
+        taken["train"] = {"best_metric": "map"}
     if not taken:
         return config, []
     # Anew, so that what several labels cannot go with is refused here, too.

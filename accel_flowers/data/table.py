@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accel_flowers.config.paths import HUB_PREFIX as HUB_PREFIX
+from accel_flowers.core.errors import UserError
 from accel_flowers.data.label_sets import Labels, are_several
 from accel_flowers.data.sources.source import ImageSource, read_image
 
@@ -94,6 +95,24 @@ class ImageTable:
             BadImageError: it cannot be read.
         """
         return read_image(self.images, row)
+
+
+def one_label_each(table: ImageTable, what: str) -> npt.NDArray[np.int64]:
+    """The class of each row, int64 [N].
+
+    Args:
+        table: the images.
+        what: takes one label a picture, for the message.
+
+    Raises:
+        UserError: pictures may have several labels.
+    """
+    if table.several_labels:
+        raise UserError(
+            f"{what} takes one label a picture, and the pictures of '{table.source}' have several: name a column of one label, or "
+            "train on them with --loss.task multilabel."
+        )
+    return np.asarray(table.labels, dtype=np.int64)
 
 
 def content_digest(data: bytes) -> str:

@@ -192,7 +192,10 @@ def fit_labels(table: ImageTable, config: Config) -> ImageTable:
     lacking = ("accuracy",) if table.several_labels else ("map", "micro_f1", "exact_match")
     if metric in lacking:
         kind = "several labels" if table.several_labels else "one label"
-        raise UserError(f"train.best_metric {metric} is not told of pictures with {kind} each: take loss or macro_f1.")
+        more = "map, micro_f1, exact_match" if table.several_labels else "accuracy"
+        raise UserError(
+            f"train.best_metric {metric} is not told of pictures with {kind} each: take {more}, macro_f1 or loss."
+        )
     if table.several_labels and config.data.sampling == "balanced":
         raise UserError(
             "data.sampling balanced lets classes take turns, and a picture with several labels has several."

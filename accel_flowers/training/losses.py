@@ -169,6 +169,10 @@ def build_criterion(config: LossConfig, labels: Tensor, num_classes: int, device
         made: Criterion = make_registered("loss", config.name, config.options_of_loss)
         return made
     if labels.ndim == 2:
+        if config.name not in ("bce", "cross_entropy"):
+            raise UserError(
+                f"loss.name {config.name} is for one class a picture, and these have several labels: take bce."
+            )
         if config.options_of_loss:
             raise UserError(f"loss.options: the loss 'bce' does not take {config.options_of_loss}: it has no options.")
         return bce_of_sets(
