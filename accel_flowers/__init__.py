@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from accel_flowers.inspection.command import inspect_source as inspect  # noqa: F401 - a public name
     from accel_flowers.metrics.classification import Predictions as Predictions
     from accel_flowers.metrics.classification import Scores as Scores
+    from accel_flowers.metrics.multilabel import MultilabelPredictions as MultilabelPredictions
+    from accel_flowers.metrics.multilabel import MultilabelScores as MultilabelScores
     from accel_flowers.report.compare import compare_runs as compare  # noqa: F401 - a public name
     from accel_flowers.training.train import TrainResult as TrainResult
     from accel_flowers.training.train import train as train
@@ -37,6 +39,8 @@ __version__ = "0.1.0"
 _PLACES = {
     "Config": ("config.schema", "Config"),
     "ImageClassifier": ("inference.image_classifier", "ImageClassifier"),
+    "MultilabelPredictions": ("metrics.multilabel", "MultilabelPredictions"),
+    "MultilabelScores": ("metrics.multilabel", "MultilabelScores"),
     "Prediction": ("inference.image_classifier", "Prediction"),
     "Predictions": ("metrics.classification", "Predictions"),
     "Scores": ("metrics.classification", "Scores"),

@@ -127,6 +127,70 @@ MUTATIONS = (
         "shown.append(np.full((rounds == number).sum(), epoch))",
         ("test_balanced.py::test_classes_and_their_images_take_turns",),
     ),
+    # Several labels a picture
+    Mutation(
+        "sets-not-stratified",
+        "data/stratify.py",
+        "key=lambda each: (wanted[each, label], room[each], -each))",
+        "key=lambda each: (room[each], -each))",
+        ("test_label_sets.py::test_each_class_has_its_share_in_each_part",),
+    ),
+    Mutation(
+        "sets-without-a-class-in-a-part",
+        "data/stratify.py",
+        "candidates = lacking if len(lacking) else np.arange(len(shares))",
+        "candidates = np.arange(len(shares))",
+        ("test_label_sets.py::test_classes_too_small_to_be_split_are_named",),
+    ),
+    Mutation(
+        "equal-probabilities-apart",
+        "metrics/average_precision.py",
+        "    places = np.flatnonzero(last)\n",
+        "    places = np.arange(len(ordered))\n",
+        ("test_multilabel_metrics.py::test_average_precision_is_scikit_learns_whatever_is_equal",),
+    ),
+    Mutation(
+        "thresholds-by-chance",
+        "metrics/thresholds.py",
+        "        if _is_no_chance(own, scores >= USUAL, said):\n",
+        "        if True:\n",
+        ("test_multilabel_metrics.py::test_few_pictures_move_few_thresholds",),
+    ),
+    Mutation(
+        "thresholds-lost",
+        "tracking/scored.py",
+        '        predictions = self.predictions.with_thresholds(fitted["thresholds"])\n',
+        "        predictions = self.predictions\n",
+        ("test_multilabel.py::test_a_run_is_the_same_on_two_processes_and_after_a_kill",),
+    ),
+    Mutation(
+        "evaluate-without-thresholds",
+        "inference/evaluate.py",
+        "    predictions = predictions.with_thresholds(spec.thresholds)\n",
+        "",
+        ("test_multilabel.py::test_evaluate_says_what_the_run_said",),
+    ),
+    Mutation(
+        "classes-that-compete",
+        "models/classifier.py",
+        "several=self.several)",
+        "several=False)",
+        ("test_multilabel.py::test_predict_says_what_reaches_its_threshold",),
+    ),
+    Mutation(
+        "shape-of-labels-unknown",
+        "inference/loop.py",
+        "inputs, labels = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in like)",
+        "inputs, labels = torch.zeros(like[0][0], device=device), torch.zeros(1, dtype=torch.int64, device=device)",
+        ("test_multilabel.py::test_a_process_without_a_picture_makes_no_difference",),
+    ),
+    Mutation(
+        "copies-in-two-parts",
+        "data/stratify.py",
+        "    kinds, group_of = np.unique(numbers, return_inverse=True)\n",
+        "    kinds, group_of = np.unique(np.arange(len(numbers)), return_inverse=True)\n",
+        ("test_label_sets.py::test_groups_stay_together",),
+    ),
     # Losses and a teacher
     Mutation(
         "weighted-mean-of-a-micro-batch",
@@ -181,7 +245,7 @@ MUTATIONS = (
     Mutation(
         "fingerprint-of-names",
         "data/content.py",
-        '        "digest of their names and classes": random_key(*table.files, *map(int, table.labels)),\n',
+        '        "digest of their names and classes": random_key(*table.files, content_digest(table.labels.tobytes())),\n',
         "",
         ("test_peers.py::test_processes_that_see_other_names_do_not_start",),
     ),
@@ -323,8 +387,8 @@ MUTATIONS = (
     Mutation(
         "temperature-lost",
         "training/epoch.py",
-        '"temperature": temperature}',
-        '"temperature": None}',
+        'ends_with = {"tta": choice.tta, **fitted}',
+        'ends_with = {"tta": choice.tta}',
         ("test_report.py::test_a_model_keeps_the_temperature_that_its_run_found",),
     ),
     # Numbers that go wrong

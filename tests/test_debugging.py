@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -202,16 +203,16 @@ def test_a_bound_is_kept_whatever_the_classes(size: int, seed: int) -> None:
     [((0.002, 0.03), ": learnt."), ((0.002, 0.76), "learnt in training mode alone"), ((1.2, 1.2), "not learnt yet")],
 )
 def test_the_verdict_on_overfitting(losses: tuple[float, float], told: str) -> None:
-    said = describe_overfitting(*losses, 5)
+    said = describe_overfitting(*losses, math.log(5))
     assert told in said
     assert f"loss {losses[0]:.4f} in training mode, {losses[1]:.4f} in evaluation mode" in said
 
 
 def test_a_loss_whose_best_is_not_0_is_judged_by_the_cross_entropy() -> None:
-    assert describe_overfitting(None, 0.03, 5).endswith(
+    assert describe_overfitting(None, 0.03, math.log(5)).endswith(
         "cross-entropy 0.0300 in evaluation mode, on the same pictures: learnt."
     )
-    assert "not learnt yet" in describe_overfitting(None, 1.2, 5)
+    assert "not learnt yet" in describe_overfitting(None, 1.2, math.log(5))
     assert LossConfig().is_plain
     for varied in (
         {"label_smoothing": 0.1},

@@ -16,7 +16,7 @@ _NEVER_ONE = (
     "they are longer"
 )
 _PLURAL_ALWAYS = {
-    "len(numbers)", "len(features[finest].names)", "len(table.class_names)", "len(class_names)", "len(self.class_names)",
+    "len(numbers)", "len(class_names[finest])", "len(table.class_names)", "len(class_names)", "len(self.class_names)",
     "len(labels)", "total", "side", "len(pairs) - most", "left_out", "length.planned", "len(self)", "len(runs)",
     "sizes[least]", "sizes[most]", "len(sizes)", "num_images", "images_per_class", "num_workers", "micro_batch",
     "part_name(main.part)", "words.part_name(part)", "len(absent)", "' or '.join((f'{count:,}' for count in counts))",

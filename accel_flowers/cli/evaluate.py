@@ -25,6 +25,10 @@ class _EvaluateWords:
     """Folder with one sub-folder per class, a .zip of one, or hub:OWNER/NAME."""
     label_column: str | None = None
     """Column of the classes of a dataset or a CSV; None = the one there is."""
+    label_separator: str | None = None
+    """What stands there between several class names, as ';' in 'rose;tulip'."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of 0 and 1 instead, one for each class; all = those that hold nothing else."""
     split: Path | None = None
     """A run's split.json: score only its files of --part."""
     part: Literal["train", "val", "test"] | None = None
@@ -50,6 +54,8 @@ def evaluate_command(words: Sequence[str]) -> int:
         asked.model_dir,
         asked.data,
         label_column=asked.label_column,
+        label_separator=asked.label_separator,
+        label_columns=asked.label_columns,
         split_file=asked.split,
         part=asked.part,
         num_workers=asked.num_workers,

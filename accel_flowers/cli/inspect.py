@@ -31,6 +31,10 @@ class _InspectWords:
     """Folder with one sub-folder per class (or train, val and test of such), a .zip of one, or hub:OWNER/NAME."""
     label_column: str | None = None
     """Column of the classes of a dataset or a CSV; None = the one there is."""
+    label_separator: str | None = None
+    """What stands there between several class names, as ';' in 'rose;tulip'."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of 0 and 1 instead, one for each class; all = those that hold nothing else."""
     json: bool = False
     """Print all findings as one JSON object."""
     html: Path | None = None
@@ -64,6 +68,8 @@ def inspect_command(words: Sequence[str]) -> int:
     findings = inspect_source(
         asked.source,
         label_column=asked.label_column,
+        label_separator=asked.label_separator,
+        label_columns=asked.label_columns,
         split_file=asked.split,
         max_bits=asked.near,
         num_workers=asked.num_workers,

@@ -26,8 +26,8 @@ class _PredictWords:
     """Model folder: RUN_DIR/model."""
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Images, folders of them, or patterns in quotes: 'new/**/*.jpg' looks into folders of any depth."""
-    top_k: int = 1
-    """Classes to tell for each image."""
+    top_k: int | None = None
+    """Classes to tell for each image; None = the most probable one, or, where a picture may have several labels, all that reach their thresholds."""
     format: Literal["table", "csv", "json", "parquet"] | None = None
     """table for people, the others for programs; None = by the suffix of --out, else table."""
     out: Path | None = None

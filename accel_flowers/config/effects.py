@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from accel_flowers.config.schema import LOSSES, Config, flat_fields
+from accel_flowers.config.schema import LOSSES, MULTILABEL, Config, flat_fields
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
 
@@ -49,7 +49,11 @@ def _of_own_loss(config: Config) -> str:
 
 
 def _of_task(config: Config) -> str:
-    return "" if config.loss.task != "classification" else "loss.task is classification, which takes none"
+    return (
+        ""
+        if config.loss.task not in ("classification", MULTILABEL)
+        else f"loss.task is {config.loss.task}, which takes none"
+    )
 
 
 def _of_loss(config: Config) -> str:

@@ -6,7 +6,7 @@ devices, precision. No setting has two owners. This module imports neither torch
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import tyro
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -33,6 +33,13 @@ from accel_flowers.core import registry
 
 LOSSES = ("cross_entropy", "bce", "focal", "logit_adjusted")
 """Built-in ones; `training/losses.py` has them."""
+
+MULTILABEL = "multilabel"
+"""The task of images that may have several labels, or none."""
+
+BEST_METRICS = ("accuracy", "loss", "macro_f1", "map", "micro_f1", "exact_match")
+_OF_SETS = ("map", "micro_f1", "exact_match")
+"""Of them those that only several labels a picture have; accuracy is for one label."""
 
 Tta = Literal["none", "mirror", "mirror_zoom"]
 """Views of an image whose scores are averaged: it alone; it and its mirror image (left and right exchanged); these, and the
@@ -78,11 +85,23 @@ class ImageSettings(NamedTuple):
     std: tuple[float, float, float]
 
 
+class LabelWords(TypedDict):
+    """What a recipe, or the words of a command, say of where the labels stand."""
+
+    label_column: str | None
+    label_separator: str | None
+    label_columns: tuple[str, ...]
+
+
 class DataConfig(Section):
     path: UserPath | None = None
     """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; a folder with a CSV of file and label; a dataset that `datasets` saved, or Parquet; or hub:OWNER/NAME for one of the Hugging Face hub."""
     label_column: str | None = Field(default=None, min_length=1)
     """Column of the classes, where images come from a dataset or have their classes in a CSV; None = the one there is."""
+    label_separator: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = Field(default=None, min_length=1)
+    """What stands between several class names in that column, as ';' in 'rose;tulip': a picture then has any number of labels, none where the cell is empty; None = one class, or, in a dataset, a list of them."""
+    label_columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Columns of 0 and 1 instead of that column, one for each class and called like it, where a picture may have several labels; all = every column that holds nothing else."""
     split: UserPath = "80/10/10"
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -113,6 +132,27 @@ class DataConfig(Section):
     """Where decoded images are kept; None = accel_flowers in the user's cache directory (XDG_CACHE_HOME)."""
     cache_gib: float = Field(default=20.0, gt=0)
     """Most that all decoded images there may take, in GiB; the longest unused give way."""
+
+    @field_validator("label_columns", mode="before")
+    @classmethod
+    def _one_column(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way_to_say_labels(self) -> DataConfig:
+        if self.label_columns and (self.label_column is not None or self.label_separator is not None):
+            raise ValueError(
+                "label_columns name a 0/1 column for each class, label_column and label_separator one column of names: give "
+                "the one or the other"
+            )
+        return self
+
+    @property
+    def labels(self) -> LabelWords:
+        """Where the labels stand, as keyword arguments of `load_images`."""
+        return LabelWords(
+            label_column=self.label_column, label_separator=self.label_separator, label_columns=self.label_columns
+        )
 
     @field_validator("train_transforms", "eval_transforms", "mean", "std", mode="before")
     @classmethod
@@ -161,8 +201,10 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    task: Annotated[str, known("task", "classification", "distillation", "manifold_mixup")] = "classification"
-    """What a step computes: classification (the network's scores against the labels by `name`); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); manifold_mixup (pairs of pictures mixed inside the network: task_options '{alpha: 2, stages: 3}'); or a registered task."""
+    task: Annotated[str, known("task", "classification", MULTILABEL, "distillation", "manifold_mixup")] = (
+        "classification"
+    )
+    """What a step computes: classification (the network's scores against the labels by `name`); multilabel (the same where a picture may have several labels, or none: each class is told by itself); distillation (a saved model's answers beside the labels: task_options '{teacher: runs/large, temperature: 2, weight: 0.5}'); manifold_mixup (pairs of pictures mixed inside the network: task_options '{alpha: 2, stages: 3}'); or a registered task."""
     task_options: Options = {}
     """Arguments of the task."""
     name: Annotated[str, known("loss", *LOSSES)] = "cross_entropy"
@@ -170,9 +212,9 @@ class LossConfig(Section):
     options: Options = {}
     """Arguments of the loss, as '{gamma: 2}'."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the target that is spread evenly over all classes, 0..1."""
+    """Share of the target that is spread evenly over all classes, 0..1; with several labels over yes and no of each class."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced = each class weighs the same, whatever its number of images."""
+    """balanced = each class weighs the same, whatever its number of images; with several labels, yes and no of each class do."""
 
     @model_validator(mode="after")
     def _one_correction(self) -> LossConfig:
@@ -186,12 +228,14 @@ class LossConfig(Section):
     def is_plain(self) -> bool:
         """Whether it is cross-entropy, comes to 0 where all is learnt, and is what validation is told in."""
         varied = self.label_smoothing or self.class_weights != "none"
-        return self.task == "classification" and self.name == "cross_entropy" and not varied
+        plain = (("classification", "cross_entropy"), (MULTILABEL, "bce"))
+        return (self.task, self.name) in plain and not varied
 
     @property
     def _is_of_task(self) -> bool:
         """Recipes of earlier versions give a task's arguments as `options`."""
-        return self.name == "cross_entropy" and self.task != "classification" and not self.task_options
+        without = ("classification", MULTILABEL)
+        return self.name == "cross_entropy" and self.task not in without and not self.task_options
 
     @property
     def options_of_task(self) -> dict[str, Any]:
@@ -288,8 +332,8 @@ class TrainConfig(Section):
     """Images in one forward pass of evaluation."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Everything random follows from it: split, order, augmentation, dropout, first weights."""
-    best_metric: Annotated[str, known("metric", "accuracy", "loss", "macro_f1")] = "accuracy"
-    """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one. Of equal values that with the lower validation loss is the better."""
+    best_metric: Annotated[str, known("metric", *BEST_METRICS)] = "accuracy"
+    """Validation metric that names the best epoch: accuracy, loss, macro_f1, or a registered one; with several labels a picture map, loss, micro_f1, macro_f1, exact_match, or a registered one. Of equal values that with the lower validation loss is the better."""
     early_stopping_epochs: int | None = Field(default=None, ge=1)
     """Stop after so many epochs without a better best_metric, or an equal one at a lower loss; None = never."""
     on_nan: Literal["stop", "rollback"] = "stop"
@@ -427,6 +471,35 @@ class Config(Section):
         if self.model.freeze == "backbone":
             raise ValueError(
                 "soup.start goes with fine-tuning, and model.freeze: backbone leaves the head alone to train in all epochs: take one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_several_labels(self) -> Config:
+        """What goes with several labels, and what with one; a task of the user's own is for either."""
+        loss, metric = self.loss, self.train.best_metric
+        columns = self.data.label_separator is not None or bool(self.data.label_columns)
+        if columns and loss.task == "distillation":
+            raise ValueError(
+                "loss.task: distillation compares one class with the others, and data.label_separator and label_columns say "
+                "several labels a picture: take loss.task: multilabel, or one label each"
+            )
+        if loss.task == "classification" and not columns and metric in _OF_SETS:
+            raise ValueError(
+                f"train.best_metric: {metric} is for several labels a picture, and loss.task is classification: take accuracy, "
+                "loss or macro_f1, or loss.task: multilabel"
+            )
+        if loss.task != MULTILABEL:
+            return self
+        if loss.name in ("focal", "logit_adjusted"):
+            raise ValueError(
+                f"loss.name: {loss.name} is for one class a picture, and loss.task is multilabel: take bce, with "
+                "loss.class_weights: balanced for classes of unlike sizes, or a loss of your own"
+            )
+        if self.data.sampling == "balanced":
+            raise ValueError(
+                "data.sampling: balanced lets classes take turns, and with loss.task: multilabel a picture has several: take "
+                "loss.class_weights: balanced"
             )
         return self
 

@@ -39,7 +39,7 @@ class Batch(TypedDict):
     resizes: NotRequired[tuple[ResizeWeights, ...]]
     """What of this work was done already, as `DeviceTransform.apply` takes it."""
     labels: Tensor
-    """int64 [B]"""
+    """int64 [B]; or float32 [B, C] of 0 and 1, where images may have several"""
     samples: Tensor
     """int64 [B]: index of each image in its part"""
     micro_batch: int
@@ -71,6 +71,7 @@ class ImageDataset(Dataset[Batch]):
         self.files: tuple[str, ...] = tuple(split.files_of(part))
         self._rows = table.rows_of(self.files)
         self.labels = torch.from_numpy(table.labels[self._rows])
+        """int64 [N], or bool [N, C]"""
         self._images = table.images
         self._transform = transform
         self._seed = seed
@@ -259,16 +260,21 @@ def pack(batch: Any) -> dict[str, Any] | BadImageError:
     if isinstance(batch, BadImageError):
         return batch
     packed: dict[str, Any] = {**batch}
+    labels = packed.pop("labels")
+    if labels.ndim == 2:
+        packed["num_classes"] = labels.shape[1]
     # float64 holds sample numbers and labels exactly.
-    numbers = torch.stack([packed.pop("samples"), packed.pop("labels")], dim=1).double()
-    packed["rows"] = torch.cat([numbers, packed.pop("random_params")], dim=1) if "random_params" in batch else numbers
+    numbers = [packed.pop("samples")[:, None].double(), labels.reshape(len(labels), -1).double()]
+    packed["rows"] = torch.cat([*numbers, *([packed.pop("random_params")] if "random_params" in batch else [])], dim=1)
     return packed
 
 
 def unpack(packed: dict[str, Any]) -> Batch:
     """The same on the other side, on the device."""
-    rows = packed.pop("rows")
-    batch: Batch = {**packed, "samples": rows[:, 0].long(), "labels": rows[:, 1].long()}  # type: ignore[typeddict-item]
+    rows, num_classes = packed.pop("rows"), packed.pop("num_classes", None)
+    end = 1 + (num_classes or 1)
+    labels = rows[:, 1].long() if num_classes is None else rows[:, 1:end].float()
+    batch: Batch = {**packed, "samples": rows[:, 0].long(), "labels": labels}  # type: ignore[typeddict-item]
     if "output_extent" in batch:
-        batch["random_params"] = rows[:, 2:]
+        batch["random_params"] = rows[:, end:]
     return batch

@@ -6,13 +6,14 @@ Runs on the main process alone; its result is a `Split` that all processes obey.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.plural import number_of
+from accel_flowers.data.label_sets import Labels, are_several, as_several, classes_in, counts_in_words, label_sets
 from accel_flowers.data.sources.walk import describe_left_out
 from accel_flowers.data.split import (
     PARTS,
@@ -23,6 +24,7 @@ from accel_flowers.data.split import (
     make_split,
     parse_fractions,
 )
+from accel_flowers.data.stratify import make_split_of_sets
 from accel_flowers.data.table import ImageTable
 from accel_flowers.data.validate import stop_or_skip, validate_all
 
@@ -81,7 +83,7 @@ def decide_split(
 
     rows = [row for row, (_, cause) in enumerate(found) if cause is None and table.files[row] not in left_out_before]
     files = [table.files[row] for row in rows]
-    labels = [int(table.labels[row]) for row in rows]
+    labels: Labels = table.labels[rows]
     groups = group_by_content([found[row][0] for row in rows])
     if each_class:
         with _noted(mistakes):
@@ -102,11 +104,11 @@ def decide_split(
         # Split folders are taken as they stand; where there is no val, it is drawn from train.
         share = {"train": 1 - fractions["val"], "val": fractions["val"]}
         places = [place for place, part in enumerate(parts) if part == "train" and files[place] not in doubles]
-        drawn = _draw(table, [labels[place] for place in places], [groups[place] for place in places], share, seed)
+        drawn = _draw(table, labels[places], [groups[place] for place in places], share, seed)
         for place, part in zip(places, drawn, strict=True):
             parts[place] = part
     parts_of = {name: part for name, part in zip(files, parts, strict=True) if name not in doubles}
-    learned = {label for name, label in zip(files, labels, strict=True) if parts_of.get(name) == "train"}
+    learned = classes_in(labels[[place for place, name in enumerate(files) if parts_of.get(name) == "train"]])
     if not each_class:
         learned = set(range(len(table.class_names)))
     _check_parts(table, parts_of, learned, doubles)
@@ -127,14 +129,14 @@ def _noted(mistakes: list[str]) -> Iterator[None]:
         mistakes.append(str(error))
 
 
-def _check_classes_left(table: ImageTable, labels: Sequence[int]) -> None:
-    lost = _lacking(table, labels)
+def _check_classes_left(table: ImageTable, labels: Labels) -> None:
+    lost = _lacking(table, classes_in(labels))
     if lost:
         raise UserError(f"'{table.source}' holds no picture of {lost} that can be read. Mend or remove the class.")
 
 
 def _check_parts(
-    table: ImageTable, parts_of: Mapping[str, str], learned: Iterable[int], doubles: Mapping[str, str]
+    table: ImageTable, parts_of: Mapping[str, str], learned: Collection[int], doubles: Mapping[str, str]
 ) -> None:
     """Training needs each class in train, and something to choose the best epoch by."""
     why = ""
@@ -148,8 +150,7 @@ def _check_parts(
         raise UserError(f"No picture is left in val of '{table.source}': the best epoch is chosen by it.{why}")
 
 
-def _lacking(table: ImageTable, labels: Iterable[int]) -> str:
-    there = set(labels)
+def _lacking(table: ImageTable, there: Collection[int]) -> str:
     return ", ".join(repr(name) for label, name in enumerate(table.class_names) if label not in there)
 
 
@@ -176,10 +177,12 @@ def _obey(
 
 
 def _draw(
-    table: ImageTable, labels: Sequence[int], groups: Sequence[int], fractions: dict[str, float], seed: int
+    table: ImageTable, labels: Labels, groups: Sequence[int], fractions: dict[str, float], seed: int
 ) -> list[str]:
     try:
-        return make_split(labels, groups, fractions, seed=seed)
+        if are_several(labels):
+            return make_split_of_sets(as_several(labels, labels.shape[1]), groups, fractions, seed=seed)
+        return make_split(labels.tolist(), groups, fractions, seed=seed)
     except TooFewGroups as error:
         numbers = {table.class_names[label]: number for label, number in error.groups_of.items()}
         raise UserError(too_few_for_a_split(numbers, fractions)) from None
@@ -235,12 +238,16 @@ def describe_split(table: ImageTable, split: Split) -> list[str]:
         f"{number_of(len(split.parts), 'picture')} of {number_of(len(split.class_names), 'class', many='classes')}: "
         + ", ".join(f"{number} {part}" for part, number in counts.items() if number)
     ]
+    if are_several(table.labels):
+        kept = table.labels[table.rows_of(split.parts)]
+        lines.append(counts_in_words(as_several(kept, len(split.class_names))))
     if table.given_parts is not None:
         lines.append(f"'{table.source}' has parts of its own: they are taken as they stand, data.split is not asked")
     if split.duplicates:
-        classes = {name: table.class_names[label] for name, label in zip(table.files, table.labels, strict=True)}
+        classes = dict(zip(table.files, label_sets(table.labels), strict=True))
         torn = [group for group in split.duplicates if len({classes[name] for name in group}) > 1]
-        across = f", {len(torn)} of them under two classes (first: {printable(' = '.join(torn[0]))})" if torn else ""
+        where = "with different labels" if table.several_labels else "under two classes"
+        across = f", {len(torn)} of them {where} (first: {printable(' = '.join(torn[0]))})" if torn else ""
         lines.append(
             f"{number_of(len(split.duplicates), 'group')} of identical files, each on one side of the split{across}"
         )

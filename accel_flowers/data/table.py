@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from accel_flowers.config.paths import HUB_PREFIX as HUB_PREFIX
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.label_sets import Labels, are_several
 from accel_flowers.data.sources.source import ImageSource, read_image
 
 SPLIT_FOLDERS = {
@@ -30,7 +32,7 @@ class ImageTable:
     Attributes:
         source: what the user gave.
         images: one row an image.
-        labels: class of each row, int64 [N].
+        labels: class of each row, int64 [N]; or bool [N, C], for each class whether a row has it.
         class_names: sorted, or in the order of the hub's dataset; a label is the index into them.
         unreadable: files that look like images but are not files (broken links, folders), with the cause.
         ignored: files that are no images by their name.
@@ -40,12 +42,17 @@ class ImageTable:
 
     source: str
     images: ImageSource
-    labels: npt.NDArray[np.int64]
+    labels: Labels
     class_names: tuple[str, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether a picture may have several labels, or none."""
+        return are_several(self.labels)
 
     @cached_property
     def files(self) -> tuple[str, ...]:
@@ -88,6 +95,24 @@ class ImageTable:
             BadImageError: it cannot be read.
         """
         return read_image(self.images, row)
+
+
+def one_label_each(table: ImageTable, what: str) -> npt.NDArray[np.int64]:
+    """The class of each row, int64 [N].
+
+    Args:
+        table: the images.
+        what: takes one label a picture, for the message.
+
+    Raises:
+        UserError: pictures may have several labels.
+    """
+    if table.several_labels:
+        raise UserError(
+            f"{what} takes one label a picture, and the pictures of '{table.source}' have several: name a column of one label, or "
+            "train on them with --loss.task multilabel."
+        )
+    return np.asarray(table.labels, dtype=np.int64)
 
 
 def content_digest(data: bytes) -> str:

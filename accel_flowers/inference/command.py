@@ -22,7 +22,7 @@ def predict_to_outputs(
     model_dir: Path,
     paths: Sequence[Path],
     *,
-    top_k: int,
+    top_k: int | None,
     tta: bool,
     batch_size: int | None,
     num_workers: int | None,
@@ -51,12 +51,13 @@ def predict_to_outputs(
     files = find_images(paths)
     gallery = Gallery(html) if html else None
     about = describe_probabilities(spec, tta=tta)
+    calibrated = spec.temperature is not None
     width = max(len(printable(str(file))) for file in files)
     num_bad = 0
     lacks_memory = oom_as_user_error(
         "Leave more memory free, or ask for smaller batches: --batch-size 1.", of_workers="(--num-workers 1)"
     )
-    with lacks_memory, RowOutput(out, how, calibrated=spec.temperature is not None, width=width) as output:
+    with lacks_memory, RowOutput(out, how, calibrated=calibrated, several=spec.several_labels, width=width) as output:
         rows = predict_files(model_dir, files, top_k=top_k, tta=tta, batch_size=batch_size, num_workers=num_workers)
         # On a terminal the rows themselves show how far it is; a bar would stand between them.
         for row in counted(rows, len(files), unit="picture", bar=out is not None or not sys.stdout.isatty()):

@@ -20,6 +20,7 @@ from accel_flowers.core.plural import number_of
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decide_split import describe_table
+from accel_flowers.data.label_sets import classes_in, renumbered
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.sampler import SequentialBatchSampler
 from accel_flowers.data.sources.layout import one_form
@@ -37,8 +38,8 @@ from accel_flowers.distributed.collectives import (
 )
 from accel_flowers.distributed.session import process_session
 from accel_flowers.inference.loop import predict_loader
-from accel_flowers.metrics.classification import Predictions, Scores, Seen
-from accel_flowers.models.saved import load_model, load_spec, model_folder
+from accel_flowers.metrics.classification import Predictions, Scores, Seen, in_short
+from accel_flowers.models.saved import ModelSpec, load_model, load_spec, model_folder
 from accel_flowers.models.seen import load_seen, short_digests
 from accel_flowers.tracking.run_dir import versions
 
@@ -48,6 +49,8 @@ def evaluate(
     data: str | os.PathLike[str],
     *,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
     split_file: str | os.PathLike[str] | None = None,
     part: str | None = None,
     num_workers: int | None = None,
@@ -59,7 +62,7 @@ def evaluate(
         model_dir: a run's `model/`.
         data: folder with one sub-folder per class, zip or dataset. Its classes are matched with the model's by name; it
             need not have all of them, and the log tells what it lacks and what is left out.
-        label_column: the column of classes of a dataset or of a CSV; None = the one there is.
+        label_column, label_separator, label_columns: where the labels stand in a dataset or a CSV, as of `load_images`.
         split_file: a run's split.json; only its files of `part` are scored.
         part: "train", "val" or "test"; None = test, or all images where the folder has no parts.
         num_workers: loader processes; None = choose.
@@ -92,7 +95,14 @@ def evaluate(
         table = main_process_first(
             accelerator,
             lambda: _with_labels_of_model(
-                load_images(source, label_column=label_column, to_learn=False), spec.class_names
+                load_images(
+                    source,
+                    label_column=label_column,
+                    label_separator=label_separator,
+                    label_columns=label_columns,
+                    to_learn=False,
+                ),
+                spec,
             ),
         )
         wanted, split, known = broadcast_from_main(
@@ -127,6 +137,7 @@ def evaluate(
                 num_images=len(images),
                 after_round=preemption.while_scoring(None),
             )
+    predictions = predictions.with_thresholds(spec.thresholds)
     whole = split_file is None and table.given_parts is None
     name = "all" if whole else wanted
     scores = Scores.of(name, predictions, spec.class_names)
@@ -161,17 +172,17 @@ def describe_scores(scores: Scores) -> str:
     lines = [
         f"{number_of(scores.num_images, 'picture')} ({scores.part}): {_in_short(scores)}{own}",
         printable(scores.baseline_in_words()),
-        f"{'':<{width}}  precision  recall      F1  pictures",
+        f"{'':<{width}}  {scores.columns()}",
     ]
     lines += [
-        f"{printable(name):<{width}}  {row.precision:9.4f}  {row.recall:6.4f}  {row.f1:6.4f}  {row.count:8d}"
+        f"{printable(name):<{width}}  {row.as_columns()}"
         for name, row in sorted(scores.per_class.items(), key=lambda item: natural_key(item[0]))
     ]
     return "\n".join([*lines, *_describe_seen(scores)])
 
 
 def _in_short(scores: Scores) -> str:
-    return f"accuracy {scores.accuracy:.4f}, loss {scores.loss:.4f}, macro F1 {scores.macro_f1:.4f}"
+    return in_short(scores.as_json())
 
 
 def _describe_seen(scores: Scores) -> list[str]:
@@ -196,8 +207,9 @@ def _available_precision(recorded: str, device: torch.device) -> str:
     return "no" if missing else recorded
 
 
-def _with_labels_of_model(table: ImageTable, class_names: tuple[str, ...]) -> ImageTable:
+def _with_labels_of_model(table: ImageTable, spec: ModelSpec) -> ImageTable:
     """Classes are matched by name: a folder that lacks one, or sorts them differently, is scored rightly."""
+    class_names = spec.class_names
     known = {one_form(name): label for label, name in enumerate(class_names)}
     unknown = sorted(name for name in table.class_names if one_form(name) not in known)
     if unknown:
@@ -205,8 +217,17 @@ def _with_labels_of_model(table: ImageTable, class_names: tuple[str, ...]) -> Im
             f"'{table.source}' has classes that the model does not know: {', '.join(unknown)}. "
             f"The model knows {', '.join(class_names)}; folders must be named so."
         )
-    to_model = np.array([known[one_form(name)] for name in table.class_names], dtype=np.int64)
-    return replace(table, labels=to_model[table.labels], class_names=class_names)
+    if table.several_labels and not spec.several_labels:
+        raise UserError(
+            f"The pictures of '{table.source}' have several labels each, and the model was trained to name one class: give "
+            "pictures of one label, or a model that was trained with --loss.task multilabel."
+        )
+    several, to_model = spec.several_labels, [known[one_form(name)] for name in table.class_names]
+    labels = renumbered(table.labels, to_model, len(class_names), several=several)
+    notes = table.notes
+    if several and not table.several_labels:
+        notes += ("each picture has one label here, and the model may say several: all others count as wrong",)
+    return replace(table, labels=labels, class_names=class_names, notes=notes)
 
 
 def _choose_part(
@@ -255,7 +276,7 @@ def _unreadable_of(table: ImageTable, part: str) -> dict[str, str]:
 
 def _absent_classes(table: ImageTable, files: Sequence[str]) -> list[str]:
     """A note where scores are of a part of the model's classes."""
-    there = {int(label) for label in table.labels[table.rows_of(files)]}
+    there = classes_in(table.labels[table.rows_of(files)])
     absent = [name for label, name in enumerate(table.class_names) if label not in there]
     if not absent:
         return []

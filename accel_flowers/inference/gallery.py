@@ -14,6 +14,7 @@ from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES
 from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inference.image_classifier import Prediction
+from accel_flowers.metrics.multilabel import NO_LABEL
 
 _UNSURE = 12
 """Images of the least sure answers."""
@@ -49,11 +50,16 @@ class Gallery:
             if len(self._errors) < self._max_errors:
                 self._errors.append(row)
             return
-        (name, probability), *_ = row.top
-        self._counts[name] += 1
+        if row.labels is None:
+            (name, sureness), *_ = row.top
+            self._counts[name] += 1
+        else:
+            # Several labels: the least sure answer is that whose lowest probability of a class that is said is the lowest.
+            sureness = min((probability for name, probability in row.top if name in row.labels), default=1.0)
+            self._counts.update(row.labels or [NO_LABEL])
         if len(self._first) < MAX_THUMBNAILS - _UNSURE:
             self._first.append(row)
-        heapq.heappush(self._unsure, (-probability, -self._num_rows, row))
+        heapq.heappush(self._unsure, (-sureness, -self._num_rows, row))
         if len(self._unsure) > _UNSURE:
             heapq.heappop(self._unsure)
 

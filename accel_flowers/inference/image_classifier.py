@@ -51,19 +51,24 @@ class Prediction:
     file: str
     """The file as it was given; "image 3" for what is none, counted from 0."""
     top: tuple[tuple[str, float], ...] = ()
-    """(class, probability), most probable first."""
+    """(class, probability), most probable first: as many as were asked for, or, where an image may have several labels, all
+    that reach their thresholds; these may be none."""
     error: str | None = None
     """Why it cannot be read."""
+    labels: tuple[str, ...] | None = None
+    """Where an image may have several labels, those that reach their thresholds, most probable first; None where it has one."""
 
     @property
     def label(self) -> str | None:
-        """The most probable class; None where the image cannot be read."""
+        """The most probable class; None where the image cannot be read, or is said to have no label."""
+        if self.labels is not None:
+            return self.labels[0] if self.labels else None
         return self.top[0][0] if self.top else None
 
     @property
     def probability(self) -> float | None:
         """Of that class."""
-        return self.top[0][1] if self.top else None
+        return dict(self.top).get(self.label) if self.label is not None else None
 
 
 class ImageClassifier:
@@ -105,7 +110,7 @@ class ImageClassifier:
     def predict(
         self,
         images: ImageLike | Iterable[ImageLike],
-        top_k: int = 1,
+        top_k: int | None = None,
         *,
         batch_size: int | None = None,
         tta: bool = False,
@@ -115,7 +120,8 @@ class ImageClassifier:
         Args:
             images: one or several: paths of files, bytes of files, Pillow images, NumPy arrays uint8 [H, W, 3] or
                 [N, H, W, 3], tensors uint8 [3, H, W] or [N, 3, H, W].
-            top_k: classes to tell of each, at most as many as the model has.
+            top_k: classes to tell of each, at most as many as the model has; None = the most probable one, or, where an image may
+                have several labels, all that reach their thresholds.
             batch_size: images in one forward pass; None = what the model was scored with.
             tta: average the scores of each image and its mirror image (left and right exchanged), also where the model was scored
                 without; a model that was scored with more views is asked with these anyway.
@@ -131,7 +137,7 @@ class ImageClassifier:
     def predict_each(
         self,
         images: ImageLike | Iterable[ImageLike],
-        top_k: int = 1,
+        top_k: int | None = None,
         *,
         batch_size: int | None = None,
         tta: bool = False,
@@ -162,21 +168,31 @@ class ImageClassifier:
             pool.shutdown(cancel_futures=True)  # whoever wanted only the first answers waits for no others
 
     def _answers(
-        self, batch: Sequence[tuple[str, Future[Tensor | str]]], top_k: int, tta: bool
+        self, batch: Sequence[tuple[str, Future[Tensor | str]]], top_k: int | None, tta: bool
     ) -> Iterator[Prediction]:
         inputs = [(name, future.result()) for name, future in batch]
         readable = [pixels for _, pixels in inputs if isinstance(pixels, Tensor)]
         found: Iterator[tuple[list[float], list[int]]] = iter(())
         if readable:
-            values, places = self._probabilities(torch.stack(readable).to(self.device), tta).topk(top_k, dim=1)
+            most = len(self.class_names) if self.spec.several_labels else top_k or 1
+            values, places = self._probabilities(torch.stack(readable).to(self.device), tta).topk(most, dim=1)
             found = iter(zip(values.tolist(), places.tolist(), strict=True))
         for name, pixels in inputs:
             if isinstance(pixels, str):
                 yield Prediction(name, error=pixels)
             else:
                 probabilities, labels = next(found)
-                told = zip(labels, probabilities, strict=True)
-                yield Prediction(name, tuple((self.class_names[label], value) for label, value in told))
+                yield self._answer(name, list(zip(labels, probabilities, strict=True)), top_k)
+
+    def _answer(self, name: str, told: Sequence[tuple[int, float]], top_k: int | None) -> Prediction:
+        """What is said of one image: labels with probabilities, most probable first, of which the first ones are told."""
+        top = tuple((self.class_names[label], value) for label, value in told)
+        if not self.spec.several_labels:
+            return Prediction(name, top)
+        cuts = self.spec.cuts
+        labels = tuple(self.class_names[label] for label, value in told if value >= cuts[label])
+        chosen = top[:top_k] if top_k is not None else tuple(each for each in top if each[0] in set(labels))
+        return Prediction(name, chosen, labels=labels)
 
     @torch.inference_mode()
     def _probabilities(self, pixels: Tensor, tta: bool) -> Tensor:
@@ -212,7 +228,7 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device | Non
 def check_numbers(
     class_names: Sequence[str],
     *,
-    top_k: int,
+    top_k: int | None,
     batch_size: int | None,
     num_workers: int | None,
     names: Mapping[str, str] | None = None,
@@ -228,7 +244,7 @@ def check_numbers(
         UserError: a number that is out of range.
     """
     names = names or {}
-    if not 1 <= top_k <= len(class_names):
+    if top_k is not None and not 1 <= top_k <= len(class_names):
         raise UserError(
             f"{names.get('top_k', 'top_k')} {top_k} is not allowed: it is 1 or more, and at most {len(class_names)}, for "
             f"the model knows {len(class_names)} classes ({', '.join(class_names[:8])}{', ...' if len(class_names) > 8 else ''})."

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from accel_flowers.core.backends import cudnn_heuristics
@@ -16,6 +16,8 @@ from accel_flowers.data.dataset import Batch
 from accel_flowers.data.loader import each_batch
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.metrics.classification import Predictions
+from accel_flowers.metrics.multilabel import build_predictions
+from accel_flowers.models.answers import losses_of, probabilities_of
 
 _PADDING = -1
 """Sample number of a row that stands for no image: it makes the processes' rounds and tables equally long."""
@@ -53,39 +55,46 @@ def predict_loader(
     """
     network.eval()
     tables: list[Tensor] = []
+    references: list[Tensor] = []
     probabilities: list[Tensor] = []
-    device, inputs = accelerator.device, torch.empty(0)
+    device, inputs, labels = accelerator.device, torch.empty(0), torch.empty(0)
     counts = accelerator.gather(torch.tensor([len(loader)], device=device))
     for number, batch in enumerate(_in_rounds(each_batch(loader), int(counts.max()))):
         if batch is not None:
             inputs, labels, samples = to_input(batch), batch["labels"], batch["samples"]
         if number == 0 and not counts.all():  # there are fewer batches than processes: the main one has one
-            shape = broadcast_from_main(accelerator, lambda inputs=inputs: list(inputs.shape))  # type: ignore[misc]
-            inputs = inputs if batch is not None else torch.zeros(shape, device=device)
+            like = broadcast_from_main(accelerator, partial(_shapes, inputs, labels))
+            if batch is None:
+                inputs, labels = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in like)
         if batch is None:
-            inputs = torch.zeros_like(inputs[:1])
-            labels = torch.zeros(1, dtype=torch.int64, device=device)
-            samples = torch.full_like(labels, _PADDING)
+            inputs, labels = torch.zeros_like(inputs[:1]), torch.zeros_like(labels[:1])
+            samples = torch.full((1,), _PADDING, device=device)
         logits = network(inputs).float()
-        losses = functional.cross_entropy(logits, labels, reduction="none")
-        # float64 holds sample numbers and labels exactly, so that one table carries everything
-        tables.append(torch.stack([samples.double(), labels.double(), losses.double()], dim=1))
-        probabilities.append(logits.softmax(dim=1))
+        # float64 holds sample numbers exactly, so that one table carries them, too
+        tables.append(torch.stack([samples.double(), losses_of(logits, labels).double()], dim=1))
+        references.append(labels if labels.ndim == 1 else labels.to(torch.uint8))
+        probabilities.append(probabilities_of(logits, several=labels.ndim == 2))
         if after_round:
             after_round()
-    local, local_probabilities = torch.cat(tables), torch.cat(probabilities)
-    table = accelerator.gather(accelerator.pad_across_processes(local, pad_index=_PADDING)).cpu().numpy()
-    spread = accelerator.gather(accelerator.pad_across_processes(local_probabilities)).cpu().numpy()
+    table, given, spread = (
+        accelerator.gather(accelerator.pad_across_processes(torch.cat(local), pad_index=padding)).cpu().numpy()
+        for local, padding in ((tables, _PADDING), (references, 0), (probabilities, 0))
+    )
 
     samples = table[:, 0].astype(np.int64)
     kept = samples != _PADDING
     check_every_image_once(samples[kept], num_images)
     order = np.argsort(samples[kept])
-    return Predictions(
-        labels=table[kept, 1].astype(np.int64)[order],
+    given = given[kept][order]
+    return build_predictions(
+        labels=given.astype(np.bool_) if given.ndim == 2 else given,
         probabilities=spread[kept][order],
-        losses=table[kept, 2].astype(np.float32)[order],
+        losses=table[kept, 1].astype(np.float32)[order],
     )
+
+
+def _shapes(*tensors: Tensor) -> list[tuple[list[int], torch.dtype]]:
+    return [(list(tensor.shape), tensor.dtype) for tensor in tensors]
 
 
 def _in_rounds(batches: Iterator[Batch], rounds: int) -> Iterator[Batch | None]:

@@ -27,7 +27,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found.files
 
 
-def check_words(model_dir: Path, *, top_k: int, batch_size: int | None, num_workers: int | None) -> ModelSpec:
+def check_words(model_dir: Path, *, top_k: int | None, batch_size: int | None, num_workers: int | None) -> ModelSpec:
     """The spec of the model that is to be asked, where it can be asked so.
 
     Raises:
@@ -43,7 +43,7 @@ def predict_files(
     model_dir: Path,
     files: Sequence[Path],
     *,
-    top_k: int,
+    top_k: int | None,
     tta: bool = False,
     batch_size: int | None = None,
     num_workers: int | None = None,

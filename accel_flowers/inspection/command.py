@@ -10,6 +10,7 @@ from accel_flowers.config.loading import load_recipe
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import check_writable
 from accel_flowers.data.decide_split import decide_split
+from accel_flowers.data.label_sets import label_sets
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.sources.walk import looks_like_image
 from accel_flowers.data.split import PARTS, Split, load_split
@@ -19,6 +20,7 @@ from accel_flowers.inspection.findings import Findings, ImageFacts, find
 from accel_flowers.inspection.near_duplicates import MAX_BITS
 from accel_flowers.inspection.page import write_inspection_page
 from accel_flowers.inspection.scan import look_at_table
+from accel_flowers.metrics.multilabel import NO_LABEL
 
 SHEET = Path("transforms.png")
 
@@ -27,6 +29,8 @@ def inspect_source(
     source: str | os.PathLike[str],
     *,
     label_column: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
     split_file: Path | None = None,
     max_bits: int = MAX_BITS,
     num_workers: int | None = None,
@@ -38,7 +42,7 @@ def inspect_source(
 
     Args:
         source: folder, zip or hub dataset, as for training.
-        label_column: the column of classes of a dataset or of a CSV; None = the one there is.
+        label_column, label_separator, label_columns: where the labels stand in a dataset or a CSV, as of `load_images`.
         split_file: a run's split.json, for data without parts of its own: copies across its parts are told.
         max_bits: perceptual hashes of near duplicates differ in at most so many of 64 bits, 0 to 16.
         num_workers: processes; None = choose.
@@ -66,7 +70,7 @@ def inspect_source(
         )
     config = load_recipe(recipe) if recipe else None
     given = load_split(split_file) if split_file else None
-    table = load_images(source, label_column=label_column)
+    table = load_images(source, label_column=label_column, label_separator=label_separator, label_columns=label_columns)
     seen = look_at_table(table, num_workers=num_workers)
     findings = find(
         source,
@@ -119,7 +123,9 @@ def _images(table: ImageTable, seen: Sequence[Seen], split: Split | None) -> lis
             )
     else:
         parts = dict(zip(table.files, table.given_parts, strict=True)) if table.given_parts else {}
-    return [
-        ImageFacts(name, table.class_names[label], parts.get(name), one)
-        for name, label, one in zip(table.files, table.labels.tolist(), seen, strict=True)
-    ]
+    facts = []
+    for name, labels, one in zip(table.files, label_sets(table.labels), seen, strict=True):
+        names = tuple(table.class_names[label] for label in labels)
+        own = names if table.several_labels else None
+        facts.append(ImageFacts(name, ", ".join(names) or NO_LABEL, parts.get(name), one, own))
+    return facts

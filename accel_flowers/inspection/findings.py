@@ -37,9 +37,17 @@ class ImageFacts:
 
     file: str
     class_name: str
+    """Its class; of several labels all of them, in words."""
     part: str | None
     """Of a data set that comes in parts, or by the split that was given."""
     seen: Seen
+    labels: tuple[str, ...] | None = None
+    """Where an image may have several, all of them; None where it has one."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes in which it counts."""
+        return (self.class_name,) if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ class Findings:
         ignored: files that are no images by their names.
         left_out: reason → how many files and folders were passed over.
         notes: how the data set was understood where that is not plain.
+        label_counts: where an image may have several labels, number of labels → readable images; None where it has one.
     """
 
     source: str
@@ -110,6 +119,12 @@ class Findings:
     ignored: tuple[str, ...]
     left_out: Mapping[str, int]
     notes: tuple[str, ...]
+    label_counts: Mapping[int, int] | None = None
+
+    @property
+    def without_label(self) -> int:
+        """Readable images without any label."""
+        return (self.label_counts or {}).get(0, 0)
 
     @property
     def copies(self) -> tuple[Copies, ...]:
@@ -176,7 +191,9 @@ def find(
     bad = dict(unreadable or {}) | {image.file: image.seen.cause for image in images if image.seen.cause}
     counts: dict[str, Counter[str]] = {name: Counter() for name in class_names}
     for image in good:
-        counts[image.class_name][image.part or ""] += 1
+        for name in image.classes:
+            counts[name][image.part or ""] += 1
+    several = any(image.labels is not None for image in images)
     sides = [(min(seen.width, seen.height), max(seen.width, seen.height)) for seen in (p.seen for p in good)]
     return Findings(
         source=source,
@@ -198,12 +215,18 @@ def find(
         ignored=tuple(ignored),
         left_out=dict(sorted((left_out or {}).items())),
         notes=tuple(notes),
+        label_counts=dict(sorted(Counter(len(image.classes) for image in good).items())) if several else None,
     )
 
 
 def _few(images: Sequence[ImageFacts], class_names: Sequence[str], parts: Sequence[str]) -> dict[str, int]:
     """Classes too small to be split, counted as the split counts: an image under two classes belongs to the first."""
     drawn = [image for image in images if image.part in (None, "train")]
+    if any(image.labels is not None for image in drawn):  # an image belongs to all of its classes
+        different = Counter(
+            name for name, _ in {(name, image.seen.digest) for image in drawn for name in image.classes}
+        )
+        return {name: different[name] for name in class_names if different[name] < len(parts)}
     order = {name: label for label, name in enumerate(class_names)}
     owner: dict[str, str] = {}
     for image in sorted(drawn, key=lambda image: order[image.class_name]):

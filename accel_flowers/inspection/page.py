@@ -7,7 +7,7 @@ from pathlib import Path
 from accel_flowers.data.table import ImageTable
 from accel_flowers.html.pages import MAX_THUMBNAILS, Thumbnails, write_page
 from accel_flowers.inspection.findings import Findings
-from accel_flowers.inspection.text import counts_in_words, parts_of, sizes_in_words, topics
+from accel_flowers.inspection.text import counts_in_words, labels_in_words, parts_of, sizes_in_words, topics
 
 _GROUP = 12
 """Copies of one group that are shown."""
@@ -38,6 +38,7 @@ def write_inspection_page(path: Path, findings: Findings, table: ImageTable) -> 
         topics=told,
         parts=parts_of(findings),
         sizes=sizes_in_words(findings),
+        labels=labels_in_words(findings),
         modes=counts_in_words(dict(findings.modes)),
         formats=counts_in_words(dict(findings.formats)),
         num_shown=num_shown,

@@ -19,6 +19,7 @@ from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_file, writing
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.data.label_sets import strata
 from accel_flowers.data.sampler import SampleKey
 from accel_flowers.data.split import Split
 from accel_flowers.data.table import ImageTable
@@ -71,7 +72,7 @@ def augmented(
 
 def choose_samples(table: ImageTable, split: Split, num_images: int = NUM_PICTURES) -> list[int]:
     """Training images to show: one class after the other, the first of each, then the second."""
-    class_of = dict(zip(table.files, table.labels.tolist(), strict=True))
+    class_of = dict(zip(table.files, strata(table.labels).tolist(), strict=True))
     seen: dict[int, int] = {}
     ranked = []
     for place, name in enumerate(split.files_of("train")):

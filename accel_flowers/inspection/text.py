@@ -60,8 +60,8 @@ def topics(findings: Findings) -> list[Topic]:
     """All that was found, what harms first."""
     found = [
         _unreadable(findings),
-        *_copies(findings.identical, "identical", "identical files"),
-        *_copies(findings.alike, "alike", "near duplicates"),
+        *_copies(findings.identical, "identical", "identical files", one_each=findings.label_counts is None),
+        *_copies(findings.alike, "alike", "near duplicates", one_each=findings.label_counts is None),
         Topic(
             "far", "warning", f"{number_of(len(findings.far), 'picture')} far from every other",
             "Check these: wrong photos, screenshots and blank pages are among them, and so are good pictures that are "
@@ -116,7 +116,7 @@ def _unreadable(findings: Findings) -> Topic:
     )  # fmt: skip
 
 
-def _copies(groups: Sequence[Copies], kind: str, name: str) -> Iterator[Topic]:
+def _copies(groups: Sequence[Copies], kind: str, name: str, *, one_each: bool) -> Iterator[Topic]:
     for across in (True, False):
         chosen = [group for group in groups if group.harmful == across]
         where, advice = "", "One of each is enough."
@@ -128,8 +128,12 @@ def _copies(groups: Sequence[Copies], kind: str, name: str) -> Iterator[Topic]:
         if across:
             classes = any(len(group.class_names) > 1 for group in chosen)
             parts = any(len(group.parts) > 1 for group in chosen)
-            where = " across " + " and ".join(["classes"] * classes + ["parts"] * parts)
-            advice = "The same image has two different labels: keep it in the right class. " * classes
+            where = " across " + " and ".join(["classes" if one_each else "labels"] * classes + ["parts"] * parts)
+            if classes:
+                right = "keep it in the right class" if one_each else "give all of them all that are right"
+                advice = f"The same image has two different labels: {right}. "
+            else:
+                advice = ""
             advice += "The model would be evaluated on images that it was trained on: keep each in one part. " * parts
         yield Topic(
             f"{kind}-across" if across else kind,
@@ -158,9 +162,10 @@ def _few(findings: Findings) -> Topic:
 def _unbalanced(findings: Findings) -> Topic:
     sizes = findings.class_sizes
     most, least = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
+    score = "Accuracy" if findings.label_counts is None else "Micro F1"
     return Topic(
         "unbalanced", "warning", "classes of very different size",
-        f"{in_sentence(most)} has {sizes[most]:,} pictures, {in_sentence(least)} has {sizes[least]:,}. Accuracy is dominated by the large classes: "
+        f"{in_sentence(most)} has {sizes[most]:,} pictures, {in_sentence(least)} has {sizes[least]:,}. {score} is dominated by the large classes: "
         "add pictures to the small ones, and compare recall by class.",
         (Item((), f"{most} {sizes[most]:,}, {least} {sizes[least]:,}"),) if findings.unbalanced else (),
     )  # fmt: skip
@@ -199,6 +204,16 @@ def counts_in_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {number:,}" for name, number in counts.items()) or "none"
 
 
+def labels_in_words(findings: Findings) -> str:
+    """How many labels the images have, where they may have several; else empty."""
+    if findings.label_counts is None:
+        return ""
+    total = sum(findings.label_counts.values())
+    mean = sum(number * count for number, count in findings.label_counts.items()) / max(1, total)
+    told = ", ".join(f"{number} on {count:,}" for number, count in findings.label_counts.items())
+    return f"{mean:.2f} a picture: {told}; {number_of(findings.without_label, 'picture')} without a label"
+
+
 def in_words(findings: Findings) -> str:
     """For the terminal: the answer first, then each topic, then the tables."""
     lines = [headline(findings), ""]
@@ -214,6 +229,7 @@ def in_words(findings: Findings) -> str:
     lines += _class_table(findings)
     lines += [
         "",
+        *([f"labels   {labels}"] if (labels := labels_in_words(findings)) else []),
         f"sizes    {sizes_in_words(findings)}",
         f"colours  {counts_in_words(dict(findings.modes))}",
         f"files    {counts_in_words(dict(findings.formats))}",
@@ -253,6 +269,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             name: {"pictures": sum(counts.values()), **{part: number for part, number in counts.items() if part}}
             for name, counts in findings.class_counts.items()
         },
+        **({"labels": {str(n): count for n, count in findings.label_counts.items()}} if findings.label_counts else {}),
         "unbalanced": findings.unbalanced,
         "too_small_to_split": dict(findings.few),
         "unreadable": [{"file": name, "cause": cause} for name, cause in findings.unreadable.items()],

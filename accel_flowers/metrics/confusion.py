@@ -31,3 +31,9 @@ def macro_f1(matrix: Ints) -> float:
     """Mean of the classes' F1, each class weighing the same; one that neither occurs nor is predicted is left out."""
     present = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
     return float(precision_recall_f1(matrix)[2][present].mean())
+
+
+def shares(part: Any, whole: Any) -> Floats:
+    """part / whole, float64; 0 where there is nothing to divide by."""
+    part, whole = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -2,29 +2,33 @@
 
 One row an image of validation and test: `part`, `file` (as in split.json), `label` and `predicted` (class names),
 `loss` (float32, cross-entropy in nats) and `probabilities` (a list of float32, in the order of model/config.json's
-class_names, which the file's metadata repeat). Any tool for tables reads it: `pandas.read_parquet(...)`.
+class_names, which the file's metadata repeat). Where pictures may have several labels, `labels` and `predicted` are lists of class
+names, and the metadata hold the `thresholds` that `predicted` follows from. Any tool for tables reads it: `pandas.read_parquet(...)`.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_durably, writing
 from accel_flowers.core.reading import open_file, parse_json
 from accel_flowers.metrics.classification import Predictions
+from accel_flowers.metrics.multilabel import MultilabelPredictions
 
 PREDICTIONS_FILE = "predictions.parquet"
 OUT_OF_FOLD = "out_of_fold"
 """The part of images that were all held out once, each by a model that did not learn from it."""
-_CLASS_NAMES = b"class_names"
+_CLASS_NAMES, _THRESHOLDS = b"class_names", b"thresholds"
 _MAX_BYTES = 2**36
 """Size of the file; of a million images and a thousand classes it is a sixteenth of that."""
 
@@ -41,16 +45,98 @@ class PartPredictions(Predictions):
 
 
 @dataclass(frozen=True)
+class MultilabelPartPredictions(MultilabelPredictions, PartPredictions):
+    """The same of a part whose images may have several labels."""
+
+
+@dataclass(frozen=True)
 class SavedPredictions:
     """What the file holds.
 
     Attributes:
         class_names: class of each label and of each column of the probabilities.
-        parts: "val" and, where there is such a part, "test" → its images.
+        parts: "val" and, where there is such a part, "test" → its images; where these may have several labels,
+            `MultilabelPartPredictions`.
     """
 
     class_names: tuple[str, ...]
     parts: Mapping[str, PartPredictions]
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether images may have several labels, or none."""
+        return any(isinstance(rows, MultilabelPredictions) for rows in self.parts.values())
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How labels stand in the file.
+
+    Attributes:
+        label: name of their column.
+        kind: type of a name → type of the column.
+        names: labels, class names → the column.
+        numbers: the column, class name → label → labels.
+        part: what a part is read as.
+        said: what is called predicted, in words.
+    """
+
+    label: str
+    kind: Callable[[Any], Any]
+    names: Callable[[npt.NDArray[Any], Sequence[str]], list[Any]]
+    numbers: Callable[[Sequence[Any], Mapping[str, int]], npt.NDArray[Any]]
+    part: Callable[..., PartPredictions]
+    said: str
+
+
+def _names_of_sets(labels: npt.NDArray[Any], class_names: Sequence[str]) -> list[Any]:
+    return [[class_names[label] for label in np.flatnonzero(row).tolist()] for row in labels]
+
+
+def _sets_of_names(column: Sequence[Any], label_of: Mapping[str, int]) -> npt.NDArray[Any]:
+    labels = np.zeros((len(column), len(label_of)), dtype=np.bool_)
+    for row, names in enumerate(column):
+        labels[row, [label_of[name] for name in names]] = True
+    return labels
+
+
+def _list_of(kind: Any) -> Any:
+    import pyarrow as pa
+
+    return pa.list_(kind)
+
+
+_ONE = _Form(
+    label="label",
+    kind=lambda kind: kind,
+    names=lambda labels, class_names: [class_names[label] for label in labels],
+    numbers=lambda column, label_of: np.array([label_of[name] for name in column], dtype=np.int64),
+    part=PartPredictions,
+    said="what is most probable",
+)
+_SETS = _Form(
+    label="labels",
+    kind=_list_of,
+    names=_names_of_sets,
+    numbers=_sets_of_names,
+    part=MultilabelPartPredictions,
+    said="what reaches its threshold",
+)
+
+
+def _form_of(parts: Iterable[Predictions]) -> _Form:
+    return _SETS if any(isinstance(each, MultilabelPredictions) for each in parts) else _ONE
+
+
+def _thresholds(metadata: Mapping[bytes, Any], num_classes: int) -> tuple[float, ...]:
+    """
+    Raises:
+        ValueError: they are none, or not one for each class.
+    """
+    values = parse_json(metadata[_THRESHOLDS])
+    if not isinstance(values, list) or len(values) != num_classes or not all(type(each) is float for each in values):
+        raise ValueError("its thresholds are not a number for each class")
+    return tuple(values)
 
 
 def save_predictions(
@@ -70,21 +156,26 @@ def save_predictions(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list[Any]] = {"part": [], "file": [], "label": [], "predicted": [], "loss": []}
+    form = _form_of(parts.values())
+    columns: dict[str, list[Any]] = {"part": [], "file": [], form.label: [], "predicted": [], "loss": []}
     for part, predictions in parts.items():
         assert len(files[part]) == len(predictions.labels)
         columns["part"] += [part] * len(predictions.labels)
         columns["file"] += files[part]
-        columns["label"] += [class_names[label] for label in predictions.labels]
-        columns["predicted"] += [class_names[label] for label in predictions.predicted]
+        columns[form.label] += form.names(predictions.labels, class_names)
+        columns["predicted"] += form.names(predictions.predicted, class_names)
         columns["loss"] += predictions.losses.tolist()
     probabilities = [row for predictions in parts.values() for row in predictions.probabilities.tolist()]
     text, number = pa.string(), pa.float32()
+    kinds = {"loss": number, form.label: form.kind(text), "predicted": form.kind(text)}
+    metadata = {_CLASS_NAMES: json.dumps(list(class_names))}
+    if form is _SETS:
+        metadata[_THRESHOLDS] = json.dumps(next(iter(parts.values())).cuts.tolist())  # type: ignore[attr-defined]
     table = pa.table(
         {**columns, "probabilities": probabilities},
         schema=pa.schema(
-            [(name, number if name == "loss" else text) for name in columns] + [("probabilities", pa.list_(number))],
-            metadata={_CLASS_NAMES: json.dumps(list(class_names))},
+            [(name, kinds.get(name, text)) for name in columns] + [("probabilities", pa.list_(number))],
+            metadata=metadata,
         ),
     )
     stream = io.BytesIO()
@@ -109,7 +200,8 @@ def load_predictions(path: Path) -> SavedPredictions:
         raise UserError(f"There is no {path}: a run writes it when it has ended.") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is damaged or no table of predictions: {error}.") from None
-    wanted = {"part", "file", "label", "predicted", "loss", "probabilities"}
+    form = _SETS if _THRESHOLDS in (table.schema.metadata or {}) else _ONE
+    wanted = {"part", "file", form.label, "predicted", "loss", "probabilities"}
     try:
         # Names, too, are text only when they are asked for, and may be bytes that are none.
         if lacking := sorted(wanted - set(table.column_names)):
@@ -117,7 +209,7 @@ def load_predictions(path: Path) -> SavedPredictions:
         class_names = tuple(str(name) for name in parse_json((table.schema.metadata or {})[_CLASS_NAMES]))
         label_of = {name: label for label, name in enumerate(class_names)}
         columns = {name: table[name].to_pylist() for name in wanted}
-        labels = np.array([label_of[name] for name in columns["label"]], dtype=np.int64)
+        labels = form.numbers(columns[form.label], label_of)
         if not len(labels):
             raise ValueError("it has no rows")
         if odd := [name for name in ("part", "file") if not all(isinstance(word, str) for word in columns[name])]:
@@ -126,9 +218,13 @@ def load_predictions(path: Path) -> SavedPredictions:
         probabilities = np.array(columns["probabilities"], dtype=np.float32).reshape(len(labels), len(class_names))
         if not (np.isfinite(losses).all() and np.isfinite(probabilities).all()):
             raise ValueError("it holds numbers that are none")
-        predicted = [label_of[name] for name in columns["predicted"]]
-        if predicted != probabilities.argmax(axis=1).tolist():
-            raise ValueError("what it calls predicted is not what is most probable")
+        if form is _SETS and (probabilities.min() < 0 or probabilities.max() > 1):
+            raise ValueError("it holds probabilities that are not from 0 to 1")
+        more = {"thresholds": _thresholds(table.schema.metadata, len(class_names))} if form is _SETS else {}
+        rows_of = partial(form.part, **more)
+        whole = rows_of(labels=labels, probabilities=probabilities, losses=losses, files=tuple(columns["file"]))
+        if not np.array_equal(form.numbers(columns["predicted"], label_of), whole.predicted):
+            raise ValueError(f"what it calls predicted is not {form.said}")
     except (KeyError, ValueError, TypeError) as error:
         cause = f"{error} is unknown" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path} is damaged: {cause}.") from None
@@ -136,7 +232,7 @@ def load_predictions(path: Path) -> SavedPredictions:
     parts = {}
     for part in dict.fromkeys(columns["part"]):
         rows = np.flatnonzero(part_of == part)
-        parts[part] = PartPredictions(
+        parts[part] = rows_of(
             labels=labels[rows],
             probabilities=probabilities[rows],
             losses=losses[rows],

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from accel_flowers.config.schema import Tta
+from accel_flowers.models.answers import probabilities_of
 from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.views import MeanOfViews
@@ -23,6 +24,7 @@ class Classifier(nn.Module):
         mean, std: of each channel, pixels scaled to 0..1.
         temperature: what calibrated probabilities divide the scores by; None = 1.
         tta: the views of an image whose scores are averaged.
+        several: whether an image may have several labels, so that each class has a probability of its own.
     """
 
     temperature: Tensor
@@ -36,12 +38,13 @@ class Classifier(nn.Module):
         *,
         temperature: float | None = None,
         tta: Tta = "none",
+        several: bool = False,
     ) -> None:
         super().__init__()
         channels_last = wants_channels_last(network)
         if channels_last:
             network.to(memory_format=torch.channels_last)
-        self.network, self.tta = network, tta
+        self.network, self.tta, self.several = network, tta, several
         self.normalizer = Normalizer(mean, std, channels_last=channels_last)
         self.register_buffer("temperature", torch.tensor(temperature or 1.0), persistent=False)
 
@@ -58,4 +61,4 @@ class Classifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] → probabilities, float32 [B, C]."""
         # softmax(log p / T) is softmax(logits / T): the two differ by a constant that softmax takes away.
-        return (self.logits(pixels) / self.temperature).softmax(dim=1)
+        return probabilities_of(self.logits(pixels) / self.temperature, several=self.several)

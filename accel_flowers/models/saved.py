@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from accelerate import init_empty_weights
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_folder, write_text_durably, writing
 from accel_flowers.core.reading import check_permitted, read_file
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
+from accel_flowers.metrics.thresholds import USUAL
 from accel_flowers.models.backbone import Backbone
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.find import find_backbone
@@ -67,6 +68,10 @@ class ModelSpec(BaseModel):
     """Images in one forward pass when the scores were made."""
     temperature: float | None = Field(default=None, gt=0)
     """Fitted on validation: softmax(log p / T) are calibrated probabilities; None where none was fitted."""
+    several_labels: bool = False
+    """Whether an image may have several labels, or none: then each class has a probability of its own, the sigmoid of its score."""
+    thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    """Of each class, where there may be several: from which probability on it is said of an image, chosen on validation; None = 0.5."""
     tta: Tta = "none"
     """The views of an image whose scores are averaged, in the scores and in whatever is predicted."""
     scores: dict[str, Any] = Field(default_factory=dict)
@@ -82,6 +87,17 @@ class ModelSpec(BaseModel):
         if len(set(value)) < len(value):
             raise ValueError("two classes have the same name")
         return value
+
+    @model_validator(mode="after")
+    def _thresholds_fit(self) -> ModelSpec:
+        if self.thresholds is not None and (not self.several_labels or len(self.thresholds) != len(self.class_names)):
+            raise ValueError("thresholds are for several labels, one for each class")
+        return self
+
+    @property
+    def cuts(self) -> tuple[float, ...]:
+        """The threshold of each class."""
+        return self.thresholds or (USUAL,) * len(self.class_names)
 
     def views(self, *, tta: bool) -> Tta:
         """What a prediction averages: as the scores did; where these did not, mirror images if they are asked for."""
@@ -112,7 +128,7 @@ class SavedModel:
     def with_views(self, tta: Tta) -> Classifier:
         """The same network, with other views of an image."""
         spec = self.spec
-        classifier = Classifier(self.network, spec.mean, spec.std, temperature=spec.temperature, tta=tta)
+        classifier = _classifier(self.network, spec, tta)
         return classifier.to(next(self.network.parameters()).device).eval()
 
     @property
@@ -136,7 +152,10 @@ def save_model(
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
     """
     spec = spec.model_copy(update={"parts": {**spec.parts, **_described_parts(spec)}})
-    content = spec.model_dump(mode="json", exclude={name for name in ("parts", "backbones") if not getattr(spec, name)})
+    # What says nothing is left out, so that earlier versions read the file, too.
+    silent = {name for name in ("parts", "backbones") if not getattr(spec, name)}
+    silent |= {"several_labels", "thresholds"} if not spec.several_labels else set()
+    content = spec.model_dump(mode="json", exclude=silent)
     with (
         writing(f"The model '{directory}'", "Make room and go on with --resume auto."),
         replace_folder(directory) as partial,
@@ -191,8 +210,12 @@ def load_model(directory: Path) -> SavedModel:
             _build(directory, spec, state)
     backbone, network = _build(directory, spec, state)
     transform, _ = build_transform(spec.transforms, field=f"{directory / SPEC_FILE}: transforms")
-    classifier = Classifier(network, spec.mean, spec.std, temperature=spec.temperature, tta=spec.tta)
-    return SavedModel(spec, classifier.eval(), transform, backbone)
+    return SavedModel(spec, _classifier(network, spec, spec.tta).eval(), transform, backbone)
+
+
+def _classifier(network: nn.Module, spec: ModelSpec, tta: Tta) -> Classifier:
+    several = spec.several_labels
+    return Classifier(network, spec.mean, spec.std, temperature=spec.temperature, tta=tta, several=several)
 
 
 def _build(directory: Path, spec: ModelSpec, state: dict[str, Tensor]) -> tuple[Backbone, nn.Module]:

@@ -21,7 +21,7 @@ from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.folds import make_folds
 from accel_flowers.data.sources.source import read_image
 from accel_flowers.data.split import TooFewGroups
-from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, content_digest
+from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, content_digest, one_label_each
 from accel_flowers.data.validate import stop_or_skip
 from accel_flowers.inspection.near_duplicates import group_alike
 from accel_flowers.inspection.scan import look_at_table
@@ -90,7 +90,7 @@ def find_pictures(table: ImageTable, *, num_folds: int, seed: int, on_bad_image:
     digests, looks, bad = _look(table, rows)
     stop_or_skip(table.source, {**unreadable, **bad}, on_bad_image)
     kept = [place for place, row in enumerate(rows) if table.files[row] not in bad]
-    labels = table.labels[[rows[place] for place in kept]]
+    labels = one_label_each(table, "A probe")[[rows[place] for place in kept]]
     hashes = np.ascontiguousarray(looks[kept, :8]).view("<u8").reshape(-1)
     groups = np.arange(len(kept))
     alike = group_alike(hashes, looks[kept, 8:])

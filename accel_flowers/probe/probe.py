@@ -15,6 +15,7 @@ from accel_flowers.core.out_of_memory import oom_as_user_error
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.decide_split import describe_table
 from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.table import one_label_each
 from accel_flowers.data.workers import local_cores, plan_workers, workers_as_user_error
 from accel_flowers.distributed.collectives import (
     broadcast_from_main,
@@ -89,6 +90,7 @@ def probe(
     with process_session(facts, owns_process=owns_process) as together, lacks_memory, workers_as_user_error():
         accelerator = together.build_accelerator(mixed_precision="no")
         table = main_process_first(accelerator, lambda: load_images(source, label_column=label_column))
+        one_label_each(table, "A probe")
         check_same_everywhere(accelerator, table_facts(table))
         with clock.of("weights"):
             frozen = main_process_first(

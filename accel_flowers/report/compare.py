@@ -12,6 +12,7 @@ import numpy as np
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.html.pages import Thumbnails, write_page
+from accel_flowers.metrics.classification import summarize
 from accel_flowers.metrics.confusion import Ints, confusion_matrix, macro_f1
 from accel_flowers.metrics.intervals import Interval, Paired, accuracy_interval, compare_paired, holm
 from accel_flowers.metrics.predictions import SavedPredictions
@@ -33,7 +34,7 @@ class Row:
 
     Attributes:
         name: of the run's directory, longer where two are called the same.
-        accuracy: on the shared images.
+        accuracy: on the shared images; where these may have several labels, the share of which all labels are right.
         own: accuracy on all images of its own part, and how many those are.
         paired: against the first run; None for it.
         p_value: of McNemar's test, raised by Holm's method where there are several comparisons.
@@ -48,6 +49,8 @@ class Row:
     paired: Paired | None
     p_value: float | None
     verdict: tuple[str, str] | None
+    map: float | None = None
+    """mAP on the shared images, where they may have several labels."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,19 @@ class Comparison:
         part: "test", or "val" where a run has no test part.
         files: the shared images.
         not_shared: images of the part that some runs have and others do not.
+        several_labels: whether images may have several labels.
     """
 
     part: str
     files: tuple[str, ...]
     not_shared: int
     rows: tuple[Row, ...]
+    several_labels: bool = False
+
+    @property
+    def score_name(self) -> str:
+        """What the share of right answers is called."""
+        return "exact match" if self.several_labels else "accuracy"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -71,8 +81,16 @@ class Comparison:
             "part": self.part,
             "num_images": len(self.files),
             "not_shared": self.not_shared,
-            "runs": [{**asdict(row), "own": {"accuracy": row.own[0], "num_images": row.own[1]}} for row in self.rows],
+            "runs": [self._as_json(row) for row in self.rows],
         }
+
+    def _as_json(self, row: Row) -> dict[str, Any]:
+        values = asdict(row)
+        mean = values.pop("map")
+        if not self.several_labels:
+            return {**values, "own": {"accuracy": row.own[0], "num_images": row.own[1]}}
+        values["exact_match"] = values.pop("accuracy")
+        return {**values, "map": mean, "own": {"exact_match": row.own[0], "num_images": row.own[1]}}
 
 
 def compare_runs(
@@ -105,7 +123,7 @@ def compare_runs(
     saved = [run.predictions for run in runs if run.predictions]
     comparison = _compare(_names(runs), saved)
     if out is not None:
-        _write_page(Path(out), runs, comparison, Photos(data or runs[0].config.data.path))
+        _write_page(Path(out), runs, comparison, Photos(data or runs[0].config.data.path, runs[0].config.data.labels))
     return comparison
 
 
@@ -120,6 +138,12 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _compare(names: Sequence[str], saved: Sequence[SavedPredictions]) -> Comparison:
+    several = saved[0].several_labels
+    if len({each.several_labels for each in saved}) > 1:
+        kinds = ", ".join(
+            f"{name}: {'several' if each.several_labels else 'one'}" for name, each in zip(names, saved, strict=True)
+        )
+        raise UserError(f"Runs with one label a picture cannot be compared with runs with several ({kinds}).")
     part = "test" if all("test" in each.parts for each in saved) else "val"
     said = [{answer.file: answer for answer in answers(each, part)} for each in saved]
     # An image that moved to another class between the runs has not the same question any more.
@@ -146,19 +170,27 @@ def _compare(names: Sequence[str], saved: Sequence[SavedPredictions]) -> Compari
         if against is not None and p_value is not None:
             verdict = words.verdict(names[0], name, against, p_value)
         whole = [answer.right for answer in said[place].values()]
+        scores = shared_scores(saved[place], part, shared) if several else {"macro_f1": macro_f1(_matrix(chosen))}
         rows.append(
             Row(
                 name=name,
                 accuracy=accuracy_interval(int(right[place].sum()), len(shared)),
                 loss=float(np.mean([answer.loss for answer in chosen])),
-                macro_f1=macro_f1(_matrix(chosen)),
+                macro_f1=scores["macro_f1"],
                 own=(float(np.mean(whole)), len(whole)),
                 paired=against,
                 p_value=p_value,
                 verdict=verdict,
+                map=scores.get("map"),
             )
         )
-    return Comparison(part=part, files=tuple(shared), not_shared=everything - len(shared), rows=tuple(rows))
+    return Comparison(part, tuple(shared), everything - len(shared), tuple(rows), several)
+
+
+def shared_scores(saved: SavedPredictions, part: str, shared: Sequence[str]) -> dict[str, Any]:
+    """All scores of the images of a part that all runs have."""
+    rows, wanted = saved.parts[part], set(shared)
+    return summarize(rows.of_images(np.array([file in wanted for file in rows.files])), saved.class_names)
 
 
 def _matrix(chosen: Sequence[Answer]) -> Ints:
@@ -173,18 +205,20 @@ def _matrix(chosen: Sequence[Answer]) -> Ints:
 
 def in_words(comparison: Comparison) -> str:
     """The table for a terminal, with a sentence for each comparison."""
-    width = max(len("run"), *(len(row.name) for row in comparison.rows))
+    width, score = max(len("run"), *(len(row.name) for row in comparison.rows)), max(8, len(comparison.score_name))
+    mean = "   mAP  " if comparison.several_labels else ""
     lines = [
         f"{words.images(len(comparison.files))} of {words.part_name(comparison.part)} that all runs have"
         + (f"; {comparison.not_shared} that only some have are left out" if comparison.not_shared else ""),
         "",
-        f"{'run':<{width}}  accuracy  95 % interval     loss  macro F1  against the first",
+        f"{'run':<{width}}  {comparison.score_name:>8}  95 % interval     loss  macro F1  {mean}against the first",
     ]
     for row in comparison.rows:
         ends = f"{100 * row.accuracy.low:.1f} to {100 * row.accuracy.high:.1f}"
         gain = f"{words.points(row.paired.difference.value)} points" if row.paired else ""
         lines.append(
-            f"{row.name:<{width}}  {100 * row.accuracy.value:6.1f} %  {ends:>13}  {row.loss:7.4f}  {row.macro_f1:8.4f}  {gain}".rstrip()
+            f"{row.name:<{width}}  {100 * row.accuracy.value:{score - 2}.1f} %  {ends:>13}  {row.loss:7.4f}  {row.macro_f1:8.4f}  "
+            f"{'' if row.map is None else f'{row.map:6.4f}  '}{gain}".rstrip()
         )
     for row in comparison.rows:
         if row.verdict:
@@ -200,7 +234,7 @@ def _write_page(path: Path, runs: Sequence[RunRecord], comparison: Comparison, p
         advice=ADVICE,
         comparison=comparison,
         names=names,
-        plots=_plots(names, runs),
+        plots=_plots(names, runs, several=comparison.several_labels),
         settings=list(differing(*(run.config for run in runs)).items()),
         recalls=_recalls(runs, comparison),
         flipped=_flipped(names, runs, comparison),
@@ -209,9 +243,11 @@ def _write_page(path: Path, runs: Sequence[RunRecord], comparison: Comparison, p
     )
 
 
-def _plots(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Plot]:
+def _plots(names: Sequence[str], runs: Sequence[RunRecord], *, several: bool) -> list[Plot]:
     kinds = (
-        ("accuracy", "validation accuracy", "%", "val/accuracy"),
+        ("map", "validation mAP", "%", "val/map")
+        if several
+        else ("accuracy", "validation accuracy", "%", "val/accuracy"),
         ("loss-val", "validation loss", "nats", "val/loss"),
         ("loss-train", "training loss", "nats", "train/loss"),
         ("lr", "learning rate", "", "lr/"),
@@ -236,6 +272,14 @@ def _plots(names: Sequence[str], runs: Sequence[RunRecord]) -> list[Plot]:
 
 def _recalls(runs: Sequence[RunRecord], comparison: Comparison) -> list[tuple[str, int, list[float]]]:
     """(class, its shared images, share that each run got right)."""
+    if comparison.several_labels:
+        found = [shared_scores(run.predictions, comparison.part, comparison.files) for run in runs if run.predictions]
+        counts = {name: row["count"] for name, row in found[0]["per_class"].items()}
+        return [
+            (name, count, [scores["per_class"].get(name, {"recall": 0.0})["recall"] for scores in found])
+            for name, count in sorted(counts.items())
+            if count
+        ]
     wanted = set(comparison.files)
     right: dict[str, list[list[bool]]] = {}
     for place, run in enumerate(runs):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from accel_flowers.data.split import PARTS
 from accel_flowers.report import text as words
-from accel_flowers.report.findings import PartFindings
 from accel_flowers.report.length import Length, course_of_training
 from accel_flowers.report.plots import Course, Plot, course_plot
 from accel_flowers.report.read import RunRecord
@@ -21,7 +21,21 @@ class Training:
     sentence: str
 
 
-def find_course(run: RunRecord, main: PartFindings | None) -> Training:
+class Judged(Protocol):
+    """What the course needs of the findings of a part."""
+
+    @property
+    def beats_baseline(self) -> bool:
+        """Whether the model is surely better than an answer that looks at no image."""
+
+
+def _loss_of_a_guess(run: RunRecord) -> float:
+    """In nats: of one class among all, or, where an image may have several labels, of a half for each."""
+    count = len(run.split.class_names)
+    return count * math.log(2) if run.several_labels else math.log(count)
+
+
+def find_course(run: RunRecord, main: Judged | None) -> Training:
     """Draw what metrics.jsonl holds so far.
 
     Args:
@@ -30,10 +44,11 @@ def find_course(run: RunRecord, main: PartFindings | None) -> Training:
     """
     train, val = Course("training", *run.course("train/loss")), Course("validation", *run.course("val/loss"))
     averaged = Course("averaged weights", *run.course("val_ema/loss"))
-    accuracy = Course("validation", *run.course("val/accuracy"))
-    train_accuracy = Course("training", *run.course("train/accuracy"))
+    score, title = ("map", "mAP") if run.several_labels else ("accuracy", "accuracy")
+    accuracy = Course("validation", *run.course(f"val/{score}"))
+    train_accuracy = Course("training", *run.course(f"train/{score}"))
     kept = averaged if averaged.values else val
-    averaged_accuracy = Course("averaged weights", *run.course("val_ema/accuracy"))
+    averaged_accuracy = Course("averaged weights", *run.course(f"val_ema/{score}"))
     rates = [Course(name.partition("/")[2].replace("_", " "), *run.course(name)) for name in run.rates()]
     if len(rates) == 1:
         rates = [replace(rates[0], label="learning rate")]
@@ -57,13 +72,14 @@ def find_course(run: RunRecord, main: PartFindings | None) -> Training:
     if accuracy.values:
         plots.append(
             course_plot(
-                "accuracy",
-                "accuracy",
+                score,
+                title,
                 "%",
                 [each for each in (train_accuracy, accuracy, averaged_accuracy) if each.values],
                 best=best_at,
                 percent=True,
-                alt="Share of right answers over the epochs. "
+                alt=("Mean average precision" if run.several_labels else "Share of right answers")
+                + " over the epochs. "
                 + (
                     words.parts_of_curves(counts, run.config, loss=False)
                     if train_accuracy.values
@@ -89,7 +105,7 @@ def find_course(run: RunRecord, main: PartFindings | None) -> Training:
                 train_loss=train.values[-1] if train.values else None,
                 val_losses=kept.values,
                 best_place=kept.epochs.index(best_at) if best_at in kept.epochs else None,
-                num_classes=len(run.split.class_names),
+                guess=_loss_of_a_guess(run),
                 num_val=counts["val"],
                 learnt=run.overfits,
                 beats_baseline=main is None or main.beats_baseline,

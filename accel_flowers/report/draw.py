@@ -12,6 +12,7 @@ from accel_flowers.models.saved import load_model
 from accel_flowers.report import text as words
 from accel_flowers.report.course import find_course
 from accel_flowers.report.data import find_data
+from accel_flowers.report.draw_sets import SetResults, find_set_results
 from accel_flowers.report.findings import (
     Answer,
     PartFindings,
@@ -112,6 +113,13 @@ class Results:
     sentences: Sentences
     plots: ResultPlots
 
+    template = "report.html"
+
+    @property
+    def drawn(self) -> list[Plot]:
+        """All figures."""
+        return [self.plots.classes, self.plots.confusion, self.plots.reliability]
+
 
 def draw_report(run_dir: Path, data: str | None = None) -> Path:
     """Write `report.html` into a run directory, and the plots as PNGs beside it.
@@ -127,13 +135,15 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
         UserError: no run directory, a damaged one, or one that cannot be written to.
     """
     run = read_run(run_dir)
-    photos = Photos(data or run.config.data.path)
-    results = _results(run, photos) if run.predictions else None
+    photos = Photos(data or run.config.data.path, run.config.data.labels)
+    results: Results | SetResults | None = None
+    if run.predictions:
+        results = find_set_results(run, photos) if run.predictions.several_labels else _results(run, photos)
     training, about_data = find_course(run, results.main if results else None), find_data(run, photos)
     path = run_dir / REPORT_FILE
     write_page(
         path,
-        "report.html",
+        results.template if results else "report.html",
         advice=ADVICE,
         run=run,
         photos=photos,
@@ -148,10 +158,7 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
         MOST_ROWS=MOST_ROWS,
         NUM_TWINS=NUM_TWINS,
     )
-    plots = [*training.plots, *about_data.plots]
-    if results:
-        plots += [results.plots.classes, results.plots.confusion, results.plots.reliability]
-    _write_plots(run_dir / PLOTS_DIR, plots)
+    _write_plots(run_dir / PLOTS_DIR, [*training.plots, *about_data.plots, *(results.drawn if results else [])])
     return path
 
 

@@ -40,6 +40,8 @@ class Answer:
     runner_up: str
     p_runner_up: float
     loss: float
+    exact: bool | None = None
+    """Where an image may have several labels, whether all are said and no other; `label` and `predicted` are then words for people."""
 
     @property
     def margin(self) -> float:
@@ -49,7 +51,7 @@ class Answer:
     @property
     def right(self) -> bool:
         """Whether it agrees with the folder."""
-        return self.label == self.predicted
+        return self.label == self.predicted if self.exact is None else self.exact
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,8 @@ def answers(predictions: SavedPredictions, part: str, *, temperature: float | No
         temperature: of the model; None = the network's own probabilities and losses.
     """
     names, rows = predictions.class_names, predictions.parts[part]
+    if predictions.several_labels:
+        return [_answer_of_set(predictions, part, place) for place in range(len(rows.labels))]
     probabilities = serve(rows, temperature)
     order = np.argsort(-rows.probabilities, axis=1, kind="stable")
     own = probabilities[np.arange(len(rows.labels)), rows.labels]
@@ -297,6 +301,27 @@ def answers(predictions: SavedPredictions, part: str, *, temperature: float | No
         )
         for place, file in enumerate(rows.files)
     ]
+
+
+def _answer_of_set(predictions: SavedPredictions, part: str, place: int) -> Answer:
+    """Of an image with several labels: all of them, and all that are said, in words; right where these are the same."""
+    rows = predictions.parts[part]
+    label, predicted, probability = rows.describe(place, predictions.class_names)
+    first, second = np.argsort(-rows.probabilities[place], kind="stable")[:2].tolist()
+    own = rows.probabilities[place][rows.labels[place]]
+    return Answer(
+        part=part,
+        file=rows.files[place],
+        label=label,
+        predicted=predicted,
+        predicted_index=first,
+        probability=probability,
+        p_label=float(own.min()) if len(own) else 1.0,
+        runner_up=predictions.class_names[second],
+        p_runner_up=float(rows.probabilities[place, second]),
+        loss=float(rows.losses[place]),
+        exact=bool(rows.right[place]),
+    )
 
 
 def worst_mistakes(found: list[Answer], count: int) -> list[Answer]:

@@ -25,7 +25,7 @@ class Length:
         train_loss: the last one; None where there is none.
         val_losses: after each epoch that was evaluated, those of the weights that are kept; the best is among them.
         best_place: which of them is the best epoch's; None where that is not known.
-        num_classes: of the run; a guess has the loss log(num_classes).
+        guess: loss of a guess, in nats.
         num_val: images of validation.
         mean_of: epochs whose weights were averaged, where they were several.
         share_of_start: share of the weights from before fine-tuning in those that were kept; 0 where none are mixed in.
@@ -40,7 +40,7 @@ class Length:
     train_loss: float | None
     val_losses: Sequence[float]
     best_place: int | None
-    num_classes: int
+    guess: float
     num_val: int
     mean_of: Sequence[int] = ()
     share_of_start: float = 0.0
@@ -102,7 +102,7 @@ def _why_apart(length: Length) -> list[str]:
         f"At the end the loss is {length.train_loss:.2f} on training pictures and {length.val_losses[-1]:.2f} on validation"
         + (f" ({images(length.num_val)} only)" if length.num_val < _FEW else "")
     )
-    if length.train_loss > 0.5 * math.log(length.num_classes):
+    if length.train_loss > 0.5 * length.guess:
         return [
             f"{far}. That is not overfitting, as it has not learnt the training pictures either: where validation jumps from "
             "epoch to epoch, a lower --optim.lr may help."

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from accel_flowers.config.schema import LabelWords
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.parallel import map_in_order
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, decode_image, verify_image
+from accel_flowers.data.label_sets import label_sets
 from accel_flowers.data.sources.load import is_dataset_folder, load_images
 from accel_flowers.data.table import ImageTable
 
@@ -27,19 +29,24 @@ class Photos:
 
     Args:
         source: the run's data.path, or where they are now: a folder, a .zip, or hub:OWNER/NAME.
+        labels: where the run's labels stand; None = nothing was said. With several labels a picture a folder's CSV is read, too.
 
     Attributes:
         problem: why there is none at all; empty where there is something.
     """
 
-    def __init__(self, source: str | None) -> None:
+    def __init__(self, source: str | None, labels: LabelWords | None = None) -> None:
         self.source = source or ""
+        self._labels = labels or LabelWords(label_column=None, label_separator=None, label_columns=())
         self.problem = ""
         self._root: Path | None = None
         self._table: ImageTable | None = None
         path = Path(self.source).expanduser()
         if self.source and os.path.isdir(path) and not is_dataset_folder(path):
             self._root = path
+            if self._labels["label_separator"] is not None or self._labels["label_columns"]:
+                self._load_archive()
+                self.problem = ""  # without its CSV the photos are there all the same
         elif self.source:
             self._load_archive()
         else:
@@ -49,17 +56,25 @@ class Photos:
 
     def _load_archive(self) -> None:
         try:
-            self._table = load_images(self.source)
+            self._table = load_images(self.source, **self._labels)
         except UserError as error:
             self.problem = str(error)
 
     @property
-    def classes(self) -> dict[str, str]:
-        """File → class, as an archive or a dataset of the hub says it; empty for a folder, whose paths say it."""
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """File → its classes, as an archive, a dataset of the hub or a CSV of several labels says it; empty for a folder, whose
+        paths say it."""
         table = self._table
         if table is None:
             return {}
-        return dict(zip(table.files, (table.class_names[label] for label in table.labels.tolist()), strict=True))
+        sets = (tuple(table.class_names[label] for label in labels) for labels in label_sets(table.labels))
+        return dict(zip(table.files, sets, strict=True))
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """The same where each has one class; empty where there may be several."""
+        several = self._table is not None and self._table.several_labels
+        return {} if several else {file: labels[0] for file, labels in self.labels.items()}
 
     def _path(self, file: str) -> Path | None:
         """Where an image of the folder should be; None for a name that leads out of it."""

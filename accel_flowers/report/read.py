@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accel_flowers.config.loading import ENVIRONMENT_KEY, config_from_yaml
-from accel_flowers.config.schema import Config
+from accel_flowers.config.schema import MULTILABEL, Config
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.reading import check_permitted, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, parse_yaml
@@ -58,6 +58,13 @@ class RunRecord:
     def overfits(self) -> bool:
         """Whether it was scored on the images that trained it (debug.overfit_batches)."""
         return self.config.debug.overfit_batches is not None
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether its images may have several labels, or none; of a run that has no model yet as far as its recipe says it."""
+        if self.spec is not None:
+            return self.spec.several_labels
+        return self.config.loss.task == MULTILABEL
 
     @property
     def how_to_end(self) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from accel_flowers.config.field_types import part_name as name_of
-from accel_flowers.config.schema import Config
+from accel_flowers.config.schema import MULTILABEL, Config
 from accel_flowers.core.plural import in_sentence, number_of
 from accel_flowers.html.pages import percent
 from accel_flowers.metrics.intervals import Interval, Paired
@@ -87,7 +87,19 @@ _LEARNT = "All pictures here trained the network"
 _NOT_BETTER = "The model is not surely better than always saying one class"
 
 
-def how_measured(found: PartFindings, num_evaluations: int) -> str:
+class Measured(Protocol):
+    """A part whose score is told."""
+
+    @property
+    def part(self) -> str:
+        """ "val" or "test"."""
+
+    @property
+    def learnt(self) -> bool:
+        """Whether its images are those that trained the network."""
+
+
+def how_measured(found: Measured, num_evaluations: int) -> str:
     """Whether the score can be taken at its word."""
     if found.learnt:
         return (
@@ -272,7 +284,7 @@ def parts_of_curves(counts: Mapping[str, int], config: Config, *, loss: bool) ->
     also = []
     if config.loss.task == "manifold_mixup":
         also.append("on pictures that are mixed inside the network")
-    elif config.loss.name != "cross_entropy" or config.loss.task != "classification":
+    elif (config.loss.task, config.loss.name) not in (("classification", "cross_entropy"), (MULTILABEL, "bce")):
         also.append("by a loss of its own")
     if config.loss.label_smoothing:
         also.append("with smoothed labels")

@@ -104,6 +104,61 @@ def draw_confusion(matrix: Ints, names: Sequence[str]) -> npt.NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def paint_cooccurrence(axes: Any, pairs: Ints, names: Sequence[str]) -> None:
+    """How often classes come together: of the images of a row's class the share that has the column's, too; the diagonal counts.
+
+    Args:
+        axes: of Matplotlib.
+        pairs: images that have both, [C, C]; the diagonal has those of each class.
+        names: of the classes.
+    """
+    from matplotlib.patches import Rectangle
+
+    count, of_each = len(names), np.diagonal(pairs)
+    shares = pairs / np.maximum(of_each[:, None], 1)
+    axes.grid(False)
+    if count <= MOST_NAMED:
+        for row, column in np.ndindex(pairs.shape):
+            strength = 0.8 if row == column else 0.12 + 0.88 * shares[row, column] if pairs[row, column] else 0.0
+            place, role = (column + 0.03, row + 0.03), "line" if row == column else "blue"
+            axes.add_patch(Rectangle(place, 0.94, 0.94, facecolor=COLOURS[role], alpha=strength, linewidth=0))
+        axes.set(xlim=(0, count), ylim=(count, 0))
+    else:
+        fill = 1 - shares[..., None] * (1 - _rgb("blue"))
+        fill[np.arange(count), np.arange(count)] = _rgb("line")
+        axes.imshow(fill, extent=(0, count, count, 0), interpolation="nearest")
+    if count <= MOST_NUMBERED:
+        for row, column in np.ndindex(pairs.shape):
+            if pairs[row, column]:
+                role = "on-fill" if row != column and shares[row, column] > 0.6 else "ink"
+                style = {"ha": "center", "va": "center", "color": COLOURS[role], "fontsize": 10}
+                axes.text(column + 0.5, row + 0.5, str(pairs[row, column]), **style)
+    if count <= MOST_NAMED:
+        places, short = np.arange(count) + 0.5, [shorten(name, 14) for name in names]
+        axes.set_xticks(places, short, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(places, short, parse_math=False)
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    numbered = "" if count <= MOST_NAMED else ", by its number in the list of classes"
+    axes.set_xlabel(f"that also have this class{numbered}")
+    axes.set_ylabel("of the pictures with this class")
+    axes.set_aspect("equal")
+
+
+def draw_cooccurrence(pairs: Ints, names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Which classes come together [C, C] as an image, uint8 [H, W, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    size = 2.5 + 0.6 * min(len(names), MOST_NAMED)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    paint_cooccurrence(figure.add_subplot(), pairs, names)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def _paint_as_dots(axes: Any, matrix: Ints) -> None:
     """The same colours with a dot for each cell, or for a square of cells, and classes by their numbers."""
     count = len(matrix)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from accel_flowers.data.dataset import ImageDataset
@@ -30,6 +32,20 @@ class Scored:
     class_names: tuple[str, ...]
     images: ImageDataset
 
+    def served_with(self, fitted: Mapping[str, Any]) -> Scored:
+        """The same part as a model with these settings tells it: thresholds change what is said, a temperature does not."""
+        if fitted.get("thresholds") is None:
+            return self
+        predictions = self.predictions.with_thresholds(fitted["thresholds"])
+        return replace(self, predictions=predictions, scores=predictions.summarize(self.class_names))
+
+    @property
+    def pairs(self) -> tuple[str, npt.NDArray[np.int64]]:
+        """The table of class against class that these images have, [C, C], and its name: "confusion_matrix" (rows: true class), or,
+        where an image may have several labels, "cooccurrence" (images that have both)."""
+        name = "confusion_matrix" if "confusion_matrix" in self.scores else "cooccurrence"
+        return name, np.asarray(self.scores[name], dtype=np.int64)
+
     def curves_of_classes(self) -> dict[str, float]:
         """Class → F1, for curves; nothing where there are too many classes for a page of them."""
         per_class = self.scores["per_class"]
@@ -53,8 +69,6 @@ class Scored:
         """(sample, file, class, predicted class, its probability, loss) of the worst images."""
         rows = []
         for sample in self.worst(count):
-            predicted = int(self.predictions.predicted[sample])
-            names = (self.class_names[int(self.predictions.labels[sample])], self.class_names[predicted])
-            confidence = float(self.predictions.probabilities[sample, predicted])
-            rows.append((sample, self.images.files[sample], *names, confidence, float(self.predictions.losses[sample])))
+            told = self.predictions.describe(sample, self.class_names)
+            rows.append((sample, self.images.files[sample], *told, float(self.predictions.losses[sample])))
         return rows

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from accel_flowers.core.errors import printable
-from accel_flowers.tracking.figures import draw_confusion
+from accel_flowers.tracking.figures import draw_confusion, draw_cooccurrence
 from accel_flowers.tracking.scored import THUMBNAIL, WORST_PICTURES, Scored
 from accel_flowers.tracking.tracker import Tracker
 
@@ -57,8 +57,10 @@ class TensorBoardTracker(Tracker):
         del epoch
         for name, value in scored.curves_of_classes().items():
             self._writer.add_scalar(f"{scored.part}_f1/{name}", value, global_step=step)
-        matrix = draw_confusion(np.asarray(scored.scores["confusion_matrix"]), scored.class_names)
-        self._writer.add_image(f"{scored.part}/confusion_matrix", matrix, global_step=step, dataformats="HWC")
+        name, pairs = scored.pairs
+        draw = draw_confusion if name == "confusion_matrix" else draw_cooccurrence
+        matrix = draw(pairs, scored.class_names)
+        self._writer.add_image(f"{scored.part}/{name}", matrix, global_step=step, dataformats="HWC")
         squares = []
         for sample in scored.worst(WORST_PICTURES):
             square = Image.new("RGB", (THUMBNAIL, THUMBNAIL))

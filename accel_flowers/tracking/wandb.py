@@ -26,7 +26,7 @@ from accel_flowers.config.schema import TrackingConfig
 from accel_flowers.core import registry
 from accel_flowers.core.errors import Diverged, Interrupted, RankLost, UserError, error_text
 from accel_flowers.core.files import writing
-from accel_flowers.metrics.classification import lower_is_better
+from accel_flowers.metrics.classification import HEADLINE, lower_is_better
 from accel_flowers.tracking.run_dir import METRICS_FILE, read_metrics
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.tracker import Tracker
@@ -146,7 +146,7 @@ class WandbTracker(Tracker):
             self.run.define_metric(name, hidden=True)
         for group in ("train", "lr", "speed"):
             self.run.define_metric(f"{group}/*", step_metric="step")
-        best = {"accuracy": "max", "macro_f1": "max", "loss": "min"}
+        best = {name: "min" if lower_is_better(name) else "max" for name in HEADLINE}
         best |= {name: "min" if lower_is_better(name) else "max" for name in registry.registered("metric")}
         for group in ("val", "val_ema", "test"):
             self.run.define_metric(f"{group}/*", step_metric="epoch")

@@ -22,29 +22,52 @@ def tables_of(scored: Scored) -> dict[str, Any]:
     worst = wandb.Table(columns=["picture", "file", "class", "predicted", "confidence", "loss"])
     for sample, *cells in scored.rows_of_worst(WORST_PICTURES):
         worst.add_data(wandb.Image(scored.thumbnail(sample), file_type="jpg"), *cells)
+    name, pairs = scored.pairs
+    several = name == "cooccurrence"
+    columns = {**_OF_CLASS, **(_OF_SETS if several else {})}
     return {
-        "confusion_matrix": _confusion_matrix(scored),
-        "per_class": wandb.Table(
-            ["class", "precision", "recall", "F1", "pictures"], class_rows(scored.scores["per_class"])
-        ),
+        name: wandb.Table(["class", "and", "pictures"], together(pairs, scored.class_names))
+        if several
+        else _confusion_matrix(scored),
+        "per_class": wandb.Table(["class", *columns.values()], class_rows(scored.scores["per_class"], list(columns))),
         "worst_pictures": worst,
     }
 
 
-def class_rows(per_class: Mapping[str, Mapping[str, float]], most: int = MOST_ROWS) -> list[list[Any]]:
+_OF_CLASS = {"precision": "precision", "recall": "recall", "f1": "F1", "count": "pictures"}
+_OF_SETS = {"ap": "average precision", "threshold": "threshold"}
+"""Score of a class → heading of its column; the second where images may have several labels."""
+
+
+def together(pairs: Ints, names: Sequence[str], most: int = MOST_ROWS) -> list[list[Any]]:
+    """Which classes come together, as rows: class, another one and the images that have both; the most frequent first.
+
+    Args:
+        pairs: [C, C].
+        names: of the classes.
+        most: rows that fit; rarer pairs are left out.
+    """
+    rows, columns = np.nonzero(np.triu(pairs, k=1))
+    order = np.argsort(-pairs[rows, columns], kind="stable")[:most]
+    found = zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+    return [[names[row], names[column], int(pairs[row, column])] for row, column in found]
+
+
+def class_rows(
+    per_class: Mapping[str, Mapping[str, float]], columns: Sequence[str] = tuple(_OF_CLASS), most: int = MOST_ROWS
+) -> list[list[Any]]:
     """The scores of each class as rows of a table; of more than fit the first, and how many are left out in the last row.
 
     Args:
-        per_class: class → "precision", "recall", "f1" and "count".
+        per_class: class → "precision", "recall", "f1", "count" and so on.
+        columns: which of them, in their order.
         most: rows that fit.
     """
-    rows: list[list[Any]] = [
-        [name, row["precision"], row["recall"], row["f1"], row["count"]] for name, row in per_class.items()
-    ]
+    rows: list[list[Any]] = [[name, *(row[column] for column in columns)] for name, row in per_class.items()]
     if len(rows) <= most:
         return rows
     left_out = number_of(len(rows) - most + 1, "class", many="classes")
-    return [*rows[: most - 1], [f"({left_out} left out)", None, None, None, None]]
+    return [*rows[: most - 1], [f"({left_out} left out)", *[None] * len(columns)]]
 
 
 def _confusion_matrix(scored: Scored) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from accel_flowers.config.schema import Config
+from accel_flowers.config.several import settle_labels
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.machine import check_can_train
 from accel_flowers.core.out_of_memory import oom_as_user_error
@@ -132,7 +133,7 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
     """
     check_can_train()
     with process_session({}, owns_process=owns_process) as together, oom_as_user_error(), workers_as_user_error():
-        config, _ = settle_preprocessing(config)
+        config, _ = settle_preprocessing(settle_labels(config)[0])
         precision = choose_precision(config, together.processes, bare=owns_process)
         accelerator = together.build_accelerator(mixed_precision=precision)
         with (
@@ -265,7 +266,7 @@ def _some_decoded(run: Run, folder: Path) -> ImageDataset:
     """The first training images, from a cache that is made for them."""
     data = run.config.data
     assert data.path is not None
-    table = load_images(data.path, label_column=data.label_column)
+    table = load_images(data.path, **data.labels)
     some = set(run.parts["train"].files[:_IN_CACHE])
     contents = [content_digest(table.read(row)) if name in some else "" for row, name in enumerate(table.files)]
     decoded, _ = open_cache(folder / "decoded", table.files, contents, table.read, max_bytes=_MOST_BYTES)

@@ -22,6 +22,7 @@ from accel_flowers.core.plural import number_of
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
 from accel_flowers.data.sampler import BalancedOrder, BatchPlan, StreamBatchSampler, random_key, shrunk_to
+from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.batch import BatchContext
 from accel_flowers.data.transforms.build_batch import build_batch_transform
 from accel_flowers.distributed.collectives import (
@@ -85,7 +86,7 @@ def build_run(
     """
     state = state or TrainState()
     recipe = read_transforms(config)
-    table = load_table(config.data, accelerator)
+    table = load_table(config, accelerator)
     # The network and the plan come before the images are read one by one: their mistakes are quicker to find.
     plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
     sizes = {recipe.train_size, recipe.eval_size}
@@ -218,7 +219,7 @@ def build_trial(config: Config, accelerator: Accelerator) -> tuple[TrainStep, tu
         UserError: as of `build_run`.
     """
     recipe = read_transforms(config)
-    table = load_table(config.data, accelerator)
+    table = load_table(config, accelerator)
     network = _build_network(config, table.class_names, {recipe.train_size}, accelerator)
     data = build_data(config, table, accelerator)
     model = place_model(network, config.data, accelerator)
@@ -316,7 +317,7 @@ def prepare(
         plan=plan,
         lr_at=schedule_of(config, plan),
         normalizer=normalizer,
-        spec=_describe_model(config, class_names, accelerator),
+        spec=_describe_model(config, data.table, accelerator),
         state=state,
         ema=ema,
         stream=stream,
@@ -393,12 +394,13 @@ def _build_network(
     return main_process_first(accelerator, build)
 
 
-def _describe_model(config: Config, class_names: tuple[str, ...], accelerator: Accelerator) -> ModelSpec:
+def _describe_model(config: Config, table: ImageTable, accelerator: Accelerator) -> ModelSpec:
     preprocessing = config.data.preprocessing()
     return ModelSpec(
         architecture=config.model.name,
         dropout=config.model.dropout,
-        class_names=class_names,
+        class_names=table.class_names,
+        several_labels=table.several_labels,
         transforms=preprocessing.eval_transforms,
         mean=preprocessing.mean,
         std=preprocessing.std,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,12 +16,13 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from accel_flowers.config.schema import Config, DataConfig
+from accel_flowers.config.schema import MULTILABEL, Config, DataConfig
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
+from accel_flowers.data.label_sets import as_several
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
 from accel_flowers.data.sampler import SequentialBatchSampler, StreamBatchSampler, random_key
@@ -158,8 +159,48 @@ def check_source(data: DataConfig) -> str:
     return data.path
 
 
-def load_table(data: DataConfig, accelerator: Accelerator) -> ImageTable:
-    return main_process_first(accelerator, lambda: load_images(check_source(data), label_column=data.label_column))
+def load_table(config: Config, accelerator: Accelerator) -> ImageTable:
+    """The images, with labels in the form that the task takes; collective.
+
+    Raises:
+        UserError: nothing there, a layout whose labels would be wrong, or labels that the task does not take.
+    """
+    data = config.data
+    table = main_process_first(accelerator, lambda: load_images(check_source(data), **data.labels))
+    return fit_labels(table, config)
+
+
+def fit_labels(table: ImageTable, config: Config) -> ImageTable:
+    """The table with labels in the form that the task takes.
+
+    Raises:
+        UserError: it takes one label a picture, and there are several; or the best epoch goes by a score of the other kind.
+    """
+    task, metric = config.loss.task, config.train.best_metric
+    if table.several_labels and task == "classification":
+        raise UserError(
+            f"The pictures of '{table.source}' have several labels each, and loss.task is classification, which takes one: type "
+            "--loss.task multilabel, or name a column of one label with --data.label-column."
+        )
+    if table.several_labels and task == "distillation":
+        raise UserError(
+            f"The pictures of '{table.source}' have several labels each, and loss.task distillation compares one class with the "
+            "others: type --loss.task multilabel."
+        )
+    if task == MULTILABEL:
+        table = replace(table, labels=as_several(table.labels, len(table.class_names)))
+    lacking = ("accuracy",) if table.several_labels else ("map", "micro_f1", "exact_match")
+    if metric in lacking:
+        kind = "several labels" if table.several_labels else "one label"
+        more = "map, micro_f1, exact_match" if table.several_labels else "accuracy"
+        raise UserError(
+            f"train.best_metric {metric} is not told of pictures with {kind} each: take {more}, macro_f1 or loss."
+        )
+    if table.several_labels and config.data.sampling == "balanced":
+        raise UserError(
+            "data.sampling balanced lets classes take turns, and a picture with several labels has several."
+        )
+    return table
 
 
 def open_run_parts(config: Config, data: DataParts, recipe: Recipe, accelerator: Accelerator) -> dict[str, Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from accel_flowers.config.schema import MULTILABEL
 from accel_flowers.training.distillation import distillation
 from accel_flowers.training.losses import build_criterion, make_registered, with_options
 from accel_flowers.training.manifold_mixup import manifold_mixup
@@ -12,6 +13,8 @@ from accel_flowers.training.tasks import PlacedTask, Task, TaskContext, classifi
 
 _TASKS: Mapping[str, Callable[..., Task | PlacedTask]] = {
     "classification": lambda context: classification(context.criterion),
+    # The same: what several labels change is the loss, which goes by the form of the labels.
+    MULTILABEL: lambda context: classification(context.criterion),
     "distillation": distillation,
     "manifold_mixup": manifold_mixup,
 }

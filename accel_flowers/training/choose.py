@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from accel_flowers.config.schema import Tta
 from accel_flowers.core.plural import number_of
-from accel_flowers.metrics.classification import lower_is_better
+from accel_flowers.metrics.classification import HEADLINE, headline, lower_is_better
 from accel_flowers.models.saved import WEIGHTS
 from accel_flowers.models.views import MeanOfViews
 from accel_flowers.tracking.scored import Scored
@@ -65,7 +65,7 @@ def choose(session: Session, network: nn.Module, score: Score) -> Choice:
     for candidate in _views_to_try(config.model.tta):
         found = score(MeanOfViews(network, candidate))
         if config.model.tta != "auto" or found.scores["loss"] < val.scores["loss"]:
-            told.append(f"test-time augmentation {candidate}: {_loss_and_accuracy(val, found)}")
+            told.append(f"test-time augmentation {candidate}: {_loss_and_headline(val, found)}")
             tta, val = candidate, found
     if config.model.tta == "auto" and tta == "none":
         told.append("test-time augmentation: none, for no views lower the validation loss")
@@ -178,8 +178,9 @@ def _file_of(session: Session) -> str:
     return AVERAGED if session.run.ema else WEIGHTS
 
 
-def _loss_and_accuracy(before: Scored, after: Scored) -> str:
-    told = [f"{name} {before.scores[name]:.4f} → {after.scores[name]:.4f}" for name in ("loss", "accuracy")]
+def _loss_and_headline(before: Scored, after: Scored) -> str:
+    first = next(iter(headline(before.scores)))  # accuracy, or what stands in its place
+    told = [f"{HEADLINE[name]} {before.scores[name]:.4f} → {after.scores[name]:.4f}" for name in ("loss", first)]
     return "validation " + ", ".join(told)
 
 
@@ -189,7 +190,7 @@ def _describe_soup(epochs: tuple[int, ...], tried: int, before: Scored, after: S
             f"soup: epoch {epochs[0]} alone, for no mean with one of {number_of(tried - 1, 'other epoch')} does better"
         )
     named = ", ".join(str(epoch) for epoch in epochs)
-    return f"soup: the mean of epochs {named}: {_loss_and_accuracy(before, after)}"
+    return f"soup: the mean of epochs {named}: {_loss_and_headline(before, after)}"
 
 
 def _describe_start(share: float, asked: float | Literal["auto"], at: int | None, before: Scored, after: Scored) -> str:
@@ -199,4 +200,4 @@ def _describe_start(share: float, asked: float | Literal["auto"], at: int | None
         tried = ", ".join(f"{each:g}" for each in SHARES_TO_TRY)
         return f"soup: no weights from before fine-tuning are mixed in, for none of the shares {tried} lowers the validation loss"
     how = " (auto)" if asked == "auto" else ""
-    return f"soup: {share:g}{how} of the weights from before fine-tuning, of step {at}: {_loss_and_accuracy(before, after)}"
+    return f"soup: {share:g}{how} of the weights from before fine-tuning, of step {at}: {_loss_and_headline(before, after)}"

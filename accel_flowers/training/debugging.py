@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import nn
 
 from accel_flowers.config.schema import Config, DebugConfig
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.label_sets import strata
 from accel_flowers.data.split import Split, subsample_split
 from accel_flowers.data.table import ImageTable
 
@@ -46,19 +46,19 @@ def subsample_for_debugging(split: Split, table: ImageTable, config: Config) -> 
         cause = "left out by debug.fast_dev_run"
     else:
         return split
-    labels = dict(zip(table.files, table.labels.tolist(), strict=True))
+    labels = dict(zip(table.files, strata(table.labels).tolist(), strict=True))
     return subsample_split(split, labels, sizes, seed=config.train.seed, cause=cause, each_class=not debug.fast_dev_run)
 
 
-def describe_overfitting(train_loss: float | None, eval_loss: float, num_classes: int) -> str:
+def describe_overfitting(train_loss: float | None, eval_loss: float, guess: float) -> str:
     """Whether a network has learnt the few images that it was trained and scored on.
 
     Args:
         train_loss: the last of the training, in nats; None where it is no plain cross-entropy, whose best is not 0.
         eval_loss: of the same images in evaluation mode.
-        num_classes: a guess has the loss log(num_classes).
+        guess: loss of a guess.
     """
-    close = CLOSE_TO_ZERO * math.log(num_classes)
+    close = CLOSE_TO_ZERO * guess
     told = f"loss {train_loss:.4f} in training mode, " if train_loss is not None else "cross-entropy "
     told += f"{eval_loss:.4f} in evaluation mode, on the same pictures: "
     if (eval_loss if train_loss is None else train_loss) > close:

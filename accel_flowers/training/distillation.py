@@ -60,6 +60,11 @@ class Teacher:
 
     def __init__(self, saved: SavedModel, context: TaskContext) -> None:
         names, wanted = saved.spec.class_names, context.class_names
+        if saved.spec.several_labels:
+            raise UserError(
+                "loss.task_options: the teacher was trained for several labels a picture, so its scores do not compare one class with "
+                "the others. Give one that was trained on one label each."
+            )
         if set(names) != set(wanted):
             missing, beyond = (
                 sorted(a - b, key=natural_key) for a, b in ((set(wanted), set(names)), (set(names), set(wanted)))

@@ -13,8 +13,7 @@ from accel_flowers.core.plural import number_of
 from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import average_buffers
 from accel_flowers.inference.loop import predict_loader
-from accel_flowers.metrics.calibration import fit_temperature
-from accel_flowers.metrics.classification import Predictions, Scores, headline, lower_is_better, summarize
+from accel_flowers.metrics.classification import Predictions, Scores, headline, in_short, lower_is_better, summarize
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
@@ -116,6 +115,8 @@ def finish(session: Session) -> dict[str, Scores]:
     scored_parts = {"val": choice.val}
     if "test" in run.loaders:
         scored_parts["test"] = _score(session, "test", MeanOfViews(network, choice.tta))
+    fitted = broadcast_from_main(run.accelerator, lambda: _fit(session, choice.val.predictions))
+    scored_parts = {part: scored.served_with(fitted) for part, scored in scored_parts.items()}
     results: dict[str, Any] = {part: scored.scores for part, scored in scored_parts.items()}
     where = {"epoch": state.best_epoch, "step": state.best_step}
     summary = {f"best/{run.config.train.best_metric}": state.best_value, **prefixed("best", where)}
@@ -123,8 +124,8 @@ def finish(session: Session) -> dict[str, Scores]:
         epoch = run.plan.epoch_at(state.step)
         summary |= prefixed("test", headline(results["test"]))
         run.accelerator.log({"epoch": epoch, **prefixed("test", headline(results["test"]))}, step=state.step)
-    temperature = broadcast_from_main(run.accelerator, lambda: _keep_predictions(session, scored_parts))
-    ends_with = {"tta": choice.tta, "temperature": temperature}
+    broadcast_from_main(run.accelerator, lambda: _keep_predictions(session, scored_parts))
+    ends_with = {"tta": choice.tta, **fitted}
     weights = weights_to_save(network, run.accelerator)
     # Anew: a run killed after its best checkpoint may not have come to it.
     broadcast_from_main(run.accelerator, lambda: _model_writer(session, results, choice, **ends_with)(weights))
@@ -139,20 +140,24 @@ def finish(session: Session) -> dict[str, Scores]:
     if run.config.debug.overfit_batches:
         count = 1  # of what was learnt no choice is biased
     biased = f"  (best of {count} validation evaluations: optimistically biased)" if count > 1 else ""
-    for line in choice.told:
+    for line in [*choice.told, *(scored_parts["val"].predictions.describe_fit(run.spec.class_names) if fitted else [])]:
         progress.line(line)
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
         progress.line(
             f"test (evaluated once): {_as_text(results['test'])}  ({number_of(len(run.parts['test']), 'picture')})"
         )
-    scores = {part: Scores.from_summary(part, scored.scores) for part, scored in scored_parts.items()}
+    scores = {
+        part: scored.predictions.scores_class.from_summary(part, scored.scores) for part, scored in scored_parts.items()
+    }
     progress.line(scores["test" if "test" in scores else "val"].baseline_in_words())
     if run.config.debug.overfit_batches and run.accelerator.is_main_process:
         losses = [line["train/loss"] for line in read_metrics(session.run_dir / METRICS_FILE) if "train/loss" in line]
         progress.line(
             describe_overfitting(
-                losses[-1] if run.config.loss.is_plain else None, results["val"]["loss"], len(run.spec.class_names)
+                losses[-1] if run.config.loss.is_plain else None,
+                results["val"]["loss"],
+                scored_parts["val"].predictions.loss_of_a_guess,
             )
         )
     progress.line(f"model: {session.run_dir / MODEL_DIR}")
@@ -175,8 +180,8 @@ def _score(session: Session, part: str, network: nn.Module) -> Scored:
     return Scored(part, predictions, summarize(predictions, names), names, run.parts[part])
 
 
-def _keep_predictions(session: Session, scored_parts: Mapping[str, Scored]) -> float | None:
-    """Write what the report reads, and fit the temperature that makes the model's probabilities truthful."""
+def _keep_predictions(session: Session, scored_parts: Mapping[str, Scored]) -> None:
+    """Write what the report reads."""
     run = session.run
     save_predictions(
         session.run_dir / PREDICTIONS_FILE,
@@ -184,14 +189,17 @@ def _keep_predictions(session: Session, scored_parts: Mapping[str, Scored]) -> f
         {part: run.parts[part].files for part in scored_parts},
         run.spec.class_names,
     )
-    if run.config.debug.overfit_batches:
-        return None  # validation is what it was trained on
-    predictions = scored_parts["val"].predictions
-    return fit_temperature(predictions.probabilities, predictions.labels)
+
+
+def _fit(session: Session, val: Predictions) -> dict[str, Any]:
+    """What makes the model's answers truthful, by the name that it has in `model/`: a temperature, or thresholds."""
+    if session.run.config.debug.overfit_batches:
+        return {}  # validation is what it was trained on
+    return val.fit()
 
 
 def _as_text(scores: dict[str, Any]) -> str:
-    return f"accuracy {scores['accuracy']:.4f}  loss {scores['loss']:.4f}  macro F1 {scores['macro_f1']:.4f}"
+    return in_short(scores, joint="  ")
 
 
 def _model_writer(

@@ -1,7 +1,8 @@
 """Losses by name: (scores, targets) → scalar. Each is one function of `LossInputs`; one more is a function and a line in `_LOSSES`.
 
 Every loss is a mean over images of something that one image has, so it does not depend on how a batch is cut into micro-batches.
-All take hard targets and soft ones (of mixed images). Validation is always told in plain cross-entropy, and the model serves the
+All take hard targets and soft ones (of mixed images). Where images may have several labels there is one, `bce_of_sets`, whose targets
+are 0 and 1 for each class. Validation is always told in plain cross-entropy, and the model serves the
 softmax of its scores, whatever it was trained with.
 """
 
@@ -39,6 +40,16 @@ def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
     """
     counts = torch.bincount(labels, minlength=num_classes)
     return labels.numel() / (counts.count_nonzero() * counts.clamp(min=1)).to(torch.float32)
+
+
+def positive_weights(labels: Tensor) -> Tensor:
+    """Of each class the images without it for each image with it, float32 [C]: so weighted, its yes and its no weigh the same.
+
+    Args:
+        labels: 0 and 1 of each class, [N, C].
+    """
+    with_it = labels.sum(dim=0)
+    return ((len(labels) - with_it).clamp(min=1) / with_it.clamp(min=1)).to(torch.float32)
 
 
 def log_priors(labels: Tensor, num_classes: int) -> Tensor:
@@ -80,6 +91,24 @@ def _bce(inputs: LossInputs) -> Criterion:
         return losses.mean()
 
     return bce
+
+
+def bce_of_sets(label_smoothing: float = 0.0, weights: Tensor | None = None) -> Criterion:
+    """Binary cross-entropy of every class by itself, summed over classes, where an image may have several labels.
+
+    Args:
+        label_smoothing: share of each answer that is spread evenly over yes and no.
+        weights: of the yes of each class, float32 [C], on the device (torch's `pos_weight`); None = 1.
+    """
+
+    def bce_of_sets(logits: Tensor, targets: Tensor) -> Tensor:
+        shares = soft_targets(targets, logits.shape[1]) * (1 - label_smoothing) + label_smoothing / 2
+        losses = functional.binary_cross_entropy_with_logits(
+            logits.float(), shares, pos_weight=weights, reduction="none"
+        )
+        return losses.sum(dim=1).mean()
+
+    return bce_of_sets
 
 
 def _focal(inputs: LossInputs, gamma: float = 2.0) -> Criterion:
@@ -128,7 +157,7 @@ def build_criterion(config: LossConfig, labels: Tensor, num_classes: int, device
 
     Args:
         config: its name, options, label smoothing and class weights.
-        labels: of all training images, int64 [N]; class weights and shares follow from them.
+        labels: of all training images, int64 [N] or bool [N, C]; class weights and shares follow from them.
         num_classes: C.
         device: where logits will be.
 
@@ -139,6 +168,17 @@ def build_criterion(config: LossConfig, labels: Tensor, num_classes: int, device
     if build is None:
         made: Criterion = make_registered("loss", config.name, config.options_of_loss)
         return made
+    if labels.ndim == 2:
+        if config.name not in ("bce", "cross_entropy"):
+            raise UserError(
+                f"loss.name {config.name} is for one class a picture, and these have several labels: take bce."
+            )
+        if config.options_of_loss:
+            raise UserError(f"loss.options: the loss 'bce' does not take {config.options_of_loss}: it has no options.")
+        return bce_of_sets(
+            config.label_smoothing,
+            positive_weights(labels).to(device) if config.class_weights == "balanced" else None,
+        )
     weights = balanced_weights(labels, num_classes).to(device) if config.class_weights == "balanced" else None
     inputs = LossInputs(config.label_smoothing, weights, log_priors(labels, num_classes).to(device))
     built: Criterion = with_options(f"the loss '{config.name}'", "loss.options", config.options_of_loss, build, inputs)

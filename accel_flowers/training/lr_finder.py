@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from accel_flowers.config.schema import Config
+from accel_flowers.config.several import settle_labels
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress
 from accel_flowers.core.errors import UserError
@@ -90,7 +91,7 @@ def find_lr(
             f"and --steps {_FEWEST} or more."
         )
     with process_session({}, owns_process=owns_process) as together, oom_as_user_error(), workers_as_user_error():
-        config, _ = settle_preprocessing(_searchable(config, steps))
+        config, _ = settle_preprocessing(settle_labels(_searchable(config, steps))[0])
         precision = choose_precision(config, together.processes, bare=owns_process)
         accelerator = together.build_accelerator(mixed_precision=precision)
         with stricter(config.debug), fast_arithmetic(accelerator.device, deterministic=config.debug.deterministic):

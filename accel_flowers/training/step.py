@@ -90,7 +90,7 @@ class TrainStep:
     max_grad_norm: float | None = None
 
     def __call__(self, batch: Batch) -> Output:
-        """The task's output, with more parts: the share of right answers, `accuracy`, where labels are not mixed; where gradients
+        """The task's output, with more parts: the share of right answers, `accuracy`, where an image has one label; where gradients
         are clipped, their norm before that, `grad_norm`.
         """
         loaded, targets = self.load(batch), batch["labels"]
@@ -132,7 +132,7 @@ class TrainStep:
         output = task(model, inputs, targets)
         if (
             targets.ndim == 1 and output.logits.ndim == 2 and not output.mixed
-        ):  # of mixed images no class is the right one
+        ):  # of mixed images, and of several labels, no class is the right one
             right = (output.logits.detach().argmax(dim=1) == targets).float().mean()
             output = output._replace(parts={"accuracy": right, **output.parts})
         return output

@@ -38,7 +38,7 @@ class Task(Protocol):
     Args (of a call):
         model: the network as Accelerate wrapped it; call it once, so that gradients meet.
         inputs: float32 [B, 3, H, W], normalised.
-        targets: int64 [B], or float32 [B, C] where a batch transform mixed them.
+        targets: int64 [B], or float32 [B, C] where a batch transform mixed them, or images may have several labels.
     """
 
     def __call__(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Output: ...
@@ -63,7 +63,7 @@ class TaskContext:
 
     config: LossConfig
     labels: Tensor
-    """Of all training images, int64 [N], on the CPU."""
+    """Of all training images, int64 [N], or bool [N, C] where they may have several; on the CPU."""
     class_names: tuple[str, ...]
     device: torch.device
     """Where inputs and logits will be."""

@@ -19,6 +19,7 @@ from accel_flowers.config.effects import fit_warmup, settings_without_effect
 from accel_flowers.config.field_types import AUTO
 from accel_flowers.config.loading import PARTS_KEY, read_config
 from accel_flowers.config.schema import Config, config_to_dict, own_parts
+from accel_flowers.config.several import settle_labels
 from accel_flowers.core.backends import fast_arithmetic
 from accel_flowers.core.console import Progress, attach_to_notebook
 from accel_flowers.core.errors import Diverged, UserError
@@ -113,6 +114,7 @@ def train(
     check_can_train()
     begun = time.monotonic()
     config, told = fit_warmup(shorten(config))
+    config, taken = settle_labels(config)
     if config.run_dir is None:
         raise UserError("Where shall the run go? Set run_dir, for example to runs/first.")
     run_dir = Path(config.run_dir)
@@ -120,7 +122,7 @@ def train(
     if not owns_process:
         attach_to_notebook()
     tracking = obey_environment(config.tracking, run_dir)
-    told = [*told, *settled, *said_by_environment(config.tracking, tracking)]
+    told = [*told, *taken, *settled, *said_by_environment(config.tracking, tracking)]
     config = config.model_copy(update={"tracking": tracking})
     trackers = build_trackers(config.tracking, run_dir)
     if config.data.num_workers or (config.data.num_workers is None and torch.accelerator.is_available()):

@@ -12,13 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES
-from accel_flowers.data.sources.labels import Listed, read_label_files
+from accel_flowers.data.label_sets import Labels, encode
+from accel_flowers.data.sources.labels import ANY_COLUMN, LabelColumns, Listed, read_label_files
 from accel_flowers.data.sources.layout import join_forms, read_layout
 from accel_flowers.data.sources.walk import Walk, walk
 from accel_flowers.data.table import LAYOUT, ImageTable, quoted
@@ -31,7 +29,7 @@ class FolderImages:
     Attributes:
         root: the folder, absolute.
         names: of the files, relative to it, sorted.
-        labels: int64 [N].
+        labels: int64 [N], or bool [N, C] where a file may have several.
         class_names: sorted.
         given_parts: part of each file, where the folder has train, val and test folders.
         digests: None, for nobody has looked at the files yet.
@@ -39,7 +37,7 @@ class FolderImages:
 
     root: str
     names: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
+    labels: Labels
     class_names: tuple[str, ...]
     given_parts: tuple[str, ...] | None = None
     digests: None = None
@@ -56,13 +54,13 @@ class FolderImages:
         return read_file(f"{self.root}/{self.names[row]}", max_bytes=MAX_BYTES)
 
 
-def load_folder(source: str, root: Path, *, label_column: str | None = None, to_learn: bool = True) -> ImageTable:
+def load_folder(source: str, root: Path, *, asked: LabelColumns = ANY_COLUMN, to_learn: bool = True) -> ImageTable:
     """Walk a folder and see that its labels would be right.
 
     Args:
         source: what the user gave.
         root: the folder.
-        label_column: the column of classes of a file of labels; None = choose.
+        asked: where the classes stand in a file of labels.
         to_learn: whether a training shall be made of it: see `read_layout`.
 
     Raises:
@@ -71,7 +69,7 @@ def load_folder(source: str, root: Path, *, label_column: str | None = None, to_
     root = root.absolute()
     found = walk(root)
     _check_names([str(root), *found.files, *found.unreadable])
-    if (listed := read_label_files(source, root, found, label_column=label_column)) is not None:
+    if (listed := read_label_files(source, root, found, asked=asked)) is not None:
         return _of_labels(source, root, found, listed, to_learn=to_learn)
     layout = read_layout(source, found, to_learn=to_learn)
     unreadable = {name: cause for name, cause in found.unreadable.items() if name not in layout.unlabelled}
@@ -83,7 +81,8 @@ def load_folder(source: str, root: Path, *, label_column: str | None = None, to_
     return _table(
         source,
         root,
-        {name: classes[name.split("/")[layout.depth - 1]] for name in files},
+        {name: (classes[name.split("/")[layout.depth - 1]],) for name in files},
+        several=False,
         class_names=sorted(set(classes.values())),
         parts={name: given[name.split("/")[0]] for name in files} if given else None,
         found=found,
@@ -94,9 +93,9 @@ def load_folder(source: str, root: Path, *, label_column: str | None = None, to_
 
 def _of_labels(source: str, root: Path, found: Walk, listed: Listed, *, to_learn: bool) -> ImageTable:
     """The table of a folder whose classes stand in a file of labels."""
-    classes, notes = join_forms(listed.labels.values())
-    labels = {name: classes[label] for name, label in listed.labels.items()}
-    class_names = sorted(set(labels.values()))
+    classes, notes = join_forms(label for labels in listed.labels.values() for label in labels)
+    labels = {name: tuple(classes[label] for label in each) for name, each in listed.labels.items()}
+    class_names = sorted({label for each in labels.values() for label in each})
     if to_learn and len(class_names) < 2:
         raise UserError(
             f"'{source}' has one class only ({quoted(class_names)}), as {listed.file} says; a classifier needs two or more."
@@ -105,6 +104,7 @@ def _of_labels(source: str, root: Path, found: Walk, listed: Listed, *, to_learn
         source,
         root,
         labels,
+        several=listed.several,
         class_names=class_names,
         parts=listed.parts,
         found=found,
@@ -116,17 +116,17 @@ def _of_labels(source: str, root: Path, found: Walk, listed: Listed, *, to_learn
 def _table(
     source: str,
     root: Path,
-    class_of: Mapping[str, str],
+    labels_of: Mapping[str, Sequence[str]],
     *,
+    several: bool,
     class_names: Sequence[str],
     parts: Mapping[str, str] | None,
     found: Walk,
     unreadable: Mapping[str, str],
     notes: Sequence[str],
 ) -> ImageTable:
-    files = tuple(sorted(class_of))
-    label_of = {name: label for label, name in enumerate(class_names)}
-    labels = np.array([label_of[class_of[name]] for name in files], dtype=np.int64)
+    files = tuple(sorted(labels_of))
+    labels = encode([labels_of[name] for name in files], class_names, several=several)
     images = FolderImages(
         str(root), files, labels, tuple(class_names), tuple(parts[name] for name in files) if parts else None
     )

@@ -18,7 +18,14 @@ from accel_flowers.core.files import refused
 from accel_flowers.core.plural import number_of
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError
-from accel_flowers.data.sources.labels import LABEL_COLUMNS
+from accel_flowers.data.label_sets import Labels, encode
+from accel_flowers.data.sources.labels import (
+    ANY_COLUMN,
+    LABEL_COLUMNS,
+    LabelColumns,
+    labels_of_columns,
+    zero_one_columns,
+)
 from accel_flowers.data.table import HUB_PREFIX, SPLIT_FOLDERS, ImageTable, quoted
 
 _IMAGE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "png", "pixel_values")
@@ -31,7 +38,7 @@ class HubImages:
     Attributes:
         rows: their column "image" holds bytes or a path, not decoded.
         names: "train/00000000" and so on.
-        labels: int64 [N].
+        labels: int64 [N], or bool [N, C] where a row may have several.
         class_names: in the dataset's order.
         given_parts: part of each row, where the dataset has several.
         digests: None, for nobody has looked at the images yet.
@@ -40,7 +47,7 @@ class HubImages:
 
     rows: datasets.Dataset
     names: tuple[str, ...]
-    labels: npt.NDArray[np.int64]
+    labels: Labels
     class_names: tuple[str, ...]
     given_parts: tuple[str, ...] | None = None
     digests: None = None
@@ -67,12 +74,12 @@ class HubImages:
         return read_file(path, max_bytes=MAX_BYTES)
 
 
-def load_hub(source: str, *, label_column: str | None = None, to_learn: bool = True) -> ImageTable:
+def load_hub(source: str, *, asked: LabelColumns = ANY_COLUMN, to_learn: bool = True) -> ImageTable:
     """Load a dataset of the hub.
 
     Args:
         source: "hub:OWNER/NAME".
-        label_column: the column of classes; None = choose.
+        asked: where the labels stand.
         to_learn: whether a training shall be made of it, which needs a part to train on.
 
     Raises:
@@ -97,11 +104,11 @@ def load_hub(source: str, *, label_column: str | None = None, to_learn: bool = T
             f"The dataset '{name}' of the Hugging Face hub cannot be loaded: {error}. Check the name and the network, "
             "or give a folder of your own: --data.path DIR."
         ) from None
-    return _table(source, name, loaded, label_column, to_learn=to_learn)
+    return _table(source, name, loaded, asked, to_learn=to_learn)
 
 
 def load_dataset_folder(
-    source: str, folder: Path, *, label_column: str | None = None, to_learn: bool = True
+    source: str, folder: Path, *, asked: LabelColumns = ANY_COLUMN, to_learn: bool = True
 ) -> ImageTable:
     """Load what `save_to_disk` has written, or Parquet files, from a folder.
 
@@ -121,11 +128,11 @@ def load_dataset_folder(
             loaded = datasets.load_dataset(str(folder.absolute()))  # "parquet" alone is a loader
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"The dataset in '{source}' cannot be loaded: {error}. Save it anew.") from None
-    return _table(source, source, loaded, label_column, to_learn=to_learn)
+    return _table(source, source, loaded, asked, to_learn=to_learn)
 
 
 def _table(
-    source: str, name: str, loaded: Mapping[str, datasets.Dataset], asked: str | None, *, to_learn: bool
+    source: str, name: str, loaded: Mapping[str, datasets.Dataset], asked: LabelColumns, *, to_learn: bool
 ) -> ImageTable:
     parts = _parts(name, loaded, to_learn=to_learn)
     left_out: Counter[str] = Counter(
@@ -138,47 +145,45 @@ def _table(
     notes: list[str] = []
     main = next((split for split, part in parts.items() if part == "train"), next(iter(parts)))
     image_column = _image_column(name, loaded[main].features)
-    label_column = _label_column(name, loaded[main], asked, notes)
-    columns = {image_column: "image", label_column: "label"}
+    reader = _label_reader(name, loaded[main], image_column, asked, notes)
     tables: list[datasets.Dataset] = []
-    values: list[str] = []
+    values: list[tuple[str, ...]] = []
     names: list[str] = []
     given: list[str] = []
     places: list[int] = []
     start = 0
-    class_names = _class_names(loaded[main].features[label_column])
     for split, part in parts.items():
         table = loaded[split]
-        if not columns.keys() <= set(table.column_names):
-            left_out[f"in the part '{split}', which has no column '{label_column}'"] += len(table)
+        if not {image_column, *reader.columns} <= set(table.column_names):
+            missing = reader.columns[0] if len(reader.columns) == 1 else image_column
+            left_out[f"in the part '{split}', which has no column '{missing}'"] += len(table)
             continue
-        table = table.select_columns(list(columns)).rename_columns(columns)
-        said = [_as_text(label, class_names) for label in table.with_format("arrow")["label"].to_pylist()]
-        kept = {row: label for row, label in enumerate(said) if label is not None}
+        said = reader.labels_of(table)
+        kept = {row: labels for row, labels in enumerate(said) if labels is not None}
         lacking = len(said) - len(kept)
         if lacking and part == "train" and to_learn:
             raise UserError(f"{number_of(lacking, 'picture')} of the dataset '{name}' without a label.")
         if lacking:
             left_out[f"in the part '{split}' without a label"] += lacking
         indices = None if table._indices is None else table._indices.column(0).to_numpy()
-        tables.append(_with_bytes(table.remove_columns("label"), name))
+        pictures = table.select_columns([image_column])
+        pictures = pictures if image_column == "image" else pictures.rename_column(image_column, "image")
+        tables.append(_with_bytes(pictures, name))
         values += kept.values()
         places += [start + (row if indices is None else int(indices[row])) for row in kept]
         names += [f"{split}/{row:08d}" for row in kept]
         given += [part] * len(kept)
         start += len(table.data)
-    used = set(values)
-    if class_names is None:
-        class_names = _in_order(used)
+    used = {label for labels in values for label in labels}
+    class_names = reader.class_names if reader.class_names is not None else _in_order(used)
     if unused := [label for label in class_names if label not in used]:
         notes.append(f"class names without a picture, which are left out: {quoted(unused)}")
     class_names = tuple(label for label in class_names if label in used)
     _check_classes(name, class_names, values, given, to_learn=to_learn)
-    label_of = {label: number for number, label in enumerate(class_names)}
     images = HubImages(
         rows=datasets.concatenate_datasets(tables),
         names=tuple(names),
-        labels=np.array([label_of[label] for label in values], dtype=np.int64),
+        labels=encode(values, class_names, several=reader.several),
         class_names=class_names,
         given_parts=tuple(given) if len(set(given)) > 1 or (not to_learn and len(parts) > 1) else None,
         places=None if places == list(range(start)) else np.array(places, dtype=np.int64),
@@ -191,6 +196,84 @@ def _table(
         left_out=left_out,
         notes=tuple(notes),
     )
+
+
+@dataclass(frozen=True)
+class _LabelReader:
+    """How the rows of a dataset say their labels.
+
+    Attributes:
+        name: of the dataset, for messages.
+        columns: that hold them.
+        class_names: in the dataset's order; None = they follow from the rows.
+        several: whether a row may have several labels, or none.
+        asked: with the separator, where there is one.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    class_names: tuple[str, ...] | None
+    several: bool
+    asked: LabelColumns
+
+    def labels_of(self, table: datasets.Dataset) -> list[tuple[str, ...] | None]:
+        """Class names of each row; None where it says nothing of them, which is not the same as that it has none.
+
+        Raises:
+            UserError: a column of 0 and 1 that holds something else.
+        """
+        columns = {column: table.with_format("arrow")[column].to_pylist() for column in self.columns}
+        if self.asked.each:
+            what = f"the dataset '{self.name}'"
+            found = labels_of_columns(what, columns, self.columns, [])
+            assert found is not None
+            return list(found)
+        return [self._labels(value) for value in columns[self.columns[0]]]
+
+    def _labels(self, value: Any) -> tuple[str, ...] | None:
+        if self.asked.separator is not None:
+            return None if value is None else self.asked.split(str(value))
+        if not self.several:
+            label = _as_text(value, self.class_names)
+            return None if label is None else (label,)
+        if value is None:
+            return None
+        names = (_as_text(each, self.class_names) for each in value)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+
+def _label_reader(
+    name: str, table: datasets.Dataset, image_column: str, asked: LabelColumns, notes: list[str]
+) -> _LabelReader:
+    if asked.each:
+        plain = [key for key, feature in table.features.items() if _is_flag(feature) and key != image_column]
+        values = {column: table.with_format("arrow")[column].to_pylist() for column in plain}
+        # Here only to find the columns; each part's values are looked at when they are read.
+        first = labels_of_columns(f"the dataset '{name}'", values, asked.each, notes)
+        if first is None:
+            raise UserError(
+                f"The dataset '{name}' has no column of 0 and 1 {quoted(asked.each)}; it has {quoted(plain)}."
+            )
+        each = asked.each if set(asked.each) <= set(plain) else tuple(zero_one_columns(values))
+        return _LabelReader(name, each, each, several=True, asked=asked)
+    column = _label_column(name, table, asked.column, notes)
+    inner = _inner(table.features[column])
+    if inner is not None and asked.separator is not None:
+        raise UserError(
+            f"The column '{column}' of the dataset '{name}' holds lists of labels already: leave label_separator out."
+        )
+    feature = inner if inner is not None else table.features[column]
+    names = None if asked.separator is not None else _class_names(feature)
+    if inner is not None:
+        notes.append(f"the column '{column}' holds lists: several labels a picture")
+    return _LabelReader(name, (column,), names, several=inner is not None or asked.separator is not None, asked=asked)
+
+
+def _inner(feature: Any) -> Any:
+    """Of a column of lists what they hold; None of any other."""
+    if isinstance(feature, list):  # as earlier versions of `datasets` wrote it
+        return feature[0]
+    return getattr(feature, "feature", None)
 
 
 def _with_bytes(table: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -224,20 +307,23 @@ def _image_column(name: str, features: datasets.Features) -> str:
 def _label_column(name: str, table: datasets.Dataset, asked: str | None, notes: list[str]) -> str:
     """The column of classes: the one that was asked for, the one there is, or of several the finest."""
     features = table.features
-    plain = [key for key, feature in features.items() if _is_word_or_number(feature)]
-    classes = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    lists = {key: inner for key, feature in features.items() if (inner := _inner(feature)) is not None}
+    plain, classes = _words_and_classes({key: feature for key, feature in features.items() if key not in lists})
+    plain_lists, class_lists = _words_and_classes(lists)
+    everything = [*classes, *plain, *class_lists, *plain_lists]
     if asked is not None:
-        if asked not in (*classes, *plain):
-            raise UserError(
-                f"The dataset '{name}' has no column of labels '{asked}'; it has {quoted([*classes, *plain])}."
-            )
+        if asked not in everything:
+            raise UserError(f"The dataset '{name}' has no column of labels '{asked}'; it has {quoted(everything)}.")
         return asked
-    by_name = [key for known in LABEL_COLUMNS for key in (*classes, *plain) if key.lower() == known]
+    by_name = [key for known in LABEL_COLUMNS for key in everything if key.lower() == known]
+    # A column of lists is one of sizes or boxes more often than one of words: it is taken by its name, or where nothing else is.
+    classes, plain = classes or class_lists, plain or plain_lists
     if len(classes) > 1 and not (set(by_name) & set(classes)):
-        finest = max(classes, key=lambda key: len(features[key].names))
+        class_names = {key: (lists.get(key) or features[key]).names for key in classes}
+        finest = max(classes, key=lambda key: len(class_names[key]))
         others = ", ".join(f"--data.label-column {key}" for key in classes if key != finest)
         notes.append(
-            f"of {len(classes)} columns of labels the finest is taken, '{finest}' ({len(features[finest].names)} "
+            f"of {len(classes)} columns of labels the finest is taken, '{finest}' ({len(class_names[finest])} "
             f"classes); for another type {others}"
         )
         return finest
@@ -251,11 +337,21 @@ def _label_column(name: str, table: datasets.Dataset, asked: str | None, notes: 
     return candidates[0]
 
 
+def _words_and_classes(features: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Columns of words or numbers, and columns of classes."""
+    plain = [key for key, feature in features.items() if _is_word_or_number(feature)]
+    return plain, [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+
+
 def _is_word_or_number(feature: Any) -> bool:
     dtype = str(getattr(feature, "dtype", ""))
     return isinstance(feature, datasets.Value) and (
         dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint"))
     )
+
+
+def _is_flag(feature: Any) -> bool:
+    return _is_word_or_number(feature) or str(getattr(feature, "dtype", "")).startswith("float")
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:
@@ -277,9 +373,9 @@ def _in_order(labels: set[str]) -> tuple[str, ...]:
 
 
 def _check_classes(
-    name: str, class_names: Sequence[str], labels: Sequence[str], parts: Sequence[str], *, to_learn: bool
+    name: str, class_names: Sequence[str], labels: Sequence[Sequence[str]], parts: Sequence[str], *, to_learn: bool
 ) -> None:
-    if not labels:
+    if not class_names:
         raise UserError(f"No picture of the dataset '{name}' has a label.")
     if not to_learn:
         return
@@ -287,7 +383,7 @@ def _check_classes(
         raise UserError(
             f"The dataset '{name}' has one class only ({quoted(class_names)}); a classifier needs two or more."
         )
-    learned = {label for label, part in zip(labels, parts, strict=True) if part == "train"}
+    learned = {label for each, part in zip(labels, parts, strict=True) if part == "train" for label in each}
     if lacking := set(class_names) - learned:
         raise UserError(f"The part train of the dataset '{name}' lacks the classes {quoted(lacking)}.")
 

@@ -2,6 +2,7 @@
 
 Such files are asked where the folders do not say the class: images beside each other, with `labels.csv`, `train.csv` or
 `metadata.jsonl` there or one level below. Only images that the walk has found are named by them, so none leads elsewhere.
+A picture has several labels, or none, only where somebody says how the file writes them: see `LabelColumns`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,48 @@ _PART_COLUMNS = ("split", "set", "subset", "part", "partition")
 _MAX_BYTES = 2**28
 _TRIED = 500
 """Rows by which the column of files is found."""
+ALL_COLUMNS = ("all",)
+"""What people write for every column that holds nothing but 0 and 1."""
+_YES, _NO = ("1", "1.0", "true"), ("0", "0.0", "-1", "-1.0", "false")
+
+
+@dataclass(frozen=True)
+class LabelColumns:
+    """Where the labels stand in a dataset or a file of labels, as somebody said it.
+
+    Attributes:
+        column: of the classes; None = choose.
+        separator: between the names of several classes in that column; None = it holds one class, or a list.
+        each: columns of 0 and 1, one for each class, instead of that column; "all" alone = those that hold nothing else.
+
+    Raises:
+        UserError: two ways at once, or a separator of spaces alone.
+    """
+
+    column: str | None = None
+    separator: str | None = None
+    each: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.each and (self.column is not None or self.separator is not None):
+            raise UserError(
+                "label_columns name a 0/1 column for each class, label_column and label_separator one column of names: give "
+                "the one or the other."
+            )
+
+    @property
+    def several(self) -> bool:
+        """Whether it says that a picture may have several labels."""
+        return self.separator is not None or bool(self.each)
+
+    def split(self, value: str) -> tuple[str, ...]:
+        """The class names of a cell, each once, in its order."""
+        names = value.split(self.separator) if self.separator else [value]
+        return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+ANY_COLUMN = LabelColumns()
+"""Nothing was said: one column of one class is looked for."""
 
 
 @dataclass
@@ -33,40 +76,53 @@ class Listed:
 
     Attributes:
         file: which, for messages.
-        labels: image → class.
+        several: whether a picture may have several labels, or none; else each has one.
+        labels: image → its classes.
         parts: image → "train", "val" or "test"; None where nothing is said of parts.
         missing: what is named and not there, with the cause.
         notes: what a person should know.
     """
 
     file: str
-    labels: dict[str, str] = field(default_factory=dict)
+    several: bool = False
+    labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
     parts: dict[str, str] | None = None
     missing: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def read_label_files(source: str, root: Path, found: Walk, *, label_column: str | None = None) -> Listed | None:
+def read_label_files(source: str, root: Path, found: Walk, *, asked: LabelColumns = ANY_COLUMN) -> Listed | None:
     """The classes that CSV files of a folder give; None where the folders say them, or no such file names an image.
 
     Args:
         source: for messages.
         root: the folder.
         found: what lies there.
-        label_column: the column of classes; None = choose.
+        asked: where the labels stand.
 
     Raises:
-        UserError: a file of labels that cannot be understood, or that contradicts itself.
+        UserError: a file of labels that cannot be understood, or that contradicts itself; several labels are asked for,
+            and there is none.
     """
-    if not found.files or _has_class_folders(found.files):
+    if not found.files or (_has_class_folders(found.files) and not asked.several):
         return None
     images = _Images(found.files)
     tables = [
-        (name, _columns_of(root / name, name, images)) for name in sorted(found.ignored) if _may_hold_labels(name)
+        (name, _columns_of(root / name, name, images, asked.separator))
+        for name in sorted(found.ignored)
+        if _may_hold_labels(name)
     ]
-    listed = Listed("")
+    listed = Listed("", several=asked.several)
     for name, columns in tables:
-        _take(source, name, columns, images, listed, label_column)
+        _take(source, name, columns, images, listed, asked)
+    if not listed.labels and asked.several:
+        said = f"a column '{asked.column}'" if asked.column else "labels"
+        said = f"the columns {quoted(asked.each)}" if asked.each not in ((), ALL_COLUMNS) else said
+        looked = f" Looked at: {quoted(name for name, _ in tables)}." if tables else ""
+        raise UserError(
+            f"'{source}' has no CSV that names its pictures and has {said} for them: several labels a picture come from a CSV "
+            f"with a column of file names, or from a dataset.{looked}"
+        )
     if not listed.labels:
         return None
     _take_parts_of_folders(listed)
@@ -93,6 +149,10 @@ def _may_hold_labels(name: str) -> bool:
     return lower.endswith((".csv", ".tsv", "metadata.jsonl")) and name.count("/") < 2 and "submission" not in lower
 
 
+Cell = str | tuple[str, ...]
+"""A value of a file of labels as text; of a list in `metadata.jsonl` its values."""
+
+
 class _Images:
     """Images by what a file of labels may call them: the path, or its last part, with or without the suffix."""
 
@@ -103,8 +163,10 @@ class _Images:
                 self._found[called].add(name)
                 self._found[called.rpartition(".")[0]].add(name)
 
-    def called(self, value: str, folder: str) -> str | None:
+    def called(self, value: Cell, folder: str) -> str | None:
         """The one image of this name, below the folder of the file or anywhere; None where there is none, or several."""
+        if not isinstance(value, str):
+            return None
         value = value.strip().replace("\\", "/").removeprefix("./")
         for name in (folder + value, value, value.rsplit("/", 1)[-1]):
             if value and len(found := self._found.get(name, ())) == 1:
@@ -112,8 +174,8 @@ class _Images:
         return None
 
 
-def _columns_of(path: Path, name: str, images: _Images) -> dict[str, list[str]]:
-    """Column → its values, as text; empty for what is no table."""
+def _columns_of(path: Path, name: str, images: _Images, separator: str | None) -> Mapping[str, Sequence[Cell]]:
+    """Column → its values, as text; empty for what is no table. What separates labels separates columns only if nothing else does."""
     try:
         text = read_text(path, max_bytes=_MAX_BYTES).removeprefix("\ufeff")
     except OSError:
@@ -121,8 +183,9 @@ def _columns_of(path: Path, name: str, images: _Images) -> dict[str, list[str]]:
     if name.lower().endswith(".jsonl"):
         return _columns_of_json(text)
     first = text.partition("\n")[0]
+    delimiters = [each for each in ",;\t" if each != separator and each in first] or list(",;\t")
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count)))
+        rows = list(csv.reader(io.StringIO(text), delimiter=max(delimiters, key=first.count)))
     except csv.Error:
         return {}
     rows = [row for row in rows if row]
@@ -138,14 +201,20 @@ def _columns_of(path: Path, name: str, images: _Images) -> dict[str, list[str]]:
     }
 
 
-def _columns_of_json(text: str) -> dict[str, list[str]]:
+def _columns_of_json(text: str) -> dict[str, list[Cell]]:
     try:
         rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     except ValueError:
         return {}
     rows = [row for row in rows if isinstance(row, dict)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return {column: ["" if row.get(column) is None else str(row[column]) for row in rows] for column in columns}
+    return {column: [_as_cell(row.get(column)) for row in rows] for column in columns}
+
+
+def _as_cell(value: object) -> Cell:
+    if isinstance(value, list):
+        return tuple(dict.fromkeys(str(each) for each in value if each is not None))
+    return "" if value is None else str(value)
 
 
 def _folder_of(name: str) -> str:
@@ -155,10 +224,10 @@ def _folder_of(name: str) -> str:
 def _take(
     source: str,
     name: str,
-    columns: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Sequence[Cell]],
     images: _Images,
     listed: Listed,
-    label_column: str | None,
+    asked: LabelColumns,
 ) -> None:
     """Add what one file says."""
     folder = _folder_of(name)
@@ -170,42 +239,143 @@ def _take(
     if file_column is None or not named[file_column]:
         return
     part_column = next((column for column in columns if column.lower() in _PART_COLUMNS), None)
-    others = [column for column in columns if column not in (file_column, part_column)]
-    chosen = _label_column(f"'{Path(source) / name}'", others, label_column)
-    if chosen is None:
+    others = {column: values for column, values in columns.items() if column not in (file_column, part_column)}
+    found = _labels_of_rows(f"'{Path(source) / name}'", others, asked, listed.notes)
+    if found is None:
         return
+    said, several = found
+    if listed.labels and several != listed.several:
+        raise UserError(
+            f"{name} gives {'lists of labels' if several else 'one label a picture'}, and {listed.file} does not. Mend one."
+        )
+    listed.several = several
     listed.file = f"{listed.file}, {name}" if listed.file else name
-    for row, (value, label) in enumerate(zip(columns[file_column], columns[chosen], strict=True)):
+    for row, (value, labels) in enumerate(zip(columns[file_column], said, strict=True)):
         image = images.called(value, folder)
-        if not label or not value:
+        if (not labels and not several) or not value or not isinstance(value, str):
             continue
         if image is None:
             listed.missing[folder + value] = f"{name} names it, and it is not there"
             continue
-        if listed.labels.setdefault(image, label) != label:
+        if set(before := listed.labels.setdefault(image, labels)) != set(labels):
+            told = "labels twice, and not the same" if several else "two labels"
             raise UserError(
-                f"'{image}' has two labels, '{listed.labels[image]}' and '{label}' ({listed.file}). Mend the file."
+                f"'{image}' has {told}, '{_joined(before)}' and '{_joined(labels)}' ({listed.file}). Mend the file."
             )
         if part_column is not None:
-            said = columns[part_column][row]
-            if said.lower() not in SPLIT_FOLDERS:
+            part = str(columns[part_column][row])
+            if part.lower() not in SPLIT_FOLDERS:
                 raise UserError(
-                    f"{name} gives '{image}' the {part_column} '{said}'; known are train, val and test. Mend the file."
+                    f"{name} gives '{image}' the {part_column} '{part}'; known are train, val and test. Mend the file."
                 )
             listed.parts = {**(listed.parts or {})} if listed.parts is None else listed.parts
-            listed.parts[image] = SPLIT_FOLDERS[said.lower()]
+            listed.parts[image] = SPLIT_FOLDERS[part.lower()]
 
 
-def _label_column(what: str, columns: Sequence[str], asked: str | None) -> str | None:
+def _joined(labels: Sequence[str]) -> str:
+    return ", ".join(labels) or "none"
+
+
+def _labels_of_rows(
+    what: str, columns: Mapping[str, Sequence[Cell]], asked: LabelColumns, notes: list[str]
+) -> tuple[Iterator[tuple[str, ...]], bool] | None:
+    """The classes of each row of a file, and whether there may be several; None where it does not say them.
+
+    Raises:
+        UserError: which column it is cannot be told, or a 0/1 column that holds something else.
+    """
+    if asked.each:
+        found = labels_of_columns(what, columns, asked.each, notes)
+        return None if found is None else (found, True)
+    chosen = _label_column(what, columns, asked.column)
+    if chosen is None:
+        return None
+    cells = columns[chosen]
+    lists = any(isinstance(cell, tuple) for cell in cells)
+    if lists:
+        notes.append(f"the column '{chosen}' holds lists: several labels a picture")
+    else:
+        words = [str(cell) for cell in cells]
+        other = _looks_separated(chosen, words)
+        if asked.separator is None:
+            notes += other
+        elif other and not any(asked.separator in word for word in words):
+            raise UserError(
+                f"The separator '{asked.separator}' stands in no value of the column '{chosen}' of {what}: {other[0]}."
+            )
+    said = (cell if isinstance(cell, tuple) else asked.split(cell) for cell in cells)
+    return said, asked.several or lists
+
+
+def labels_of_columns(
+    what: str, columns: Mapping[str, Sequence[object]], each: Sequence[str], notes: list[str]
+) -> Iterator[tuple[str, ...]] | None:
+    """The classes of each row by columns of 0 and 1, of which each is called like a class; None where none is there.
+
+    Args:
+        what: the file or dataset, for messages.
+        columns: column → its values.
+        each: the columns, or `ALL_COLUMNS`.
+        notes: takes which columns are passed over.
+
+    Raises:
+        UserError: some are there and others not, or a value is neither 0 nor 1.
+    """
+    if tuple(each) == ALL_COLUMNS and ALL_COLUMNS[0] not in columns:
+        each = zero_one_columns(columns)
+        if not each:
+            return None
+        if passed := [column for column in columns if column not in each]:
+            notes.append(f"columns that do not hold 0 and 1 alone, and so are no classes: {quoted(passed)}")
+    elif lacking := [column for column in each if column not in columns]:
+        if len(lacking) == len(each):
+            return None
+        raise UserError(f"{what} has no column {quoted(lacking)}; it has {quoted(columns)}. Mend label_columns.")
+    for column in each:
+        for row, value in enumerate(columns[column], start=1):
+            if str(value).lower() not in (*_YES, *_NO):
+                raise UserError(
+                    f"{what}: row {row} of the column '{column}' holds '{str(value)[:50]}'. A column of a class holds 1 where "
+                    "a picture has it and 0 where it has not. Mend the file, or leave the column out of label_columns."
+                )
+    rows = zip(*(columns[column] for column in each), strict=True)
+    return (tuple(name for name, value in zip(each, row, strict=True) if str(value).lower() in _YES) for row in rows)
+
+
+def zero_one_columns(columns: Mapping[str, Sequence[object]]) -> list[str]:
+    """Those that have a name and hold nothing but 0 and 1."""
+    return [
+        column
+        for column, values in columns.items()
+        if column and values and all(str(value).lower() in (*_YES, *_NO) for value in values)
+    ]
+
+
+def _looks_separated(column: str, values: Sequence[str]) -> list[str]:
+    """A note where a column of classes looks as if it held several names: what follows from that a person has to say."""
+    for separator in (";", "|", ","):
+        joined = [value for value in values if separator in value]
+        parts = {name.strip() for value in values for name in value.split(separator)}
+        if len(joined) > 1 and len(parts) < len(set(values)):
+            return [
+                f"the column '{column}' holds values such as '{joined[0][:50]}', each of which is one class; for several "
+                f"labels a picture type --data.label-separator '{separator}'"
+            ]
+    return []
+
+
+def _label_column(what: str, columns: Mapping[str, Sequence[object]], asked: str | None) -> str | None:
     if asked is not None:
         return asked if asked in columns else None
     by_name = {column.lower(): column for column in columns}
     known = next((by_name[name] for name in LABEL_COLUMNS if name in by_name), None)
     if known is not None or len(columns) < 2:
         return known or next(iter(columns), None)
+    flags = zero_one_columns(columns)
+    each = " For a 0/1 column for each class: --data.label-columns all." if len(flags) > 1 else ""
     raise UserError(
         f"Which column of {what} holds the class: {quoted(columns)}? Say it with --data.label-column NAME "
-        "(for inspect and evaluate --label-column NAME)."
+        f"(for inspect and evaluate --label-column NAME).{each}"
     )
 
 

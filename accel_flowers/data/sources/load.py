@@ -4,35 +4,47 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.data.sources.folder import load_folder
+from accel_flowers.data.sources.labels import LabelColumns
 from accel_flowers.data.sources.walk import walk
 from accel_flowers.data.sources.zip import inner_folder, unzip
 from accel_flowers.data.table import HUB_PREFIX, LAYOUT, ImageTable
 
 
-def load_images(source: str, *, label_column: str | None = None, to_learn: bool = True) -> ImageTable:
+def load_images(
+    source: str,
+    *,
+    label_column: str | None = None,
+    label_separator: str | None = None,
+    label_columns: Sequence[str] = (),
+    to_learn: bool = True,
+) -> ImageTable:
     """Load a folder, a .zip or `hub:OWNER/NAME`.
 
     Args:
         source: what the user gave.
         label_column: the column of classes of a dataset or of a file of labels; None = choose.
+        label_separator: what stands there between several classes; None = there is one.
+        label_columns: columns of 0 and 1 instead, one for each class; "all" alone = those that hold nothing else.
         to_learn: whether a training shall be made of it. What is only scored may lack classes, and parts.
 
     Raises:
         UserError: nothing there, or a layout whose labels would be wrong; the message says what to change.
     """
+    asked = LabelColumns(label_column, label_separator, tuple(label_columns))
     if source.startswith(HUB_PREFIX):
         from accel_flowers.data.sources.hub import load_hub  # and with it `datasets`, most of a second
 
-        return load_hub(source, label_column=label_column, to_learn=to_learn)
+        return load_hub(source, asked=asked, to_learn=to_learn)
     path = Path(os.path.expanduser(source))
     if os.path.isdir(path):  # unlike Path's methods, those of os.path answer for any name
-        return _load_directory(source, path, label_column, to_learn)
+        return _load_directory(source, path, asked, to_learn)
     if os.path.isfile(path) and path.suffix.lower() == ".zip":
-        return _load_directory(source, inner_folder(unzip(path)), label_column, to_learn)
+        return _load_directory(source, inner_folder(unzip(path)), asked, to_learn)
     if os.path.exists(path):
         raise UserError(f"'{source}' is a file that is no .zip. {LAYOUT}")
     named_like_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) is not None
@@ -40,12 +52,12 @@ def load_images(source: str, *, label_column: str | None = None, to_learn: bool 
     raise UserError(f"There is no folder '{source}'.{hub} {LAYOUT}")
 
 
-def _load_directory(source: str, path: Path, label_column: str | None, to_learn: bool) -> ImageTable:
+def _load_directory(source: str, path: Path, asked: LabelColumns, to_learn: bool) -> ImageTable:
     if is_dataset_folder(path):
         from accel_flowers.data.sources.hub import load_dataset_folder
 
-        return load_dataset_folder(source, path, label_column=label_column, to_learn=to_learn)
-    return load_folder(source, path, label_column=label_column, to_learn=to_learn)
+        return load_dataset_folder(source, path, asked=asked, to_learn=to_learn)
+    return load_folder(source, path, asked=asked, to_learn=to_learn)
 
 
 def is_dataset_folder(path: Path) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from accel_flowers.data.decoding.pillow import BadImageError
+from accel_flowers.data.label_sets import Labels
 
 
 class ImageSource(Protocol):
@@ -24,8 +22,8 @@ class ImageSource(Protocol):
         ...
 
     @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Class of each row, int64 [N]."""
+    def labels(self) -> Labels:
+        """Class of each row, int64 [N]; or bool [N, C], for each class whether a row has it, where it may have several."""
         ...
 
     @property

@@ -21,7 +21,8 @@ class BatchTransform(Protocol):
 
         Args:
             inputs: float32 [B, 3, H, W], normalised.
-            targets: int64 [B], the labels; float32 [B, C] behind another batch transform that mixed them.
+            targets: int64 [B], the labels; float32 [B, C] behind another batch transform that mixed them, or of 0 and 1 where
+                images may have several labels.
             first: place of the micro-batch's first image in the run's stream; the others follow it.
 
         Returns:

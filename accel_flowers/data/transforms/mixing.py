@@ -67,7 +67,8 @@ class PairMixing:
         """See `BatchTransform`; targets become float32 [B, C]."""
         height, width = inputs.shape[2:]
         mixes = [self.draw(place, height, width) for place in range(first, first + len(targets), 2)]
-        hot = functional.one_hot(targets, self.context.num_classes).float()
+        several = targets.ndim == 2  # of images with several labels: 0 and 1 for each class
+        hot = targets if several else functional.one_hot(targets, self.context.num_classes).float()
         shares = torch.tensor([mix.share for mix in mixes], dtype=torch.float32).repeat_interleave(2)
         # One copy to the device for all that is drawn.
         shares = shares.to(inputs.device, non_blocking=True)[:, None]
