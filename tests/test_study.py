@@ -225,3 +225,18 @@ def test_only_pairs_are_compared(folds: Path, tmp_path: Path) -> None:
     save_study(tmp_path / "undone", undone)
     with pytest.raises(UserError, match="has not ended: fold-1"):
         compare_studies([folds, tmp_path / "undone"])
+
+
+def test_folds_are_not_dealt_out_of_several_labels(photos: Path, tmp_path: Path) -> None:
+    files = sorted(photos.rglob("*.png"))
+    rows = [f"{file.relative_to(photos)},{file.parent.name};extra" for file in files]
+    (photos.parent / "several").mkdir(exist_ok=True)
+    table = photos.parent / "several" / "labels.csv"
+    table.write_text("\n".join(["file,label", *rows]) + "\n")
+    for file in files:
+        target = table.parent / file.relative_to(photos)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    config = tiny_config(table.parent, tmp_path / "run", loss={"task": "multilabel"}, data={"label_separator": ";"})
+    with pytest.raises(UserError, match="train with --seeds"):
+        train_study(config, folds=FOLDS)

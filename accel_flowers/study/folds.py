@@ -30,11 +30,15 @@ def write_folds(config: Config, num_folds: int, directory: Path) -> list[str]:
     Raises:
         UserError: images that cannot be read, classes too small for so many folds, or a data set with parts of its own.
     """
-    table = load_images(check_source(config.data), label_column=config.data.label_column)
+    table = load_images(check_source(config.data), **config.data.labels)
     if table.given_parts is not None:
         raise UserError(
             f"'{table.source}' has train and val or test parts of its own, so there is nothing to deal out into folds: give the "
             "folder of one part, or train with --seeds."
+        )
+    if table.several_labels:
+        raise UserError(
+            f"'{table.source}' has several labels a picture, and folds are dealt out by one class each: train with --seeds."
         )
     found, told = find_pictures(
         table, num_folds=num_folds, seed=config.train.seed, on_bad_image=config.data.on_bad_image

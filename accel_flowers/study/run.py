@@ -128,10 +128,10 @@ def check_asked(seeds: Sequence[int], folds: int, keep: Kept) -> None:
 
 def result_of(found: TrainResult) -> dict[str, Any]:
     """Plain values of what a run came to."""
-    scores = {
-        part: {"accuracy": each.accuracy, "loss": each.loss, "macro_f1": each.macro_f1, "num_images": each.num_images}
-        for part, each in found.scores.items()
-    }
+    scores = {}
+    for part, each in found.scores.items():
+        kept = {name: getattr(each, name, None) for name in ("accuracy", "map", "loss", "macro_f1")}
+        scores[part] = {name: value for name, value in kept.items() if value is not None}
     return {"best_epoch": found.best_epoch, "scores": scores}
 
 
