@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, Any
 
 import tyro
@@ -183,3 +184,16 @@ def transform_parts(*specs: TransformSpec) -> list[str]:
         if isinstance(inner, list):
             found += transform_parts(*inner)
     return found
+
+
+def regular_expression(pattern: str) -> str:
+    """For a pydantic field: a pattern that Python's `re` takes.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return pattern

@@ -27,6 +27,7 @@ from accel_flowers.config.field_types import (
     known,
     named_each,
     part_name,
+    regular_expression,
     transform_parts,
 )
 from accel_flowers.core import registry
@@ -104,6 +105,8 @@ class DataConfig(Section):
     """Columns of 0 and 1 instead of that column, one for each class and called like it, where a picture may have several labels; all = every column that holds nothing else."""
     split: UserPath = "80/10/10"
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
+    group_pattern: Annotated[str, AfterValidator(regular_expression)] | None = Field(default=None, min_length=1)
+    """Regular expression over the pictures' names (relative to the folder): those in which its first group, or all of it where it has none, is the same stay in one part, or fold, as '(plant\\d+)_' for photos of one plant; None = only copies do."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
     sampling: Literal["all", "balanced"] = "all"

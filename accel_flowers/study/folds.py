@@ -41,7 +41,11 @@ def write_folds(config: Config, num_folds: int, directory: Path) -> list[str]:
             f"'{table.source}' has several labels a picture, and folds are dealt out by one class each: train with --seeds."
         )
     found, told = find_pictures(
-        table, num_folds=num_folds, seed=config.train.seed, on_bad_image=config.data.on_bad_image
+        table,
+        num_folds=num_folds,
+        seed=config.train.seed,
+        on_bad_image=config.data.on_bad_image,
+        group_pattern=config.data.group_pattern,
     )
     if found.num_folds < num_folds:
         few = f"--folds {found.num_folds}" if found.num_folds > 2 else "more pictures of its smallest class"

@@ -112,10 +112,11 @@ def build_data(
             examined=validated,
             # Of two steps' images some classes may have none: so it is where such a run goes on.
             each_class=not (split_file and config.debug.fast_dev_run),
+            group_pattern=config.data.group_pattern,
         )
         if not split_file:
             split = subsample_for_debugging(split, table, config)
-        for line in describe_split(table, split):
+        for line in describe_split(table, split, config.data.group_pattern):
             _log.info(line)
         found = validated()
         for part in SEEN_PARTS:
