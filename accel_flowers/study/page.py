@@ -41,6 +41,7 @@ def write_study_page(run_dir: Path, summary: Summary, config: Config) -> Path:
         found=found,
         good=words.how_good(found) if found else "",
         worst=words.worst_class(found) if found else ("", ""),
+        labels=summary.labels_in_words(),
         candidates=summary.candidates[:_CANDIDATES] if found and found.beats_baseline else (),
         plots=plots,
         thumbnail=Thumbnails(Photos(config.data.path).read),

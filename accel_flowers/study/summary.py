@@ -25,6 +25,7 @@ from accel_flowers.metrics.predictions import (
 from accel_flowers.models.saved import load_spec
 from accel_flowers.report.findings import PartFindings, find_part, serve
 from accel_flowers.report.labels import LabelCandidate, find_label_candidates
+from accel_flowers.report.text import label_candidates
 from accel_flowers.study.members import Member, Study
 from accel_flowers.tracking.run_dir import MODEL_DIR
 
@@ -79,9 +80,18 @@ class Summary:
         if self.findings:
             lines.append(
                 f"each was scored by a run that never saw it: {100 * self.findings.accuracy.value:.1f} % of "
-                f"{number_of(self.findings.num_images, 'picture')}; labels that look wrong: {len(self.candidates):,}"
+                f"{number_of(self.findings.num_images, 'picture')}. {self.labels_in_words()[0]}."
             )
         return "\n".join([*lines, *([self.model] if self.model else [])])
+
+    def labels_in_words(self) -> tuple[str, str]:
+        """How many labels look wrong, and how far to believe it; empty for seeds."""
+        if self.findings is None:
+            return "", ""
+        headline, belief, _ = label_candidates(
+            self.candidates, {OUT_OF_FOLD: self.findings.num_images}, 0, self.findings
+        )
+        return headline, belief
 
     def _of_what(self) -> str:
         if self.kind == "folds":
