@@ -157,6 +157,7 @@ class Finder:
                 predictions=predictions,
                 temperature=temperature,
                 left_out=self.pictures.left_out,
+                relabelled=self.table.relabelled,
                 told=tuple(told),
                 weights={
                     each.label: {"given": each.weights, "digest": each.digest, "loaded": each.loaded}

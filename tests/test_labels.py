@@ -1,0 +1,253 @@
+"""Wrong labels: found by whoever never saw them, listed, left out or mended; and a run with fixes is that run and no other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from accel_flowers.cli.commands import dispatch
+from accel_flowers.core.errors import UserError
+from accel_flowers.data.label_fixes import LEFT_OUT, LabelFixes, fix_labels, read_label_fixes
+from accel_flowers.data.sources.load import load_images
+from accel_flowers.data.split import load_split
+from accel_flowers.metrics.predictions import load_predictions
+from accel_flowers.report.draw import draw_report
+from accel_flowers.training.train import train
+from tests.conftest import make_folder
+from tests.ranks import Ranks, finish
+from tests.runs import metrics, tiny_config, write_recipe
+
+OUT, WRONG, KEPT = "rose/03.png", "rose/04.png", "rose/05.png"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("data") / "photos", per_class=9)
+
+
+def write_fixes(
+    path: Path, labels: Mapping[str, str], *, columns: tuple[str, ...] = ("file", "given", "label")
+) -> Path:
+    """A file of label fixes as people leave it."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for name, label in labels.items():
+            said = {"file": name, "given": name.split("/")[0], "label": label}
+            writer.writerow({column: said[column] for column in columns})
+    return path
+
+
+@pytest.fixture(scope="module")
+def fixes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_fixes(tmp_path_factory.mktemp("fixes") / "fixes.csv", {OUT: "", WRONG: "tulip", KEPT: "rose"})
+
+
+def test_an_empty_label_leaves_out_a_class_relabels_and_the_given_one_keeps(photos: Path, fixes: Path) -> None:
+    before, after = load_images(str(photos)), load_images(str(photos), label_fixes=fixes)
+    assert set(before.files) - set(after.files) == {OUT}
+    assert dict(after.taken_out) == {OUT: LEFT_OUT}
+    assert dict(after.relabelled) == {WRONG: "tulip"}
+    assert after.class_names == before.class_names
+    for name in after.files:
+        expected = "tulip" if name == WRONG else name.split("/")[0]
+        assert after.class_names[after.labels[after.row_of(name)]] == expected
+        assert after.read(after.row_of(name)) == (photos / name).read_bytes()
+    assert after.images.labels.tolist() == after.labels.tolist()
+    assert "1 picture left out, 1 given another class, 1 kept as they are" in after.notes[-1]
+
+
+def test_a_source_that_is_no_folder_keeps_its_rows_together(photos: Path) -> None:
+    table = load_images(str(photos))
+
+    class Packed:
+        """What a data set of the hub is: an `ImageSource` that is no folder."""
+
+        names, labels, class_names = table.files, table.labels, table.class_names
+        given_parts = tuple("train" for _ in table.files)
+        digests = tuple(f"digest of {name}" for name in table.files)
+
+        def __len__(self) -> int:
+            return len(self.names)
+
+        def read(self, row: int) -> bytes:
+            return self.names[row].encode()
+
+    from dataclasses import replace
+
+    found = fix_labels(replace(table, images=Packed()), LabelFixes("x.csv", {OUT: None, WRONG: "tulip"}))
+    assert OUT not in found.files
+    assert len(found.images) == len(found.files) == len(found.labels) == len(found.given_parts or ())
+    for row, name in enumerate(found.files):
+        assert found.read(row) == name.encode()
+        assert (found.images.digests or ())[row] == f"digest of {name}"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "lacks the columns file and label; it is empty"),
+        (b"file,class\nrose/03.png,\n", "lacks the column label; it has 'class', 'file'"),
+        (b"file,label,label\nrose/03.png,,\n", "two columns 'label'"),
+        (b"file,label\nrose/03.png,\nrose/03.png,tulip\n", "line 3 names 'rose/03.png' a second time"),
+        (b"file,given,label\nrose/03.png,rose\n", "line 2 has 2 columns, its first line 3"),
+        (b"file,label\n,tulip\n", "line 2 names no file"),
+        ("file,label\nrose/03.png,Löwe\n".encode("latin-1"), "no UTF-8 text.*Save it as CSV in UTF-8"),
+        (b'file,label\n"rose/03.png,\n', "is no CSV"),
+        (b"file,label\nrose/99.png,\n", "'rose/99.png'"),
+        (b"file,label\nrose/03.png,roze\n", "names classes that are none: 'roze'; there are 'daisy', 'rose', 'tulip'"),
+        ("".join(["file,label\n", *(f"rose/{n:02d}.png,\n" for n in range(9))]).encode(), "leaves no picture of 'rose'"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_file_end_in_a_message(content: bytes, words: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "fixes.csv").write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_images(str(photos), label_fixes=tmp_path / "fixes.csv")
+    assert "fixes.csv" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_told_before_anything_is_read(photos: Path, tmp_path: Path) -> None:
+    for words in (
+        ["train", "quickstart", "--data.path", photos, "--data.label-fixes"],
+        ["probe", photos, "--label-fixes"],
+    ):
+        with pytest.raises(UserError, match="There is no file of label fixes"):
+            dispatch([*map(str, words), str(tmp_path / "none.csv")])
+
+
+def test_all_mistakes_of_a_file_are_told_at_once(photos: Path, tmp_path: Path) -> None:
+    path = write_fixes(tmp_path / "fixes.csv", {"rose/98.png": "", "rose/99.png": "", OUT: "x"})
+    with pytest.raises(UserError, match=r"2 pictures[^\n]*'rose/98.png', 'rose/99.png'\n[^\n]*'x'"):
+        load_images(str(photos), label_fixes=path)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_spreadsheet_may_have_written_it(delimiter: str, photos: Path, tmp_path: Path) -> None:
+    rows = [["label", "note", "file"], ["tulip", "a, b; c", WRONG], ["", "", OUT]]
+    with (tmp_path / "fixes.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file, delimiter=delimiter, lineterminator="\r\n").writerows(rows)
+    found = read_label_fixes(tmp_path / "fixes.csv")
+    assert dict(found.labels) == {WRONG: "tulip", OUT: None}
+    plain = write_fixes(tmp_path / "plain.csv", {OUT: "", WRONG: "tulip"})
+    assert found.digest == read_label_fixes(plain).digest, "what it says counts, not how it is written"
+
+
+@pytest.fixture(scope="module")
+def fixed_run(photos: Path, fixes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "fixed"
+    train(tiny_config(photos, run_dir, data={"label_fixes": str(fixes)}, train={"epochs": 1}))
+    return run_dir
+
+
+@pytest.mark.holds("Label fixes act before the split is drawn")
+def test_a_run_learns_and_scores_what_the_fixes_say(fixed_run: Path, photos: Path, fixes: Path) -> None:
+    split = load_split(fixed_run / "split.json")
+    assert OUT not in split.parts
+    assert split.left_out == {OUT: LEFT_OUT}
+    assert split.relabelled == {WRONG: "tulip"}
+    assert {WRONG, KEPT} <= set(split.parts)
+    # Stratified by the new classes: 8 tulips would put other numbers into val and test than 10 do.
+    parts = {part: [name for name in split.files_of(part) if _fixed_class(name) == "tulip"] for part in ("val", "test")}
+    assert all(len(files) == 1 for files in parts.values())
+    saved = load_predictions(fixed_run / "predictions.parquet")
+    for rows in saved.parts.values():
+        for name, label in zip(rows.files, rows.labels, strict=True):
+            assert saved.class_names[label] == _fixed_class(name)
+    assert (fixed_run / "label_fixes.csv").read_text() == fixes.read_text()
+    page = draw_report(fixed_run).read_text()
+    assert LEFT_OUT in page
+    assert "1 picture has another class than the data set says" in page
+
+
+def _fixed_class(name: str) -> str:
+    return "tulip" if name == WRONG else name.split("/")[0]
+
+
+def test_evaluate_on_its_split_obeys_them(fixed_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    split = load_split(fixed_run / "split.json")
+    part = split.parts[WRONG]
+    words = ["evaluate", fixed_run / "model", "--data", photos, "--split", fixed_run / "split.json", "--json", "--part"]
+    dispatch([*map(str, words), part, "--num-workers", "0"])
+    found = json.loads(capsys.readouterr().out)
+    counts = {name: found["per_class"][name]["count"] for name in split.class_names}
+    expected = [_fixed_class(name) for name in split.files_of(part)]
+    assert counts == {name: expected.count(name) for name in split.class_names}
+
+
+def test_inspect_obeys_them(photos: Path, fixes: Path, fixed_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dispatch(["inspect", str(photos), "--label-fixes", str(fixes), "--json", "--num-workers", "0"])
+    found = json.loads(capsys.readouterr().out)
+    assert {name: sum(counts.values()) for name, counts in found["classes"].items()} == {
+        "daisy": 9,
+        "rose": 7,
+        "tulip": 10,
+    }
+
+
+@pytest.mark.holds("A run goes on with the label fixes that it began with")
+def test_a_run_goes_on_with_the_same_fixes_alone(fixed_run: Path, photos: Path, fixes: Path, tmp_path: Path) -> None:
+    def again(path: Path | None) -> None:
+        data = {"label_fixes": str(path) if path else None}
+        train(tiny_config(photos, fixed_run, data=data, train={"epochs": 1}).model_copy(update={"resume": "auto"}))
+
+    moved = tmp_path / "elsewhere.csv"
+    moved.write_text(fixes.read_text())
+    again(moved)  # the same, in another place
+    edited = write_fixes(tmp_path / "edited.csv", {OUT: "", WRONG: "daisy", "tulip/01.png": ""})
+    with pytest.raises(UserError) as caught:
+        again(edited)
+    for line in (f"{WRONG}: 'tulip' then, 'daisy' now", "tulip/01.png: 'not named' then, 'left out' now"):
+        assert line in str(caught.value)
+    with pytest.raises(UserError, match=r"data\.label_fixes: 'fixes [0-9a-f]+' then, None now"):
+        again(None)
+
+
+def test_the_same_split_compares_a_run_with_and_without(
+    photos: Path, fixes: Path, fixed_run: Path, tmp_path: Path
+) -> None:
+    train(tiny_config(photos, tmp_path / "plain", train={"epochs": 1}))
+    plain = load_split(tmp_path / "plain" / "split.json")
+    data = {"label_fixes": str(fixes), "split": str(tmp_path / "plain" / "split.json")}
+    train(tiny_config(photos, tmp_path / "fixed", data=data, train={"epochs": 1}))
+    fixed = load_split(tmp_path / "fixed" / "split.json")
+    assert dict(fixed.parts) == {name: part for name, part in plain.parts.items() if name != OUT}
+    with pytest.raises(UserError, match=f"'{WRONG}' is 'tulip' there and 'rose' here"):
+        train(tiny_config(photos, tmp_path / "other", data={"split": str(fixed_run / "split.json")}))
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.holds("Label fixes act before the split is drawn")
+def test_two_processes_do_the_same(fixed_run: Path, photos: Path, fixes: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 1})
+    words = ["train", recipe, "--data.path", photos, "--data.label-fixes", fixes, "--run-dir"]
+    said = finish(tmp_path, [*words, tmp_path / "two"], processes=2)
+    assert "label fixes of" in said
+    assert load_split(tmp_path / "two" / "split.json") == load_split(fixed_run / "split.json")
+    assert metrics(tmp_path / "two", "train/loss") == pytest.approx(metrics(fixed_run, "train/loss"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.holds("A run goes on with the label fixes that it began with")
+def test_one_that_is_killed_goes_on_to_the_same_end(photos: Path, fixes: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", train={"epochs": 3})
+    words = ["train", recipe, "--data.path", photos, "--data.label-fixes", fixes, "--run-dir"]
+    finish(tmp_path, [*words, tmp_path / "whole"])
+    with Ranks(tmp_path, [*words, tmp_path / "killed"]) as ranks:
+        while not list((tmp_path / "killed" / "checkpoints").glob("step-*")):
+            assert ranks.code(0) is None, ranks.output()
+            time.sleep(0.01)
+        ranks.signal(0, signal.SIGKILL)
+    # By the run's own configuration, which names the run's own copy: the file may have been edited or be gone.
+    own = tmp_path / "killed" / "config.yaml"
+    assert re.search(rf"label_fixes: .*{re.escape(str(tmp_path))}/killed/label_fixes.csv", own.read_text())
+    finish(tmp_path, ["train", own, "--run-dir", tmp_path / "killed", "--resume", "auto"])
+    for name in ("model/model.safetensors", "predictions.parquet", "split.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
