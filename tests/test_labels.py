@@ -5,20 +5,31 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from accel_flowers.cli.commands import dispatch
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.registry import register
 from accel_flowers.data.label_fixes import LEFT_OUT, LabelFixes, fix_labels, read_label_fixes
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import load_split
-from accel_flowers.metrics.predictions import load_predictions
+from accel_flowers.labels import nearness
+from accel_flowers.labels.judged import judge_labels
+from accel_flowers.labels.nearness import compare
+from accel_flowers.labels.neighbours import Group, in_order
+from accel_flowers.metrics.classification import Predictions
+from accel_flowers.metrics.predictions import load_predictions, save_predictions
 from accel_flowers.report.draw import draw_report
+from accel_flowers.study.members import Member, Study, save_study
 from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
@@ -251,3 +262,261 @@ def test_one_that_is_killed_goes_on_to_the_same_end(photos: Path, fixes: Path, t
     finish(tmp_path, ["train", own, "--run-dir", tmp_path / "killed", "--resume", "auto"])
     for name in ("model/model.safetensors", "predictions.parquet", "split.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+# Which labels look wrong
+
+NETWORK = "garden/colours"
+"""So few features that a head cannot learn a wrong label by heart; a network that is trained has that from its training."""
+
+
+def colours(num_classes: int) -> nn.Module:
+    torch.manual_seed(1)
+    body = nn.Sequential(nn.Conv2d(3, 12, 5, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(12, num_classes))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Features of a test are its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def flip_labels(photos: Path, names: Sequence[str]) -> dict[str, str]:
+    """Move pictures into the folder of the next class.
+
+    Returns:
+        Where each is now → its right class.
+    """
+    classes = sorted(path.name for path in photos.iterdir())
+    flipped = {}
+    for name in names:
+        right, file = name.split("/")
+        wrong = classes[(classes.index(right) + 1) % len(classes)]
+        (photos / right / file).rename(photos / wrong / f"flipped-{right}-{file}")
+        flipped[f"{wrong}/flipped-{right}-{file}"] = right
+    return flipped
+
+
+def drawn_with_wrong_labels(folder: Path, *, each: int = 20, wrong: int = 6) -> tuple[Path, dict[str, str]]:
+    """Drawn pictures, and where those lie whose labels are wrong → their right class."""
+    photos = make_folder(folder / "photos", per_class=each)
+    files = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.png"))
+    order = np.random.default_rng(3).permutation(len(files))[:wrong]
+    return photos, flip_labels(photos, [files[place] for place in order])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+PROBE = [
+    "--backbones",
+    NETWORK,
+    "--weights",
+    "none",
+    "--size",
+    "48",
+    "--mirror",
+    "no",
+    "--folds",
+    "3",
+    "--num-workers",
+    "0",
+]
+
+
+@pytest.mark.holds("Wrong labels stand first in the list, and training obeys what becomes of it")
+def test_flipped_labels_of_drawn_flowers_stand_first_and_are_mended(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register("model", NETWORK)(colours)
+    photos, flipped = drawn_with_wrong_labels(tmp_path)
+    dispatch(["probe", str(photos), *PROBE, "--out", str(tmp_path / "probe")])
+    capsys.readouterr()
+    fixes, page = tmp_path / "fixes.csv", tmp_path / "labels.html"
+    dispatch(["labels", str(tmp_path / "probe"), "--csv", str(fixes), "--html", str(page)])
+    said = capsys.readouterr().out
+    rows = rows_of(fixes)
+    assert f"{len(rows)} of 60 labels look wrong" in said
+    first = [row["file"] for row in rows[: 2 * len(flipped)]]
+    found = set(first) & set(flipped)
+    assert len(found) >= 0.75 * len(flipped), f"{len(found)} of {len(flipped)}; {first}"
+    assert [float(row["p_given"]) for row in rows] == sorted(float(row["p_given"]) for row in rows)
+    assert {row["label"] for row in rows} == {""}
+    shown = page.read_text()
+    assert rows[0]["file"].split("/")[1] in shown
+    assert "Compared by the features of this probe" in shown
+    assert shown.count("times as far") > 0
+
+    # Without them: the file as it was written.
+    train(tiny_config(photos, tmp_path / "without", data={"label_fixes": str(fixes)}, train={"epochs": 1}))
+    split = load_split(tmp_path / "without" / "split.json")
+    assert {name for name, cause in split.left_out.items() if cause == LEFT_OUT} == {row["file"] for row in rows}
+
+    # With corrections: a person has looked, corrects what is wrong and keeps the rest.
+    for row in rows:
+        row["label"] = flipped.get(row["file"], row["given"])
+    with fixes.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    train(tiny_config(photos, tmp_path / "mended", data={"label_fixes": str(fixes)}, train={"epochs": 1}))
+    split = load_split(tmp_path / "mended" / "split.json")
+    corrected = {row["file"]: row["label"] for row in rows if row["file"] in flipped}
+    assert split.relabelled == corrected
+    assert not split.left_out
+    saved = load_predictions(tmp_path / "mended" / "predictions.parquet")
+    for part in saved.parts.values():
+        for name, label in zip(part.files, part.labels, strict=True):
+            assert saved.class_names[label] == corrected.get(name, name.split("/")[0])
+
+    # A probe obeys the file, too, and a second list holds what the first one said.
+    dispatch(["probe", str(photos), *PROBE, "--label-fixes", str(fixes), "--out", str(tmp_path / "again")])
+    dispatch(["labels", str(tmp_path / "again"), "--csv", str(tmp_path / "second.csv")])
+    second = {row["file"]: row for row in rows_of(tmp_path / "second.csv")}
+    assert corrected.keys() <= second.keys()
+    for name, right in corrected.items():
+        assert right in (second[name]["label"], second[name]["given"])
+    rows = load_predictions(tmp_path / "again" / "predictions.parquet").parts["out_of_fold"]
+    given = dict(zip(rows.files, rows.labels.tolist(), strict=True))
+    assert all(saved.class_names[given[name]] == right for name, right in corrected.items())
+
+
+@pytest.mark.holds("Wrong labels stand first in the list, and training obeys what becomes of it")
+def test_folds_judge_all_pictures_and_obey_the_file(tmp_path: Path, fixes: Path, photos: Path) -> None:
+    words = ["train", str(write_recipe(tmp_path / "recipe.yaml", train={"epochs": 1})), "--data.path", str(photos)]
+    run_dir = tmp_path / "folds"
+    dispatch([*words, "--folds", "3", "--data.label-fixes", str(fixes), "--run-dir", str(run_dir)])
+    saved = load_predictions(run_dir / "predictions.parquet")
+    rows = saved.parts["out_of_fold"]
+    assert OUT not in rows.files
+    labels = {name: saved.class_names[label] for name, label in zip(rows.files, rows.labels, strict=True)}
+    assert labels[WRONG] == "tulip"
+    for fold in (1, 2, 3):
+        split = load_split(run_dir / f"fold-{fold}" / "split.json")
+        assert (split.left_out, split.relabelled) == ({OUT: LEFT_OUT}, {WRONG: "tulip"})
+    # What a good model would have said: it is sure of all, and of one picture otherwise than its label.
+    sure = np.where(np.eye(3, dtype=bool)[rows.labels], 0.98, 0.01).astype(np.float32)
+    doubted = rows.files.index("daisy/02.png")
+    sure[doubted] = [0.01, 0.98, 0.01]
+    losses = -np.log(sure[np.arange(len(rows.labels)), rows.labels])
+    said = {"out_of_fold": Predictions(labels=rows.labels, probabilities=sure, losses=losses)}
+    save_predictions(run_dir / "predictions.parquet", said, {"out_of_fold": rows.files}, saved.class_names)
+    dispatch(["labels", str(run_dir), "--csv", str(tmp_path / "second.csv")])
+    second = [(row["file"], row["given"], row["suggested"], row["label"]) for row in rows_of(tmp_path / "second.csv")]
+    assert second == [("daisy/02.png", "daisy", "rose", ""), (OUT, "", "", ""), (WRONG, "", "", "tulip")]
+    edited = write_fixes(tmp_path / "edited.csv", {OUT: ""})
+    with pytest.raises(UserError, match=r"data\.label_fixes: 'fixes [0-9a-f]+' then, 'fixes [0-9a-f]+' now"):
+        dispatch(
+            [*words, "--folds", "3", "--data.label-fixes", str(edited), "--run-dir", str(run_dir), "--resume", "auto"]
+        )
+
+
+def test_a_run_judges_what_it_held_out_and_says_so(
+    fixed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dispatch(
+        [
+            "labels",
+            str(fixed_run),
+            "--json",
+            "--csv",
+            str(tmp_path / "fixes.csv"),
+            "--html",
+            str(tmp_path / "page.html"),
+        ]
+    )
+    said = json.loads(capsys.readouterr().out)
+    split = load_split(fixed_run / "split.json")
+    assert said["num_judged"] == len(split.files_of("val")) + len(split.files_of("test"))
+    assert said["num_learned"] == len(split.files_of("train"))
+    assert not {each["file"] for each in said["candidates"]} & set(split.files_of("train"))
+    # What it was trained with goes into the new file, which replaces the old one.
+    assert {row["file"]: row["label"] for row in rows_of(tmp_path / "fixes.csv")}.items() >= {
+        OUT: "",
+        WRONG: "tulip",
+    }.items()
+    dispatch(["labels", str(fixed_run)])
+    words = capsys.readouterr().out
+    assert "--folds" in words
+    assert "probe" in words
+    assert "Compared by perceptual hashes" in (tmp_path / "page.html").read_text()
+
+
+def test_what_cannot_judge_labels_says_what_can(photos: Path, fixed_run: Path, tmp_path: Path) -> None:
+    for folder, words in ((tmp_path / "none", "is not there"), (photos, "holds none of them")):
+        with pytest.raises(UserError, match=f"{words}.*accel-flowers probe"):
+            judge_labels(folder)
+    unfinished = shutil.copytree(fixed_run, tmp_path / "unfinished")
+    (unfinished / "predictions.parquet").unlink()
+    with pytest.raises(UserError, match=r"has not ended.*--resume auto"):
+        judge_labels(unfinished)
+    seeds = tmp_path / "seeds"
+    members = tuple(Member(f"seed-{seed}", {"train.seed": seed}, {}) for seed in (1, 2))
+    save_study(seeds, Study("seeds", {}, members))
+    with pytest.raises(UserError, match=r"accel-flowers labels .*seed-1.*--folds 5"):
+        judge_labels(seeds)
+    for damaged in ("{}", "[]", '{"source": 3, "temperature": 1, "left_out": {}}', "{"):
+        probed = tmp_path / "probe"
+        probed.mkdir(exist_ok=True)
+        (probed / "probe.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"probe\.json"):
+            judge_labels(probed)
+
+
+def test_a_store_named_by_a_stranger_leads_nowhere(tmp_path: Path) -> None:
+    said = {
+        "source": "x",
+        "temperature": None,
+        "left_out": {},
+        "features": [{"store": "../../somewhere", "numbers": 3}],
+    }
+    (tmp_path / "probe.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match="what it says of features"):
+        judge_labels(tmp_path)
+
+
+# Near-duplicates and pictures like no other
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_near_pictures_are_linked_and_far_ones_named(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    middles = generator.normal(size=(4, 32))
+    features = (middles[np.arange(80) % 4] + 0.5 * generator.normal(size=(80, 32))).astype(np.float32)
+    features[71] = features[3] + 0.02 * generator.normal(size=32)
+    features[72] = features[71] + 0.02 * generator.normal(size=32)  # a chain
+    features[20] = 5 * generator.normal(size=32)
+    contents = [f"bytes {place}" for place in range(80)]
+    contents[50], features[50] = contents[49], features[49]
+    found = compare([features, features[:, :8] + 1], contents)
+    assert set(found.groups) == {(3, 71, 72), (49, 50)}
+    assert found.groups[0] == (49, 50), "the same bytes are nearest"
+    assert found.far[0][0] == 20
+    assert [distance for _, distance in found.far] == sorted((distance for _, distance in found.far), reverse=True)
+    order = generator.permutation(80)
+    again = compare([features[order], features[order, :8] + 1], [contents[place] for place in order])
+    assert {tuple(sorted(order[list(group)].tolist())) for group in again.groups} == set(found.groups)
+
+
+def test_of_few_pictures_only_the_same_bytes_are_told() -> None:
+    found = compare([np.eye(5, dtype=np.float32)], ["a", "b", "a", "c", "d"])
+    assert found.groups == ((0, 2),)
+    assert not found.far
+
+
+def test_of_many_pictures_the_doubted_ones_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearness, "MOST", 10)
+    chosen = nearness.chosen_of(100, [97, 3])
+    assert len(chosen) == 10
+    assert {3, 97} <= set(chosen.tolist())
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+    assert nearness.chosen_of(10, [1]).tolist() == list(range(10))
+
+
+def test_groups_under_two_classes_come_first() -> None:
+    same, torn = Group(("a/1", "a/2"), ("a", "a")), Group(("a/3", "b/1"), ("a", "b"))
+    assert in_order([same, torn]) == (torn, same)
