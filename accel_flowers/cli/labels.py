@@ -12,7 +12,6 @@ import tyro
 
 from accel_flowers.cli.common import parse_words
 from accel_flowers.core.console import write_result
-from accel_flowers.core.files import check_writable
 from accel_flowers.distributed.environment import is_left_out
 
 _log = logging.getLogger(__name__)
@@ -49,6 +48,8 @@ def labels_command(words: Sequence[str]) -> int:
     asked = parse_words(_LabelsWords, words, "labels", answers=_LABELS_ANSWERS)
     if is_left_out():
         return 0
+    from accel_flowers.core.files import check_writable
+
     for path, flag in ((asked.csv, "--csv"), (asked.html, "--html")):
         if path is not None:
             check_writable(path, flag)

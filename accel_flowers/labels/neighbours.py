@@ -11,6 +11,7 @@ import numpy as np
 from accel_flowers.core.files import user_cache
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.table import content_digest
 from accel_flowers.inspection.analysis import Seen, analyze_image
@@ -91,7 +92,7 @@ def find_by_looks(judged: Judged) -> Neighbours:
     gone = sum(each.cause is not None for each in seen)
     return Neighbours(
         "Compared by perceptual hashes, and by where which colours and details are (as inspect does)."
-        + (f" {gone:,} of {len(files):,} pictures could not be read." if gone else ""),
+        + (f" Of {number_of(len(files), 'picture')} {gone:,} could not be read." if gone else ""),
         in_order(groups),
         tuple(Far(each.file, each.class_name, distance) for each, distance in found.far),
     )

@@ -63,7 +63,7 @@ def explained(judged: Judged) -> list[str]:
 
 
 def _of_what(judged: Judged) -> str:
-    return f"the {part_name(judged.main.part)} pictures" if judged.kind == "run" else "all pictures"
+    return f"what is {part_name(judged.main.part)}" if judged.kind == "run" else "all of them"
 
 
 def in_words(judged: Judged) -> str:
