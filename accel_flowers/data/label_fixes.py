@@ -141,7 +141,7 @@ def fix_labels(table: ImageTable, fixes: LabelFixes) -> ImageTable:
     Raises:
         UserError: it names pictures or classes that are not there, or leaves a class without a picture.
     """
-    one_label_each(table, "A file of label fixes")
+    labels = one_label_each(table, "A file of label fixes").copy()
     known = {one_form(name): label for label, name in enumerate(table.class_names)}
     absent = sorted(name for name in fixes.labels if not table.has(name) and name not in table.unreadable)
     strange = sorted({label for label in fixes.labels.values() if label is not None and one_form(label) not in known})
@@ -160,7 +160,6 @@ def fix_labels(table: ImageTable, fixes: LabelFixes) -> ImageTable:
         raise UserError(
             f"The file of label fixes '{fixes.path}' does not fit '{table.source}':\n{lines}\nMend the file."
         )
-    labels = table.labels.copy()
     relabelled: dict[str, str] = {}
     for name, label in fixes.labels.items():
         if label is None or not table.has(name):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from accel_flowers.config.loading import read_config
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.reading import check_permitted, parse_json, read_text
 from accel_flowers.data.label_fixes import LEFT_OUT
@@ -93,7 +92,12 @@ def _of_run(directory: Path, data: str | None) -> Judged:
         raise UserError(
             f"The run in '{directory}' was scored on the pictures that trained it (debug.overfit_batches), so it can judge no label."
         )
-    photos = Photos(data or run.config.data.path)
+    if run.predictions.several_labels:
+        raise UserError(
+            f"The pictures of '{directory}' may have several labels each, and whether labels look wrong is only judged of one label a "
+            "picture."
+        )
+    photos = Photos(data or run.config.data.path, run.config.data.labels)
     temperature = run.spec.temperature if run.spec else None
     part = "test" if "test" in run.predictions.parts else "val"
     return _judged(
@@ -127,7 +131,7 @@ def _of_study(directory: Path, data: str | None) -> Judged:
     return _judged(
         directory,
         "folds",
-        Photos(data or read_config(first / CONFIG_FILE, what=f"'{first / CONFIG_FILE}'").data.path),
+        Photos(data or run.config.data.path, run.config.data.labels),
         predictions,
         find_part(predictions, OUT_OF_FOLD, temperature=None),
         fixes=_fixes_of(run.split),
