@@ -224,11 +224,17 @@ def test_the_same_split_compares_a_run_with_and_without(
     photos: Path, fixes: Path, fixed_run: Path, tmp_path: Path
 ) -> None:
     train(tiny_config(photos, tmp_path / "plain", train={"epochs": 1}))
-    plain = load_split(tmp_path / "plain" / "split.json")
+    path = tmp_path / "plain" / "split.json"
+    document = json.loads(path.read_text())
+    document["parts"][WRONG] = "val"  # where its class is seen in what is said of it
+    path.write_text(json.dumps(document))
+    plain = load_split(path)
     data = {"label_fixes": str(fixes), "split": str(tmp_path / "plain" / "split.json")}
     train(tiny_config(photos, tmp_path / "fixed", data=data, train={"epochs": 1}))
     fixed = load_split(tmp_path / "fixed" / "split.json")
     assert dict(fixed.parts) == {name: part for name, part in plain.parts.items() if name != OUT}
+    saved = load_predictions(tmp_path / "fixed" / "predictions.parquet")
+    assert saved.class_names[saved.parts["val"].labels[saved.parts["val"].files.index(WRONG)]] == "tulip"
     with pytest.raises(UserError, match=f"'{WRONG}' is 'tulip' there and 'rose' here"):
         train(tiny_config(photos, tmp_path / "other", data={"split": str(fixed_run / "split.json")}))
 
