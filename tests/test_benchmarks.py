@@ -101,3 +101,13 @@ def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, f"benchmarks/{name}.py", *words],
         capture_output=True, text=True, timeout=220, cwd=PROJECT, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_label_errors(tmp_path: Path) -> None:
+    photos = make_folder(tmp_path / "photos", per_class=12)
+    small = "--flips 3 --seeds 0 -- --backbones shufflenet_v2_x0_5 --weights none --size 32 --mirror no --num-workers 0"
+    done = run("label_errors", "--data.path", str(photos), "--own", str(tmp_path / "own.txt"), *small.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^seed 0: of 3 flipped \d among the first 3, \d among the first 6", done.stdout, re.M)
+    assert (tmp_path / "own.txt").exists()

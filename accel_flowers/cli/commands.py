@@ -10,6 +10,7 @@ from accel_flowers.cli.common import expand_home, split_imports
 from accel_flowers.cli.evaluate import evaluate_command
 from accel_flowers.cli.find_lr import find_lr_command
 from accel_flowers.cli.inspect import inspect_command
+from accel_flowers.cli.labels import labels_command
 from accel_flowers.cli.launch_config import launch_config_command
 from accel_flowers.cli.predict import predict_command
 from accel_flowers.cli.probe import probe_command
@@ -29,6 +30,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "benchmark": (benchmark_command, "RECIPE --data.path DIR [--json] [--seconds S] [--section.field VALUE ...]"),
     "inspect": (inspect_command, "DIR [--json] [--html FILE] [--split SPLIT_JSON] [--show-transforms RECIPE]"),
     "probe": (probe_command, "DIR [--backbones A,B,...] [--weights FILE,...] [--out DIR] [--json]"),
+    "labels": (labels_command, "DIR [--csv FILE] [--html FILE] [--data DIR] [--json]"),
     "evaluate": (evaluate_command, "MODEL_DIR --data DIR [--json]"),
     "predict": (predict_command, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),
     "report": (report_command, "RUN_DIR [--data DIR]"),

@@ -35,6 +35,8 @@ class _InspectWords:
     """What stands there between several class names, as ';' in 'rose;tulip'."""
     label_columns: tuple[str, ...] = ()
     """Columns of 0 and 1 instead, one for each class; all = those that hold nothing else."""
+    label_fixes: Path | None = None
+    """A CSV of file and label, as `accel-flowers labels` writes it: an empty label leaves the picture out, a class is the picture's."""
     json: bool = False
     """Print all findings as one JSON object."""
     html: Path | None = None
@@ -70,6 +72,7 @@ def inspect_command(words: Sequence[str]) -> int:
         label_column=asked.label_column,
         label_separator=asked.label_separator,
         label_columns=asked.label_columns,
+        label_fixes=asked.label_fixes,
         split_file=asked.split,
         max_bits=asked.near,
         num_workers=asked.num_workers,

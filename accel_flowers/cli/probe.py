@@ -50,6 +50,8 @@ class _ProbeWords:
     """Print all numbers as one JSON object."""
     label_column: str | None = None
     """Column of the classes of a dataset or a CSV; None = the one there is."""
+    label_fixes: Path | None = None
+    """A CSV of file and label, as `accel-flowers labels` writes it: an empty label leaves the picture out, a class is the picture's."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What becomes of photos that cannot be read: stop names them all, skip leaves them out."""
     num_workers: int | None = None
@@ -80,6 +82,7 @@ def probe_command(words: Sequence[str]) -> int:
         seed=asked.seed,
         out=asked.out,
         label_column=asked.label_column,
+        label_fixes=asked.label_fixes,
         on_bad_image=asked.on_bad_image,
         num_workers=asked.num_workers,
         owns_process=True,

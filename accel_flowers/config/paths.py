@@ -21,6 +21,7 @@ def with_absolute_paths(config: Config) -> Config:
     changed = {
         "path": data.path if data.path is None or data.path.startswith(HUB_PREFIX) else os.path.abspath(data.path),
         "split": os.path.abspath(data.split) if names_split_file(data.split) else data.split,
+        "label_fixes": data.label_fixes and os.path.abspath(data.label_fixes),
         "cache_dir": data.cache_dir and os.path.abspath(data.cache_dir),
     }
     weights = model.weights if model.weights in ("imagenet", "none") else os.path.abspath(model.weights)

@@ -92,6 +92,7 @@ class LabelWords(TypedDict):
     label_column: str | None
     label_separator: str | None
     label_columns: tuple[str, ...]
+    label_fixes: str | None
 
 
 class DataConfig(Section):
@@ -107,6 +108,8 @@ class DataConfig(Section):
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     group_pattern: Annotated[str, AfterValidator(regular_expression)] | None = Field(default=None, min_length=1)
     """Regular expression over the pictures' names (relative to the folder): those in which its first group, or all of it where it has none, is the same stay in one part, or fold, as '(plant\\d+)_' for photos of one plant; None = only copies do."""
+    label_fixes: UserPath | None = Field(default=None, min_length=1)
+    """A CSV of file and label, as `accel-flowers labels DIR --csv FILE` writes it: an empty label leaves the picture out, a class is the picture's class from here on. It acts before the split is drawn, on all parts; None = labels are right as they are."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """An image that cannot be read: stop before training and name all of them, or skip (leave out and list in split.json)."""
     sampling: Literal["all", "balanced"] = "all"
@@ -154,7 +157,10 @@ class DataConfig(Section):
     def labels(self) -> LabelWords:
         """Where the labels stand, as keyword arguments of `load_images`."""
         return LabelWords(
-            label_column=self.label_column, label_separator=self.label_separator, label_columns=self.label_columns
+            label_column=self.label_column,
+            label_separator=self.label_separator,
+            label_columns=self.label_columns,
+            label_fixes=self.label_fixes,
         )
 
     @field_validator("train_transforms", "eval_transforms", "mean", "std", mode="before")

@@ -66,10 +66,12 @@ def decide_split(
             does not fit the folder, a part that lacks what training needs of it.
     """
     given = load_split(Path(split)) if names_split_file(split) else None
+    if given is not None:
+        _check_labels_are_those_of(given, Path(split), table)
     fractions = parse_fractions(split) if given is None else {}
     found = examined() if examined else validate_all(table, range(len(table.files)))
     bad = dict(table.unreadable) | {name: cause for name, (_, cause) in zip(table.files, found, strict=True) if cause}
-    left_out_before = dict(given.left_out) if given else {}
+    left_out_before = {**(given.left_out if given else {}), **table.taken_out}
     if given is not None and goes_on:
         added = [name for name in table.files if name not in given.parts and name not in left_out_before]
         left_out_before |= dict.fromkeys(added, "added after the run began")
@@ -121,7 +123,24 @@ def decide_split(
         parts=parts_of,
         left_out=dict(sorted({**left_out_before, **bad, **doubles}.items())),
         duplicates=_duplicates(files, groups),
+        relabelled=table.relabelled,
     )
+
+
+def _check_labels_are_those_of(given: Split, path: Path, table: ImageTable) -> None:
+    """A split that was made with label fixes goes with these, or with others that say the same of its pictures and more."""
+    there = [name for name in given.relabelled if table.has(name)]
+    classes = {
+        name: ", ".join(table.class_names[label] for label in its_labels)
+        for name, its_labels in zip(there, label_sets(table.labels[table.rows_of(there)]), strict=True)
+    }
+    if differ := [name for name, its_class in classes.items() if its_class != given.relabelled[name]]:
+        first = differ[0]
+        raise UserError(
+            f"{path} was made with label fixes, and {number_of(len(differ), 'picture has', many='pictures have')} another class here: "
+            f"'{first}' is '{given.relabelled[first]}' there and '{classes[first]}' here. Give the same file with "
+            "--data.label-fixes FILE, or draw a new split with --data.split 80/10/10."
+        )
 
 
 @contextmanager
@@ -166,7 +185,7 @@ def _obey(
             f"{path} is a split of the classes {', '.join(given.class_names)}; "
             f"'{table.source}' has {', '.join(table.class_names)}." + (f" {goes_on}" if goes_on else "")
         )
-    absent = set(given.parts) - set(files) - set(given.left_out)
+    absent = set(given.parts) - set(files) - set(given.left_out) - set(table.taken_out)
     broken, missing = sorted(absent & set(bad)), sorted(absent - set(bad))
     extra = sorted(set(files) - set(given.parts))
     if absent or extra:

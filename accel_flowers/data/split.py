@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +84,14 @@ class Split:
         parts: file (relative to the folder, with forward slashes) → "train", "val" or "test"; any mapping may be given.
         left_out: file → cause, for images that cannot be read or would stand on both sides.
         duplicates: groups of files with the same bytes.
+        relabelled: file → its class, for images whose class is another one than the data set says.
     """
 
     class_names: tuple[str, ...]
     parts: Mapping[str, str]
     left_out: Mapping[str, str] = field(default_factory=dict)
     duplicates: tuple[tuple[str, ...], ...] = ()
+    relabelled: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, PartOfFile):
@@ -130,7 +132,7 @@ def subsample_split(
         for name in set(files) - {name for _, name in chosen}:
             del parts[name]
             left_out[name] = cause
-    return Split(split.class_names, parts, left_out, split.duplicates)
+    return replace(split, parts=parts, left_out=left_out)
 
 
 def _in_proportion(totals: Mapping[int, int], size: int) -> dict[int, int]:
@@ -233,6 +235,7 @@ def save_split(split: Split, path: Path) -> None:
         "parts": dict(split.parts.items()),
         "left_out": dict(split.left_out),
         "duplicates": split.duplicates,
+        **({"relabelled": dict(split.relabelled)} if split.relabelled else {}),
     }
     with writing(f"'{path}'", "Make room, or give another run directory with --run-dir DIR."):
         write_text_durably(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
@@ -258,6 +261,7 @@ def load_split(path: Path) -> Split:
         parts=document["parts"],
         left_out=document.get("left_out", {}),
         duplicates=tuple(tuple(group) for group in document.get("duplicates", [])),
+        relabelled=document.get("relabelled", {}),
     )
 
 
@@ -277,6 +281,9 @@ def _mistake_in(document: Any) -> str | None:
     duplicates = document.get("duplicates", [])
     if not isinstance(duplicates, list) or not all(_is_list_of_names(group) for group in duplicates):
         return "'duplicates' must be a list of lists of files"
+    relabelled = document.get("relabelled", {})
+    if not isinstance(relabelled, dict) or not all(name in document["class_names"] for name in relabelled.values()):
+        return "'relabelled' must be an object that gives files one of its classes"
     return None
 
 

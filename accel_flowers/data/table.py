@@ -38,6 +38,8 @@ class ImageTable:
         ignored: files that are no images by their name.
         left_out: reason → how many files and folders were passed over.
         notes: how the data set was understood where that is not plain, a line each.
+        taken_out: images that a file of label fixes leaves out, with the cause; they are no rows.
+        relabelled: images that it gives another class, with that class; `labels` has it.
     """
 
     source: str
@@ -48,6 +50,8 @@ class ImageTable:
     ignored: tuple[str, ...] = ()
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    taken_out: Mapping[str, str] = field(default_factory=dict)
+    relabelled: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def several_labels(self) -> bool:

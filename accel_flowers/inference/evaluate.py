@@ -20,6 +20,7 @@ from accel_flowers.core.plural import number_of
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import ImageDataset
 from accel_flowers.data.decide_split import describe_table
+from accel_flowers.data.label_fixes import relabel
 from accel_flowers.data.label_sets import classes_in, renumbered
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.sampler import SequentialBatchSampler
@@ -63,7 +64,8 @@ def evaluate(
         data: folder with one sub-folder per class, zip or dataset. Its classes are matched with the model's by name; it
             need not have all of them, and the log tells what it lacks and what is left out.
         label_column, label_separator, label_columns: where the labels stand in a dataset or a CSV, as of `load_images`.
-        split_file: a run's split.json; only its files of `part` are scored.
+        split_file: a run's split.json; only its files of `part` are scored, with the classes that it gives some of them (it does
+            where the run had label fixes).
         part: "train", "val" or "test"; None = test, or all images where the folder has no parts.
         num_workers: loader processes; None = choose.
         owns_process: whether SIGTERM, SIGUSR1, SIGINT and SIGHUP are answered here, as on the command line.
@@ -108,6 +110,7 @@ def evaluate(
         wanted, split, known = broadcast_from_main(
             accelerator, lambda: _choose_part(table, split_file, part, model_dir)
         )
+        table = relabel(table, split.relabelled)
         check_same_everywhere(accelerator, table_facts(table))
         if accelerator.num_processes > 1:
             check_same_everywhere(accelerator, content_facts(table, split.files_of(wanted), seed=0))

@@ -10,6 +10,7 @@ from accel_flowers.config.loading import load_recipe
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import check_writable
 from accel_flowers.data.decide_split import decide_split
+from accel_flowers.data.label_fixes import relabel
 from accel_flowers.data.label_sets import label_sets
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.sources.walk import looks_like_image
@@ -31,6 +32,7 @@ def inspect_source(
     label_column: str | None = None,
     label_separator: str | None = None,
     label_columns: Sequence[str] = (),
+    label_fixes: Path | None = None,
     split_file: Path | None = None,
     max_bits: int = MAX_BITS,
     num_workers: int | None = None,
@@ -43,6 +45,7 @@ def inspect_source(
     Args:
         source: folder, zip or hub dataset, as for training.
         label_column, label_separator, label_columns: where the labels stand in a dataset or a CSV, as of `load_images`.
+        label_fixes: a CSV of pictures to leave out and of other classes for some; None = labels are right as they are.
         split_file: a run's split.json, for data without parts of its own: copies across its parts are told.
         max_bits: perceptual hashes of near duplicates differ in at most so many of 64 bits, 0 to 16.
         num_workers: processes; None = choose.
@@ -70,7 +73,15 @@ def inspect_source(
         )
     config = load_recipe(recipe) if recipe else None
     given = load_split(split_file) if split_file else None
-    table = load_images(source, label_column=label_column, label_separator=label_separator, label_columns=label_columns)
+    table = load_images(
+        source,
+        label_column=label_column,
+        label_separator=label_separator,
+        label_columns=label_columns,
+        label_fixes=label_fixes,
+    )
+    if given is not None and label_fixes is None:
+        table = relabel(table, given.relabelled)
     seen = look_at_table(table, num_workers=num_workers)
     findings = find(
         source,

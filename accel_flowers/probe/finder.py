@@ -157,6 +157,8 @@ class Finder:
                 predictions=predictions,
                 temperature=temperature,
                 left_out=self.pictures.left_out,
+                relabelled=self.table.relabelled,
+                stores=self._stores(self.sets[keep], best.choice.way),
                 told=tuple(told),
                 weights={
                     each.label: {"given": each.weights, "digest": each.digest, "loaded": each.loaded}
@@ -177,6 +179,10 @@ class Finder:
         for mirrored in (False, True) if way.mirror else (False,):
             views.append([self._rows_of(space) for space in spaces_of(self.networks, chosen, sight, mirrored=mirrored)])
         return StoredFeatures(views)
+
+    def _stores(self, chosen: tuple[int, ...], way: Way) -> tuple[tuple[str, int], ...]:
+        spaces = spaces_of(self.networks, chosen, self.sights[chosen, way.size], mirrored=False)
+        return tuple((space.key, self.networks[space.frozen].width) for space in spaces)
 
     def _rows_of(self, space: Space) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]:
         """What gives rows of one kind of features: from memory where they fit, else from the disk."""

@@ -118,7 +118,7 @@ def find_pictures(
             groups=groups,
             folds=folds,
             num_folds=number,
-            left_out={**unreadable, **bad},
+            left_out={**table.taken_out, **unreadable, **bad},
         ),
         [*told, *few],
     )

@@ -51,6 +51,7 @@ def probe(
     seed: int = 0,
     out: Path | None = None,
     label_column: str | None = None,
+    label_fixes: str | os.PathLike[str] | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
     num_workers: int | None = None,
     owns_process: bool = False,
@@ -68,6 +69,7 @@ def probe(
         seed: of the folds and of whatever else is drawn.
         out: folder for the model, the predictions, the page and all numbers; None = nothing is written.
         label_column: the column of classes of a dataset or of a CSV; None = the one there is.
+        label_fixes: a CSV of pictures to leave out and of other classes for some; None = labels are right as they are.
         on_bad_image: what becomes of pictures that cannot be read.
         num_workers: loader processes; None = choose.
         owns_process: whether signals are answered here, as on the command line.
@@ -81,6 +83,7 @@ def probe(
         RankLost: another process failed, fell silent or is gone.
     """
     source = os.fspath(source)
+    fixes = None if label_fixes is None else os.fspath(label_fixes)
     asked = _check_words(backbones, weights, size, num_folds, keep)
     if out is not None:
         check_out(out)
@@ -89,7 +92,9 @@ def probe(
     clock = Clock()
     with process_session(facts, owns_process=owns_process) as together, lacks_memory, workers_as_user_error():
         accelerator = together.build_accelerator(mixed_precision="no")
-        table = main_process_first(accelerator, lambda: load_images(source, label_column=label_column))
+        table = main_process_first(
+            accelerator, lambda: load_images(source, label_column=label_column, label_fixes=fixes)
+        )
         one_label_each(table, "A probe")
         check_same_everywhere(accelerator, table_facts(table))
         with clock.of("weights"):

@@ -60,6 +60,8 @@ class ProbeResult:
         predictions: of every picture out of fold.
         temperature: of the model; None where none was fitted.
         left_out: file → why it was not learned from.
+        relabelled: file → its class, where a file of label fixes says another one than the data set.
+        stores: where the kept row's features lie, of each of its networks: the store's name, and numbers a picture.
         told: what a person should know, a line each.
         weights: of each network: what was given, the digest of its tensors, and what became of them.
         computed: features that were computed now, in rows; 0 where all were kept from before.
@@ -78,6 +80,8 @@ class ProbeResult:
     predictions: SavedPredictions
     temperature: float | None
     left_out: Mapping[str, str]
+    relabelled: Mapping[str, str]
+    stores: tuple[tuple[str, int], ...]
     told: tuple[str, ...]
     weights: Mapping[str, Mapping[str, str]]
     computed: int
@@ -122,6 +126,8 @@ class ProbeResult:
             },
             "label_candidates": [asdict(each) for each in self.candidates],
             "left_out": dict(self.left_out),
+            "relabelled": dict(self.relabelled),
+            "features": [{"store": name, "numbers": width} for name, width in self.stores],
             "weights": {name: dict(facts) for name, facts in self.weights.items()},
             "features_computed": self.computed,
             "seconds": {phase: round(spent, 3) for phase, spent in self.seconds.items()},

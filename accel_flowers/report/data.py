@@ -45,6 +45,7 @@ class Data:
         balance, sizes: sentences on the classes' and on the images' sizes; may be empty.
         twins: groups of identical files, those under two classes first.
         left_out: (file, cause).
+        relabelled: images that label fixes give another class.
         plots: figures.
     """
 
@@ -57,6 +58,7 @@ class Data:
     sizes: str
     twins: tuple[Twins, ...]
     left_out: tuple[tuple[str, str], ...]
+    relabelled: int
     plots: tuple[Plot, ...]
 
     @property
@@ -73,13 +75,14 @@ def class_of_files(run: RunRecord, photos: Photos) -> dict[str, str]:
     too; never in a dataset of the hub, which has names such as "train/00000001".
     """
     said: dict[str, str] = {}
+    relabelled = dict(run.split.relabelled)
     if run.predictions:
         for rows in run.predictions.parts.values():
             said |= zip(rows.files, (run.predictions.class_names[label] for label in rows.labels), strict=True)
     if (run.config.data.path or "").startswith(HUB_PREFIX) or photos.classes:
-        known = {file: name for file, name in photos.classes.items() if name in run.split.class_names}
+        known = {file: name for file, name in photos.classes.items() if name in run.split.class_names} | relabelled
         return {file: known[file] for file in run.split.parts if file in known} | said
-    folders = {file: file.split("/")[-2] for file in run.split.parts if "/" in file}
+    folders = {file: file.split("/")[-2] for file in run.split.parts if "/" in file} | relabelled
     if any(folders.get(file) != name for file, name in said.items()):
         return said
     return {file: name for file, name in folders.items() if name in run.split.class_names} | said
@@ -134,5 +137,6 @@ def find_data(run: RunRecord, photos: Photos) -> Data:
         sizes=words.sizes(sizes, len(files)),
         twins=tuple(sorted(twins, key=lambda each: (not each.torn, each.files))),
         left_out=tuple(sorted(split.left_out.items())),
+        relabelled=len(split.relabelled),
         plots=tuple(plots),
     )

@@ -37,7 +37,8 @@ class Photos:
 
     def __init__(self, source: str | None, labels: LabelWords | None = None) -> None:
         self.source = source or ""
-        self._labels = labels or LabelWords(label_column=None, label_separator=None, label_columns=())
+        said = labels or LabelWords(label_column=None, label_separator=None, label_columns=(), label_fixes=None)
+        self._labels = LabelWords(**{**said, "label_fixes": None})  # what they leave out can be looked at all the same
         self.problem = ""
         self._root: Path | None = None
         self._table: ImageTable | None = None

@@ -9,6 +9,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.sources.load import load_images
 from accel_flowers.data.split import Split, save_split
+from accel_flowers.data.table import ImageTable
 from accel_flowers.probe.pictures import Pictures, find_pictures
 from accel_flowers.training.build_data import check_source
 
@@ -51,18 +52,18 @@ def write_folds(config: Config, num_folds: int, directory: Path) -> list[str]:
         few = f"--folds {found.num_folds}" if found.num_folds > 2 else "more pictures of its smallest class"
         raise UserError(f"'{table.source}' is too small for {number_of(num_folds, 'fold')}: {told[-1]}. Take {few}.")
     for fold in range(num_folds):
-        save_split(split_of(found, table.class_names, fold), directory / f"fold-{fold + 1}.json")
-    return told
+        save_split(split_of(found, table, fold), directory / f"fold-{fold + 1}.json")
+    return [*table.notes, *told]
 
 
-def split_of(found: Pictures, class_names: tuple[str, ...], fold: int) -> Split:
+def split_of(found: Pictures, table: ImageTable, fold: int) -> Split:
     """The split of one run.
 
     Args:
         found: the images with their folds.
-        class_names: of the labels.
+        table: the images, which says what their labels are.
         fold: the one that is held out to the end, from 0.
     """
     names = {fold: "test", (fold + 1) % found.num_folds: "val"}
     parts = {file: names.get(int(its_fold), "train") for file, its_fold in zip(found.files, found.folds, strict=True)}
-    return Split(class_names, parts, dict(found.left_out))
+    return Split(table.class_names, parts, dict(found.left_out), relabelled=table.relabelled)

@@ -7,6 +7,7 @@ checkpoints/         step-N, each whole by itself, to go on from; last and best 
 model/               best weights, class names, preprocessing: all that evaluate and predict need
 predictions.parquet  what the best weights say of every image of validation and test
 report.html          all of it as one page; plots/ holds its figures
+label_fixes.csv      what the run was told of wrong labels, where it was told anything
 last_error.txt       why the processes that were left ended, where one was lost; until the run goes on
 """
 
@@ -36,13 +37,19 @@ from accel_flowers.config.schema import Config, config_to_dict, flat_fields
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import remove_entry, write_text_durably, writing
 from accel_flowers.core.machine import available_cores, cpu_name
+from accel_flowers.core.plural import number_of
 from accel_flowers.core.reading import parse_json, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, dump_yaml, parse_yaml
+from accel_flowers.data.label_fixes import MAX_BYTES as MAX_FIXES_BYTES
+from accel_flowers.data.label_fixes import read_label_fixes
 from accel_flowers.distributed.environment import num_restarts
 from accel_flowers.distributed.launch import identify_launcher, is_restart_of
 
 CONFIG_FILE, SPLIT_FILE, METRICS_FILE, MODEL_DIR = "config.yaml", "split.json", "metrics.jsonl", "model"
+LABEL_FIXES_FILE = "label_fixes.csv"
 _LOCK_FILE = ".lock"
+_DIFFERENCES = 5
+"""Pictures that an error names whose label fixes have changed."""
 _BEGAN_JUST_NOW = "Another run began in '{}' just now: give another directory with --run-dir DIR."
 _LAUNCHER_KEY = "launcher"
 _MAX_METRICS_BYTES = 2**30
@@ -54,6 +61,9 @@ _MAY_CHANGE = (
 )  # fmt: skip
 """Fields that do not change what is learned, so that a resumed run may set them anew. (train.precision is among them
 because the launcher may give a resumed run another precision, too: on a GPU a run from a CPU need not stay in float32.)"""
+
+
+_FIXES = "data.label_fixes"
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -92,7 +102,7 @@ def check_run_dir(run_dir: Path, config: Config, lock: RunDirLock) -> None:
             )
         _give_way(run_dir, lock, is_trial=begun)
         return
-    changed = _changed_fields(read_config(run_dir / CONFIG_FILE, what=what), config)
+    changed = _changed_fields(_with_own_fixes(read_config(run_dir / CONFIG_FILE, what=what), run_dir), config)
     if changed and not begun:
         _give_way(run_dir, lock, is_trial=False)
         return
@@ -116,7 +126,23 @@ def how_to_build_on(run_dir: Path) -> str:
 def _changed_fields(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted name → value then and now, of what makes a run this run."""
     old, new = (fixed_fields(with_absolute_paths(each)) for each in (before, now))
-    return {name: (old[name], new[name]) for name in sorted(old) if old[name] != new[name]}
+    changed = {name: (old[name], new[name]) for name in sorted(old) if old[name] != new[name]}
+    if _FIXES in changed and before.data.label_fixes and now.data.label_fixes:
+        differences = read_label_fixes(before.data.label_fixes).differences(read_label_fixes(now.data.label_fixes))
+        del changed[_FIXES]
+        named = list(differences)[:_DIFFERENCES]
+        changed |= {f"{_FIXES}, {name}": differences[name] for name in named}
+        if more := len(differences) - len(named):
+            changed[f"{_FIXES}, {number_of(more, 'picture')} more"] = ("other labels", "other labels")
+    return changed
+
+
+def _with_own_fixes(config: Config, run_dir: Path) -> Config:
+    """A run's configuration with the label fixes that it keeps itself, wherever its directory is now."""
+    if config.data.label_fixes is None:
+        return config
+    data = config.data.model_copy(update={"label_fixes": str(run_dir / LABEL_FIXES_FILE)})
+    return config.model_copy(update={"data": data})
 
 
 def _has_begun(run_dir: Path) -> bool:
@@ -138,7 +164,7 @@ def _give_way(run_dir: Path, lock: RunDirLock, *, is_trial: bool) -> None:
         raise UserError(_BEGAN_JUST_NOW.format(run_dir))
     for name in ("checkpoints", MODEL_DIR, "plots", "profile", "tensorboard"):
         remove_entry(run_dir / name)
-    for name in (METRICS_FILE, "predictions.parquet", "report.html", CONFIG_FILE):
+    for name in (METRICS_FILE, "predictions.parquet", "report.html", LABEL_FIXES_FILE, CONFIG_FILE):
         with writing(f"The run directory '{run_dir}'", "Give another one with --run-dir DIR."):
             (run_dir / name).unlink(missing_ok=True)
     lock.holds_run = False
@@ -160,7 +186,11 @@ def _check_writable(run_dir: Path) -> None:
 
 
 def fixed_fields(config: Config) -> dict[str, Any]:
-    """What makes a run this run and no other: dotted name → value."""
+    """What makes a run this run and no other: dotted name → value; of label fixes, the digest of what they say.
+
+    Raises:
+        UserError: the file of label fixes cannot be read.
+    """
     flat = {
         name: value
         for name, value in flat_fields(config).items()
@@ -168,6 +198,8 @@ def fixed_fields(config: Config) -> dict[str, Any]:
     }
     if flat["data.pixels_from"] == "cache":
         flat["data.pixels_from"] = "files"  # the same pixels to the bit
+    if config.data.label_fixes is not None:
+        flat[_FIXES] = f"fixes {read_label_fixes(config.data.label_fixes).digest}"
     return flat
 
 
@@ -316,13 +348,17 @@ def recorded_precision(run_dir: Path, launched: str) -> str | None:
 
 
 def write_config(run_dir: Path, config: Config, environment: dict[str, Any]) -> None:
-    """Write config.yaml, with absolute paths: from here on the directory holds a run.
+    """Write config.yaml, with absolute paths: from here on the directory holds a run. It keeps a file of label fixes as it is now.
 
     Raises:
         UserError: it cannot be written.
     """
     values = config_to_dict(with_absolute_paths(config))
     with writing(f"The run directory '{run_dir}'", "Make room, or give another one with --run-dir DIR."):
+        if config.data.label_fixes is not None:
+            own = run_dir / LABEL_FIXES_FILE
+            write_text_durably(own, read_text(config.data.label_fixes, max_bytes=MAX_FIXES_BYTES))
+            values["data"]["label_fixes"] = os.path.abspath(own)
         write_text_durably(run_dir / CONFIG_FILE, dump_yaml({**values, ENVIRONMENT_KEY: environment}))
 
 

@@ -22,6 +22,7 @@ from accel_flowers.core.plural import number_of
 from accel_flowers.data.content import content_facts, table_facts
 from accel_flowers.data.dataset import Batch, ImageDataset
 from accel_flowers.data.decide_split import decide_split, describe_split
+from accel_flowers.data.label_fixes import read_label_fixes
 from accel_flowers.data.label_sets import as_several
 from accel_flowers.data.loader import build_loader
 from accel_flowers.data.placement.choose import Part, open_parts, wants_cache
@@ -148,15 +149,17 @@ def dataset_fingerprint(table: ImageTable, split: Split) -> dict[str, object]:
 
 
 def check_source(data: DataConfig) -> str:
-    """data.path, seen to be there: the first of all mistakes, and the cheapest to find.
+    """data.path, seen to be there, and a file of label fixes that can be read: the first of all mistakes, and the cheapest to find.
 
     Raises:
-        UserError: none is given, or there is nothing.
+        UserError: none is given, there is nothing, or the fixes cannot be read.
     """
     if data.path is None:
         raise UserError("Which pictures? Add --data.path DIR (a folder with one sub-folder per class).")
     if not data.path.startswith(HUB_PREFIX) and not os.path.exists(data.path):
         load_images(data.path)  # which says what is there instead
+    if data.label_fixes is not None:
+        read_label_fixes(data.label_fixes)
     return data.path
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.label_fixes import fix_labels, read_label_fixes
 from accel_flowers.data.sources.folder import load_folder
 from accel_flowers.data.sources.labels import LabelColumns
 from accel_flowers.data.sources.walk import walk
@@ -21,6 +22,7 @@ def load_images(
     label_column: str | None = None,
     label_separator: str | None = None,
     label_columns: Sequence[str] = (),
+    label_fixes: str | Path | None = None,
     to_learn: bool = True,
 ) -> ImageTable:
     """Load a folder, a .zip or `hub:OWNER/NAME`.
@@ -30,12 +32,19 @@ def load_images(
         label_column: the column of classes of a dataset or of a file of labels; None = choose.
         label_separator: what stands there between several classes; None = there is one.
         label_columns: columns of 0 and 1 instead, one for each class; "all" alone = those that hold nothing else.
+        label_fixes: a file of pictures to leave out and of classes that others have; None = labels are right as they are.
         to_learn: whether a training shall be made of it. What is only scored may lack classes, and parts.
 
     Raises:
-        UserError: nothing there, or a layout whose labels would be wrong; the message says what to change.
+        UserError: nothing there, a layout whose labels would be wrong, or fixes that do not fit; the message says what to
+            change.
     """
-    asked = LabelColumns(label_column, label_separator, tuple(label_columns))
+    fixes = read_label_fixes(label_fixes) if label_fixes is not None else None  # its mistakes come before a long walk
+    table = _load(source, LabelColumns(label_column, label_separator, tuple(label_columns)), to_learn)
+    return table if fixes is None else fix_labels(table, fixes)
+
+
+def _load(source: str, asked: LabelColumns, to_learn: bool) -> ImageTable:
     if source.startswith(HUB_PREFIX):
         from accel_flowers.data.sources.hub import load_hub  # and with it `datasets`, most of a second
 
