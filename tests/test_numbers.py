@@ -150,6 +150,7 @@ def test_rollback_works_before_the_first_checkpoint_and_ends_after_three(photos:
     assert [line["rollbacks"] for line in lines if "rollbacks" in line] == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.holds("`train.on_nan: rollback`")
 @pytest.mark.multiprocess
 def test_several_processes_agree_on_what_went_wrong(photos: Path, tmp_path: Path) -> None:
@@ -355,6 +356,7 @@ def test_a_trial_takes_the_largest_micro_batch_that_fits(last_works: int) -> Non
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.holds("The trial of the memory holds what the training holds")
 def test_a_trial_holds_what_the_training_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     """In each forward pass: copies of the weights for the average, earlier gradients, and DDP's buckets."""

@@ -164,7 +164,9 @@ def test_the_table_the_scores_and_the_files(done: tuple[ProbeResult, Path]) -> N
 
 @pytest.mark.holds("A probe's model gives the scores of the head that was fitted")
 @pytest.mark.parametrize("mirror", ["yes", "no"])
-@pytest.mark.parametrize("backbones", [[NETWORK], [NETWORK, OTHER]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "backbones", [[NETWORK], pytest.param([NETWORK, OTHER], marks=pytest.mark.slow)], ids=["one", "two"]
+)
 def test_the_model_is_the_head_on_the_features(
     backbones: list[str], mirror: Any, drawn: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +215,7 @@ def test_other_commands_take_the_model(done: tuple[ProbeResult, Path], drawn: Pa
     assert "Grad-CAM" in found.method
 
 
+@pytest.mark.slow
 @pytest.mark.holds("Features are computed once for a picture, whatever becomes of the probe")
 def test_a_second_probe_reads_no_picture_through_a_network(
     drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -125,6 +125,7 @@ def test_a_mistake_ends_both_processes_with_one_message(photos: Path, tmp_path: 
         assert "Traceback" not in ranks.output()
 
 
+@pytest.mark.slow
 def test_launcher_that_starts_one_of_two_is_noticed(photos: Path, tmp_path: Path) -> None:
     """`--cpu --num_processes 2` silently starts one process."""
     recipe = write_recipe(tmp_path / "recipe.yaml")

@@ -55,6 +55,7 @@ def selfcheck(*words: str, root: Path = PROJECT, timeout: float = 1800) -> subpr
 # --- From end to end
 
 
+@pytest.mark.slow
 @pytest.mark.holds("A machine is tried by one command")
 def test_one_part_on_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
