@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import subprocess
 import sys
 import tempfile
@@ -53,21 +54,21 @@ def link_photos(source: str, folder: Path, *, flips: int, seed: int) -> set[str]
 
 
 def candidates_of(photos: Path, out: Path, words: Sequence[str]) -> tuple[list[dict[str, str]], str]:
-    """Rows of the CSV, the most doubtful first, and the probe's line of its accuracy."""
-    said = _run("probe", str(photos), "--out", str(out), *words)
+    """Rows of the CSV, the most doubtful first, and the probe's accuracy in words."""
+    _run("probe", str(photos), "--out", str(out), *words)
     _run("labels", str(out), "--csv", str(out / "fixes.csv"))
     with (out / "fixes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return rows, next((line for line in said.splitlines() if "accuracy" in line), "")
+    accuracy = json.loads((out / "probe.json").read_text())["accuracy"]["value"]
+    return rows, f"accuracy {100 * accuracy:.1f} % (of the labels as they stand there)"
 
 
-def _run(*words: str) -> str:
+def _run(*words: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "accel_flowers", *words], cwd=PROJECT, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"accel-flowers {' '.join(words)} ended with {done.returncode}:\n{done.stderr}")
-    return done.stdout
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def main() -> None:
         folder = Path(temporary)
         link_photos(source, folder / "own", flips=0, seed=0)
         own, accuracy = candidates_of(folder / "own", folder / "own-probe", words)
-        print(f"as they are: {len(own)} candidates; {accuracy.strip()}")
+        print(f"as they are: {len(own)} candidates; {accuracy}")
         lines = [f"{row['file']}: {row['suggested']} {row['p_suggested']} (label {row['p_given']})" for row in own]
         print("\n".join(f"  {line}" for line in lines[: 2 * asked.flips]), flush=True)
         if asked.own:
@@ -100,7 +101,7 @@ def main() -> None:
             shares.append(100 * counts[1] / asked.flips)
             print(
                 f"seed {seed}: of {asked.flips} flipped {counts[0]} among the first {asked.flips}, {counts[1]} among the first "
-                f"{2 * asked.flips} of {len(rows)}, where {again} are candidates as they are, too; {accuracy.strip()}",
+                f"{2 * asked.flips} of {len(rows)}, where {again} are candidates as they are, too; {accuracy}",
                 flush=True,
             )
         print(f"flipped among the first {2 * asked.flips}: {spread(shares, 0)} %")
