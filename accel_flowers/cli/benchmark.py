@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
+from accel_flowers.cli.common import check_recipe_first
+from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.environment import is_main_process
@@ -30,10 +31,7 @@ class _BenchmarkWords:
 
 def benchmark_command(words: Sequence[str]) -> int:
     program = "accel-flowers benchmark RECIPE"
-    if words and words[0] in ("-h", "--help"):
-        tyro.cli(_BenchmarkWords, args=["--help"], prog=program)
-    if not words or words[0].startswith("-"):
-        raise UserError(f"RECIPE comes first: {program} --data.path DIR. Recipes: {', '.join(recipe_names())}.")
+    check_recipe_first(_BenchmarkWords, words, program)
     asked, rest = tyro.cli(_BenchmarkWords, args=words[1:], prog=program, return_unknown_args=True)
     if not 0 < asked.seconds <= 600:
         raise UserError(f"--seconds {asked.seconds:g} is not allowed: a measurement takes more than 0 and at most 600.")

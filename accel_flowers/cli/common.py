@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import tyro
 
+from accel_flowers.config.loading import recipe_names
 from accel_flowers.core.errors import UserError, did_you_mean
 
 IMPORT_FLAG = "--import"
@@ -113,3 +114,20 @@ def _flags(kind: type) -> Iterator[str]:
         yield f"--{dashed}"
         if field.type in (bool, "bool"):
             yield f"--no-{dashed}"
+
+
+def check_recipe_first(kind: type, words: Sequence[str], program: str) -> None:
+    """See that a recipe is the first word after a command that trains one; `--help` there prints the command's own flags and exits.
+
+    Args:
+        kind: a dataclass of what the command takes beside the recipe's fields.
+        words: after the command.
+        program: how messages call it.
+
+    Raises:
+        UserError: it is not.
+    """
+    if words and words[0] in ("-h", "--help"):
+        tyro.cli(kind, args=["--help"], prog=program)
+    if not words or words[0].startswith("-"):
+        raise UserError(f"RECIPE comes first: {program} --data.path DIR. Recipes: {', '.join(recipe_names())}.")

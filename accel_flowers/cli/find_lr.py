@@ -9,9 +9,9 @@ from pathlib import Path
 
 import tyro
 
-from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
+from accel_flowers.cli.common import check_recipe_first
+from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.core.console import write_result
-from accel_flowers.core.errors import UserError
 from accel_flowers.distributed.environment import is_main_process
 
 
@@ -37,10 +37,7 @@ class _FindLrWords:
 
 def find_lr_command(words: Sequence[str]) -> int:
     program = "accel-flowers find-lr RECIPE"
-    if words and words[0] in ("-h", "--help"):
-        tyro.cli(_FindLrWords, args=["--help"], prog=program)
-    if not words or words[0].startswith("-"):
-        raise UserError(f"RECIPE comes first: {program} --data.path DIR. Recipes: {', '.join(recipe_names())}.")
+    check_recipe_first(_FindLrWords, words, program)
     asked, rest = tyro.cli(_FindLrWords, args=words[1:], prog=program, return_unknown_args=True)
     config = config_from_flags(load_recipe(words[0]), rest, program=program, speaks=is_main_process())
     from accel_flowers.training.lr_finder import find_lr

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import tyro
 
-from accel_flowers.config.loading import config_from_flags, load_recipe, recipe_names
+from accel_flowers.cli.common import check_recipe_first
+from accel_flowers.config.loading import config_from_flags, load_recipe
 from accel_flowers.config.schema import Config
 from accel_flowers.core.console import write_result
 from accel_flowers.core.errors import UserError
@@ -45,10 +46,7 @@ class _TuneWords:
 
 def tune_command(words: Sequence[str]) -> int:
     program = "accel-flowers tune RECIPE"
-    if words and words[0] in ("-h", "--help"):
-        tyro.cli(_TuneWords, args=["--help"], prog=program)
-    if not words or words[0].startswith("-"):
-        raise UserError(f"RECIPE comes first: {program} --data.path DIR. Recipes: {', '.join(recipe_names())}.")
+    check_recipe_first(_TuneWords, words, program)
     if launched_place()[1] > 1:
         raise UserError(
             "tune is not started by a launcher of several processes: it starts one for each GPU itself. Type accel-flowers tune ... alone."

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from accel_flowers.data.sampler import permutation, random_key
-from accel_flowers.data.split import TooFewGroups
+from accel_flowers.data.split import groups_by_class
 
 
 def make_folds(labels: Sequence[int], groups: Sequence[int], num_folds: int, *, seed: int) -> npt.NDArray[np.int64]:
@@ -27,16 +27,7 @@ def make_folds(labels: Sequence[int], groups: Sequence[int], num_folds: int, *, 
     Raises:
         TooFewGroups: classes that have fewer groups than there are folds.
     """
-    members: dict[int, list[int]] = defaultdict(list)
-    for sample, group in enumerate(groups):
-        members[group].append(sample)
-    of_class: dict[int, list[list[int]]] = defaultdict(list)
-    for samples in members.values():
-        of_class[min(labels[sample] for sample in samples)].append(samples)
-    few = {label: len(of_class[label]) for label in sorted(set(labels))}
-    few = {label: number for label, number in few.items() if number < num_folds}
-    if few:
-        raise TooFewGroups(few)
+    of_class = groups_by_class(labels, groups, fewest=num_folds)
     folds = np.full(len(labels), -1, dtype=np.int64)
     filled = np.zeros(num_folds, dtype=np.int64)
     for label in sorted(of_class):

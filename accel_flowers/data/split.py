@@ -175,6 +175,29 @@ class TooFewGroups(ValueError):
         self.groups_of = groups_of
 
 
+def groups_by_class(labels: Sequence[int], groups: Sequence[int], *, fewest: int) -> dict[int, list[list[int]]]:
+    """Label → its groups, each as its samples; both in the order of the samples. A group that spans classes counts for its lowest label.
+
+    Args:
+        labels: class of each sample.
+        groups: samples of equal number belong together.
+        fewest: groups that each class must have.
+
+    Raises:
+        TooFewGroups: classes that have fewer.
+    """
+    members: dict[int, list[int]] = defaultdict(list)
+    for sample, group in enumerate(groups):
+        members[group].append(sample)
+    of_class: dict[int, list[list[int]]] = {label: [] for label in sorted(set(labels))}
+    for samples in members.values():
+        of_class[min(labels[sample] for sample in samples)].append(samples)
+    few = {label: len(its_groups) for label, its_groups in of_class.items() if len(its_groups) < fewest}
+    if few:
+        raise TooFewGroups(few)
+    return of_class
+
+
 def make_split(labels: Sequence[int], groups: Sequence[int], fractions: Mapping[str, float], *, seed: int) -> list[str]:
     """Assign each sample a part.
 
@@ -190,17 +213,7 @@ def make_split(labels: Sequence[int], groups: Sequence[int], fractions: Mapping[
     Raises:
         TooFewGroups: classes that have fewer groups than there are parts.
     """
-    members: dict[int, list[int]] = defaultdict(list)
-    for sample, group in enumerate(groups):
-        members[group].append(sample)
-    groups_of_class: dict[int, list[list[int]]] = defaultdict(list)
-    for samples in members.values():
-        groups_of_class[min(labels[sample] for sample in samples)].append(samples)
-
-    few = {label: len(groups_of_class[label]) for label in sorted(set(labels))}
-    few = {label: number for label, number in few.items() if number < len(fractions)}
-    if few:
-        raise TooFewGroups(few)
+    groups_of_class = groups_by_class(labels, groups, fewest=len(fractions))
     part_of: dict[int, str] = {}
     for label in sorted(set(labels)):
         its_groups = groups_of_class[label]

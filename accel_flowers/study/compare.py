@@ -14,11 +14,9 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.split import load_split
 from accel_flowers.metrics.intervals import Interval, holm
+from accel_flowers.report.text import LUCK
 from accel_flowers.study.members import SPLITS_DIR, Study, holds_study, load_study
 from accel_flowers.study.summary import Row, row_of, students_interval
-
-LUCK = 0.05
-"""From this probability on a difference could be luck."""
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,8 @@ def recipe_of(config: Config) -> dict[str, Any]:
     return fixed
 
 
-def seed_members(config: Config, seeds: Sequence[int]) -> tuple[Member, ...]:
+def seed_members(seeds: Sequence[int]) -> tuple[Member, ...]:
     """A run for each seed, which the split follows from, too, where it is drawn."""
-    del config
     return tuple(Member(f"seed-{seed}", {"train.seed": seed}) for seed in seeds)
 
 

@@ -149,7 +149,7 @@ def _open(config: Config, run_dir: Path, seeds: Sequence[int], folds: int) -> St
     with writing(f"The directory '{run_dir}'", "Give another one with --run-dir DIR."):
         (run_dir / SPLITS_DIR if folds else run_dir).mkdir(parents=True, exist_ok=True)
     told = tuple(write_folds(config, folds, run_dir / SPLITS_DIR)) if folds else ()
-    members = fold_members(folds, run_dir) if folds else seed_members(config, seeds)
+    members = fold_members(folds, run_dir) if folds else seed_members(seeds)
     study = Study(kind, wanted, members, told)
     save_study(run_dir, study)
     return study
@@ -163,7 +163,7 @@ def _go_on(
             f"'{run_dir}' holds a study already, and nothing is overwritten: go on with it by --resume auto, or give another "
             "directory with --run-dir DIR."
         )
-    names = [member.name for member in (fold_members(folds, run_dir) if folds else seed_members(config, seeds))]
+    names = [member.name for member in (fold_members(folds, run_dir) if folds else seed_members(seeds))]
     changed = [name for name in sorted({*study.recipe, *wanted}) if study.recipe.get(name) != wanted.get(name)]
     if study.kind != kind or [member.name for member in study.members] != names or changed:
         there = ", ".join(member.name for member in study.members)
