@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from accel_flowers.core.allocator import freed_memory_is_kept
 from accel_flowers.core.console import counted
 from accel_flowers.core.errors import printable
 from accel_flowers.core.out_of_memory import oom_as_user_error
@@ -18,6 +19,7 @@ from accel_flowers.inference.predict import check_words, find_images, predict_fi
 _log = logging.getLogger(__name__)
 
 
+@freed_memory_is_kept()
 def predict_to_outputs(
     model_dir: Path,
     paths: Sequence[Path],

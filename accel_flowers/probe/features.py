@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from accel_flowers.core.allocator import freed_memory_is_kept
 from accel_flowers.core.backends import cudnn_heuristics
 from accel_flowers.core.console import counted
 from accel_flowers.core.files import user_cache, writing
@@ -266,7 +267,7 @@ def _one_pass(
             after_round()
 
     total = int(np.repeat(chosen, BATCH_SIZE)[: len(files)].sum())
-    with cudnn_heuristics(), torch.inference_mode():
+    with cudnn_heuristics(), torch.inference_mode(), freed_memory_is_kept():
         if accelerator.is_main_process:
             for _ in counted(rounds(), total, unit="picture"):
                 pass

@@ -1,0 +1,52 @@
+"""What becomes of memory that is freed: by default glibc gives large blocks back at once, and the kernel must clear them anew."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Parameters of mallopt(3)."""
+_NEVER_TRIM, _NO_MMAP = -1, 0
+_TRIM_BY_DEFAULT, _MMAP_BY_DEFAULT = 128 * 1024, 65536
+_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+
+
+@contextmanager
+def freed_memory_is_kept() -> Iterator[None]:
+    """Keep what is freed for the next allocation while the block lasts, then give it back.
+
+    A network on a CPU makes the same tensors of many megabytes at each step; where each is fetched from the system anew, its
+    pages are cleared again, which takes a fifth of the time of a small network. The most that is held at once stays about the
+    same. Nothing happens where the user has settings of his own, inside another such block, and without glibc.
+    """
+    libc = None if _kept[0] or any(name in os.environ for name in _OWN_SETTINGS) else _glibc()
+    if libc is None:
+        yield
+        return
+    _kept[0] = True
+    libc.mallopt(_MMAP_MAX, _NO_MMAP)
+    libc.mallopt(_TRIM_THRESHOLD, _NEVER_TRIM)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_MAX, _MMAP_BY_DEFAULT)
+        libc.mallopt(_TRIM_THRESHOLD, _TRIM_BY_DEFAULT)
+        libc.malloc_trim(0)
+        _kept[0] = False
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process, if it is that one."""
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version, libc.mallopt, libc.malloc_trim  # noqa: B018  # looked up, or AttributeError
+    except (AttributeError, OSError, TypeError):
+        return None
+    return libc
+
+
+_kept = [False]
+"""Whether this process is inside such a block: its settings are the whole process's."""
