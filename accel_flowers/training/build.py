@@ -31,6 +31,7 @@ from accel_flowers.distributed.collectives import (
 )
 from accel_flowers.distributed.ddp import disable_buffer_broadcast, rewrap, warm_up_ddp_buckets
 from accel_flowers.models.backbone import check_input, wants_channels_last
+from accel_flowers.models.depthwise import learn_depthwise_in_float32
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
@@ -157,6 +158,7 @@ def place_model(network: nn.Module, data: DataConfig, accelerator: Accelerator) 
     """Move a network to its device, in the memory layout that is fastest there."""
     channels_last, preprocessing = wants_channels_last(network), data.preprocessing()
     network.to(accelerator.device)
+    learn_depthwise_in_float32(network)
     if channels_last:
         network.to(memory_format=torch.channels_last)
     return ModelParts(network, Normalizer(preprocessing.mean, preprocessing.std, channels_last=channels_last))

@@ -1,7 +1,7 @@
 """Which precision trains a network faster on this CPU: tried in a second or two, and remembered for the next runs.
 
 ResNets gain much from bf16 where the CPU has instructions for it; networks of depthwise convolutions, such as
-MobileNetV3, lose. Only a trial tells. The memory layout needs none: channels last (`models.wants_channels_last`) was at least
+MobileNetV3, gain little (`models.depthwise`), or lose. Only a trial tells. The memory layout needs none: channels last (`models.wants_channels_last`) was at least
 as fast as contiguous in both precisions for all networks that were measured.
 
 Not for: GPUs.
@@ -32,6 +32,7 @@ from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.distributed.collectives import Processes
 from accel_flowers.distributed.launch import launched_precision, launcher_says_precision
 from accel_flowers.models.backbone import check_input, wants_channels_last
+from accel_flowers.models.depthwise import learn_depthwise_in_float32
 from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze, set_training_mode
 from accel_flowers.models.layers import ends_of_stages
@@ -195,6 +196,7 @@ def _try(config: Config, size: tuple[int, int], micro_batch: int) -> dict[Precis
     network, _ = build_network(config.model.name, len(names), dropout=config.model.dropout)
     freeze(network, config.model.freeze, find_backbone(config.model.name))
     check_input(network, (3, *size))
+    learn_depthwise_in_float32(network)
     channels_last = wants_channels_last(network)
     if channels_last:
         network.to(memory_format=torch.channels_last)
@@ -267,7 +269,7 @@ def trial_key(config: Config, size: tuple[int, int], micro_batch: int) -> str:
     return (
         f"{config.model.name}, {config.optim.name}, freeze {config.model.freeze}, {size[0]} x {size[1]} pixels, {micro_batch} pictures, "
         f"{''.join(f'{teacher} {facts}, ' for teacher, facts in described_teacher(config).items())}"
-        f"{torch.get_num_threads()} threads, {_describe_cpu()}, torch {torch.__version__}"
+        f"depthwise in float32, {torch.get_num_threads()} threads, {_describe_cpu()}, torch {torch.__version__}"
     )
 
 
