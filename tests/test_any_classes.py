@@ -178,6 +178,9 @@ def test_the_pages_name_all_and_lead_with_few(
     for name in NAMES:
         assert name in text, name
     assert "The other 82 classes" in text, "twenty stand in the open"
+    groups = re.findall(r"the (\d+) (rarest|middle|most frequent)", text)
+    assert [name for _, name in groups] == ["rarest", "middle", "most frequent"]
+    assert sum(int(number) for number, _ in groups) == 102
     assert "Only the 24 classes with the most mistakes" in text
     assert (runs[0] / "report.html").stat().st_size < 3 * 2**20
     run(capsys, "compare", *runs, "--out", tmp_path / "compare.html")
@@ -193,6 +196,13 @@ def test_inspect_names_them(odd: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert f"{sum(SIZES)} pictures, 102 classes" in said
     topic = said[said.index("classes too small to be split") :].split("\n\n")[0]
     assert "'1' has 60 pictures, '17' has 2." in said
+    tail = re.search(
+        r"the (\d+) largest of 102 classes have half of all pictures, and the (\d+) others", " ".join(said.split())
+    )
+    assert tail is not None
+    head = sorted(SIZES, reverse=True)[: int(tail[1])]
+    assert sum(head) >= sum(SIZES) / 2 > sum(head[:-1])
+    assert int(tail[2]) == 102 - len(head)
     assert "more: --json" not in topic, "what is named in full is not said to go on"
     text = text_of(tmp_path / "page.html")
     assert all(name in text for name in NAMES)

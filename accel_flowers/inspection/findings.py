@@ -153,6 +153,14 @@ class Findings:
         return max(sizes) > UNBALANCED * min(sizes)
 
     @property
+    def tail(self) -> tuple[str, ...]:
+        """The smallest classes: all but those that are needed, the largest first, for half of the images; the smallest first."""
+        order = sorted(self.class_sizes, key=lambda name: -self.class_sizes[name])
+        counted = np.cumsum([self.class_sizes[name] for name in order])
+        head = int(np.searchsorted(counted, counted[-1] / 2)) + 1
+        return tuple(reversed(order[head:]))
+
+    @property
     def median_size(self) -> tuple[int, int] | None:
         """Median width and median height, in pixels."""
         if not self.sizes:

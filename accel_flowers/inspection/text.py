@@ -20,6 +20,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """What harms first."""
 _SHOWN = 8
 """Items of a topic that the terminal lists."""
+_MANY_CLASSES = 6
+"""From so many on the sizes of classes are told by how long their tail is."""
 _WIDTH, _INDENT = 100, " " * 9
 _BAR = 24
 """Characters of the longest class's bar."""
@@ -162,13 +164,32 @@ def _few(findings: Findings) -> Topic:
 def _unbalanced(findings: Findings) -> Topic:
     sizes = findings.class_sizes
     most, least = max(sizes, key=lambda name: sizes[name]), min(sizes, key=lambda name: sizes[name])
-    score = "Accuracy" if findings.label_counts is None else "Micro F1"
+    if findings.label_counts is None:
+        score, ways = (
+            "Accuracy",
+            "--data.sampling balanced, --loss.class-weights balanced or --loss.name logit_adjusted",
+        )
+    else:
+        score, ways = "Micro F1", "--loss.class-weights balanced"
     return Topic(
         "unbalanced", "warning", "classes of very different size",
-        f"{in_sentence(most)} has {sizes[most]:,} pictures, {in_sentence(least)} has {sizes[least]:,}. {score} is dominated by the large classes: "
-        "add pictures to the small ones, and compare recall by class.",
+        f"{in_sentence(most)} has {sizes[most]:,} pictures, {in_sentence(least)} has {sizes[least]:,}.{_tail(findings)} {score} is dominated "
+        f"by the large classes: add pictures to the small ones, compare recall by class, and try one of {ways}.",
         (Item((), f"{most} {sizes[most]:,}, {least} {sizes[least]:,}"),) if findings.unbalanced else (),
     )  # fmt: skip
+
+
+def _tail(findings: Findings) -> str:
+    """How long the tail is, where there are classes enough for one."""
+    tail = findings.tail
+    if len(findings.class_sizes) < _MANY_CLASSES or not tail:
+        return ""
+    head = len(findings.class_sizes) - len(tail)
+    share = sum(findings.class_sizes[name] for name in tail) / sum(findings.class_sizes.values())
+    return (
+        f" The long tail: the {head:,} largest of {len(findings.class_sizes):,} classes have half of all pictures, and the "
+        f"{len(tail):,} others from {findings.class_sizes[tail[0]]:,} to {findings.class_sizes[tail[-1]]:,} each, {share:.0%} together."
+    )
 
 
 def _size(image: ImageFacts) -> str:

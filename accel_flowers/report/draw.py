@@ -10,8 +10,9 @@ from accel_flowers.core.files import writing
 from accel_flowers.html.pages import Thumbnails, data_uri, write_page
 from accel_flowers.models.saved import load_model
 from accel_flowers.report import text as words
+from accel_flowers.report.class_sizes import SizeGroup, find_size_groups
 from accel_flowers.report.course import find_course
-from accel_flowers.report.data import find_data
+from accel_flowers.report.data import Data, find_data
 from accel_flowers.report.draw_sets import SetResults, find_set_results
 from accel_flowers.report.findings import (
     Answer,
@@ -152,6 +153,7 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
         data=about_data,
         settings=settings_of(run),
         results=results,
+        size_groups=_size_groups(results, about_data),
         thumbnail=Thumbnails(photos.read),
         words=words,
         MOST_CLASSES=MOST_CLASSES,
@@ -160,6 +162,13 @@ def draw_report(run_dir: Path, data: str | None = None) -> Path:
     )
     _write_plots(run_dir / PLOTS_DIR, [*training.plots, *about_data.plots, *(results.drawn if results else [])])
     return path
+
+
+def _size_groups(results: Results | SetResults | None, data: Data) -> tuple[SizeGroup, ...]:
+    """Accuracy by the size of classes, where that is known and says more than the table of all classes."""
+    if not isinstance(results, Results) or data.counts is None or results.main.learnt:
+        return ()
+    return find_size_groups({name: counts["train"] for name, counts in data.counts.items()}, results.main)
 
 
 def _write_plots(directory: Path, plots: Sequence[Plot]) -> None:
