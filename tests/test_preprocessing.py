@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torchvision import models
 
 from accel_flowers.config.loading import config_from_flags, config_from_yaml
@@ -91,3 +92,29 @@ def test_a_size_may_be_that_of_the_network() -> None:
         )
         assert got.eval_transforms == ({"Resize": {"size": resize}}, {"CenterCrop": {"size": size}})
         assert told == []
+
+
+def test_scoring_may_be_larger_than_training() -> None:
+    """As large as is said, with the network's own share of the picture; what is settled is settled for good."""
+    config = Config.model_validate({"model": {"name": "resnet18"}, "data": {"eval_size_factor": 1.29}})
+    settled, told = settle_preprocessing(config)
+    images = settled.data.preprocessing()
+    assert images.train_transforms[0] == {"RandomResizedCrop": {"size": 224}}
+    assert images.eval_transforms == ({"Resize": {"size": 329}}, {"CenterCrop": {"size": 288}})
+    assert told == ["data.eval_size_factor 1.29: pictures are scored at 288 x 288 pixels, not at 224 x 224"]
+    again = Config.model_validate(settled.model_dump(mode="json"))
+    assert settle_preprocessing(again)[0] == settled
+
+
+def test_a_network_of_one_size_keeps_it() -> None:
+    config = Config.model_validate({"model": {"name": "vit_b_32"}, "data": {"eval_size_factor": 1.29}})
+    before = torch.random.get_rng_state()
+    settled, told = settle_preprocessing(config)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert settled.data.preprocessing().eval_transforms[-1] == {"CenterCrop": {"size": 224}}
+    assert told == ["data.eval_size_factor 1.29 has no effect: vit_b_32 takes no other size than 224 x 224"]
+
+
+def test_a_factor_of_nothing_is_refused() -> None:
+    with pytest.raises(ValidationError, match="eval_transforms are given"):
+        Config.model_validate({"data": {"eval_size_factor": 1.29, "eval_transforms": [{"Resize": {"size": [64, 64]}}]}})

@@ -118,6 +118,8 @@ class DataConfig(Section):
     """torchvision v2 transforms for training, by name with arguments. Images arrive as upright RGB and leave as uint8; the normalisation follows by itself. A size may be auto: that which model.name was trained with. auto (None) for all of it = crops at random and mirror images, at that size."""
     eval_transforms: TransformList = None
     """The same for validation, test, evaluate and predict. auto (None) = the resizing and crop that model.name is scored with by its library."""
+    eval_size_factor: float = Field(default=1.0, ge=1, le=4)
+    """Where eval_transforms are auto, how many times as large a side of the pictures is: crops at random show things larger in training than the whole picture does afterwards (Touvron et al., 2019). A network that takes one size alone keeps it."""
     batch_transform: Annotated[
         str | dict[str, Any] | list[str | dict[str, Any]] | None,
         AfterValidator(PLAIN_VALUE.validate_python),
@@ -150,6 +152,15 @@ class DataConfig(Section):
             raise ValueError(
                 "label_columns name a 0/1 column for each class, label_column and label_separator one column of names: give "
                 "the one or the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _size_factor_of_what(self) -> DataConfig:
+        if self.eval_size_factor != 1 and self.eval_transforms is not None:
+            raise ValueError(
+                f"eval_size_factor {self.eval_size_factor:g} enlarges what eval_transforms: auto makes, and eval_transforms are given: write the "
+                "larger sizes there, or leave one of the two out"
             )
         return self
 

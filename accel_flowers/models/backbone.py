@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,11 @@ class Preprocessing:
     """Pixels of the shorter side before the crop of `size` from the centre."""
     interpolation: str = "bilinear"
     """Of that resizing, in torchvision's words."""
+
+    def enlarged(self, factor: float) -> Preprocessing:
+        """The same with larger sides, in multiples of four pixels."""
+        height, width = (4 * max(1, round(side * factor / 4)) for side in self.size)
+        return replace(self, size=(height, width), resize=round(self.resize * min(height, width) / min(self.size)))
 
 
 class Backbone(ABC):

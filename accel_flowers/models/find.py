@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError
-from accel_flowers.models.backbone import Backbone
+from accel_flowers.models.backbone import Backbone, check_input
 from accel_flowers.models.timm import TimmBackbone
 from accel_flowers.models.torchvision import TorchvisionBackbone
 from accel_flowers.models.weights import WeightsReport
@@ -47,6 +48,21 @@ def build_network(
 ) -> tuple[nn.Module, WeightsReport]:
     """`find_backbone(name).build(...)` in one call."""
     return find_backbone(name).build(num_classes, dropout=dropout, weights=weights)
+
+
+def takes_size(name: str, size: tuple[int, int]) -> bool:
+    """Whether a network takes images of a height and width; chance is left alone.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network, _ = build_network(name, 2)
+    try:
+        check_input(network, (3, *size))
+    except UserError:
+        return False
+    return True
 
 
 class FunctionBackbone(Backbone):

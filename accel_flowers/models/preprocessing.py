@@ -10,7 +10,7 @@ from accel_flowers.config.schema import Config
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.models.auto import settle_model
 from accel_flowers.models.backbone import Preprocessing
-from accel_flowers.models.find import find_backbone
+from accel_flowers.models.find import find_backbone, takes_size
 
 
 def settle_preprocessing(config: Config) -> tuple[Config, list[str]]:
@@ -18,7 +18,8 @@ def settle_preprocessing(config: Config) -> tuple[Config, list[str]]:
     each that the recipe sets to something else than the network's weights were learned with.
 
     Args:
-        config: `model.name` may be "auto", `data.train_transforms`, `eval_transforms`, `mean` and `std` may be None, the size of a transform "auto".
+        config: `model.name` may be "auto", `data.train_transforms`, `eval_transforms`, `mean` and `std` may be None, the size of a transform
+            "auto"; `data.eval_size_factor` is 1 in what is returned.
 
     Raises:
         UserError: there is no such network, or a mistake in the recipe's transforms.
@@ -29,9 +30,27 @@ def settle_preprocessing(config: Config) -> tuple[Config, list[str]]:
     for name in ("train_transforms", "eval_transforms"):
         if (given := getattr(data, name)) is not None:
             open_fields[name] = tuple(_with_size(spec, seen) for spec in given)
+    told: list[str] = []
+    if data.eval_size_factor != 1:
+        open_fields["eval_size_factor"] = 1.0
+        open_fields["eval_transforms"], told = _enlarged(config, seen)
     config = config.model_copy(update={"data": data.model_copy(update=open_fields)})
-    told = _contradictions(config, seen) if config.model.weights != "none" else []
+    if config.model.weights != "none":
+        told += _contradictions(config, seen, enlarged=data.eval_size_factor != 1)
     return config, [*chosen, *told]
+
+
+def _enlarged(config: Config, seen: Preprocessing) -> tuple[tuple[TransformSpec, ...], list[str]]:
+    """`eval_transforms: auto` at a larger size, if the network takes it, and the line that says so."""
+    factor, name = config.data.eval_size_factor, config.model.name
+    larger = seen.enlarged(factor)
+    (own_height, own_width), (height, width) = seen.size, larger.size
+    sizes = f"data.eval_size_factor {factor:g}: pictures are scored at {height} x {width} pixels, not at {own_height} x {own_width}"
+    if not takes_size(name, larger.size):
+        return _fields_of(seen)["eval_transforms"], [
+            f"data.eval_size_factor {factor:g} has no effect: {name} takes no other size than {own_height} x {own_width}"
+        ]
+    return _fields_of(larger)["eval_transforms"], [sizes]
 
 
 def _with_size(spec: TransformSpec, seen: Preprocessing) -> TransformSpec:
@@ -64,13 +83,13 @@ def _fields_of(seen: Preprocessing) -> Mapping[str, Any]:
     }
 
 
-def _contradictions(config: Config, seen: Preprocessing) -> list[str]:
+def _contradictions(config: Config, seen: Preprocessing, *, enlarged: bool) -> list[str]:
     name, data, lines = config.model.name, config.data, []
     for field in ("mean", "std"):
         given, learned = getattr(data, field), getattr(seen, field)
         if given is not None and max(abs(a - b) for a, b in zip(given, learned, strict=True)) > _SAME:
             lines.append(f"data.{field} is {_numbers(given)}; {name} was trained with {_numbers(learned)}")
-    if data.eval_transforms is not None:
+    if data.eval_transforms is not None and not enlarged:
         _, size = build_transform(data.eval_transforms, field="data.eval_transforms")
         if size != seen.size:
             lines.append(

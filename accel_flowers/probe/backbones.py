@@ -167,8 +167,7 @@ def _sized(own: Preprocessing, size: int | float | None) -> tuple[int, int]:
         return own.size
     if isinstance(size, int):
         return size, size
-    height, width = (4 * max(1, round(side * size / 4)) for side in own.size)
-    return height, width
+    return own.enlarged(size).size
 
 
 def check_sight(frozen: Frozen, size: tuple[int, int]) -> None:
