@@ -2,7 +2,7 @@
 
     import accel_flowers as af
 
-    config = af.load_recipe("resnet18-finetune", {"data.path": "photos", "run_dir": "runs/first"})
+    config = af.load_recipe("flagship", {"data.path": "photos", "run_dir": "runs/first"})
     result = af.train(config)
     print(result.best_epoch, result.scores["val"].accuracy)
     for answer in result.model.predict(["new/1.jpg", "new/2.jpg"], top_k=3):

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # From nothing to a trained model: photos -> accelerate launch -> test score -> predictions.
 #   scripts/quickstart.sh            on drawn flowers, from random weights
-#   scripts/quickstart.sh DIR        on your own photos (DIR/CLASS/*.jpg), fine-tuning a ResNet-18 with ImageNet weights
+#   scripts/quickstart.sh DIR        on your own photos (DIR/CLASS/*.jpg), fine-tuning a network with ImageNet weights
 #   scripts/quickstart.sh DIR --train.epochs 5 ...   flags after DIR go to training
 # Everything it makes lies in runs/ of this project.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment
 
 if [ $# -eq 0 ]; then
+    prepare_environment
     photos="$project/runs/sample-photos" recipe=quickstart
     [ -d "$photos" ] || accel-flowers sample "$photos"
 else
-    photos=$1 recipe=resnet18-finetune
+    prepare_environment timm
+    photos=$1 recipe=flagship
     shift
 fi
 run="$project/runs/quickstart-$(date +%Y%m%d-%H%M%S)"

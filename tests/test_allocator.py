@@ -17,7 +17,8 @@ from accel_flowers.core.allocator import freed_memory_is_kept
 
 def faults_of_a_tensor():
     "How often the system had to find a page for 64 MiB that were held and freed a moment ago."
-    torch.ones(2**24)
+    for _ in range(20):  # small pieces settle between the large ones at first
+        torch.ones(2**24)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

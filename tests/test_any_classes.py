@@ -197,7 +197,8 @@ def test_inspect_names_them(odd: Path, tmp_path: Path, capsys: pytest.CaptureFix
     topic = said[said.index("classes too small to be split") :].split("\n\n")[0]
     assert "'1' has 60 pictures, '17' has 2." in said
     tail = re.search(
-        r"the (\d+) largest of 102 classes have half of all pictures, and the (\d+) others", " ".join(said.split())
+        r"half of all pictures are in the (\d+) largest classes; of the 102, the (\d+) others have from 2 to ",
+        " ".join(said.split()),
     )
     assert tail is not None
     head = sorted(SIZES, reverse=True)[: int(tail[1])]

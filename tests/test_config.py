@@ -20,6 +20,7 @@ from accel_flowers.config.schema import Config, config_to_dict
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.yaml_text import dump_yaml
 from accel_flowers.data.transforms.build import build_transform
+from accel_flowers.models.preprocessing import settle_preprocessing
 
 SOURCE = "my.yaml"
 OFTEN = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -409,11 +410,12 @@ def test_a_recipe_of_the_package_loads_and_its_transforms_build(name: str) -> No
     recipe = load_recipe(name)
     assert recipe.about.summary, "`accel-flowers recipes` shows it"
     assert flags(recipe=recipe) == recipe
+    images = settle_preprocessing(recipe)[0].data.preprocessing()
     sizes = [
         build_transform(specs, field=field)[1]
         for field, specs in (
-            ("data.train_transforms", recipe.data.train_transforms),
-            ("data.eval_transforms", recipe.data.eval_transforms),
+            ("data.train_transforms", images.train_transforms),
+            ("data.eval_transforms", images.eval_transforms),
         )
     ]
     assert all(min(size) > 0 for size in sizes)

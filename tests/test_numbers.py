@@ -9,6 +9,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -35,7 +36,7 @@ from accel_flowers.models.views import MeanOfViews
 from accel_flowers.tracking.run_dir import read_metrics
 from accel_flowers.training import memory
 from accel_flowers.training.checkpoint import Checkpoints
-from accel_flowers.training.memory import fit_micro_batch, smaller_micro_batches
+from accel_flowers.training.memory import fit_micro_batch, largest_micro_batch, smaller_micro_batches
 from accel_flowers.training.meter import Meter
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import LocalEngine, TrainStep, loaded_whole
@@ -354,6 +355,60 @@ def test_a_trial_takes_the_largest_micro_batch_that_fits(last_works: int) -> Non
     in_a_step = 1 if micro_batch == 8 else 2  # where there are several, the second finds the first one's gradients
     assert seen == [size for size in (8, 4, 2) if size > micro_batch] + 3 * in_a_step * [micro_batch]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.holds("benchmark says the largest micro-batch that fits")
+@given(limit=st.integers(0, 300), first=st.sampled_from([1, 2, 8, 32]))
+@settings(deadline=None, max_examples=30)
+def test_the_largest_micro_batch_is_found(limit: int, first: int) -> None:
+    """To an eighth, wherever the limit is, in few trials; weights and statistics are put back."""
+    seen = []
+
+    class UpTo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            seen.append(len(pixels))
+            if len(pixels) > limit:
+                raise torch.OutOfMemoryError("out of memory")
+            return self.fc(pixels.mean(dim=(2, 3)))
+
+    network = UpTo()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(memory, "can_run_out_of_memory", lambda _: True)
+        accelerator = Accelerator(cpu=True)
+        found = largest_micro_batch(step_of(network), OptimConfig(), (4, 4), 2, accelerator, first=first)
+    assert found is not None
+    assert found.images <= limit
+    if found.failed is None:
+        assert found.images >= min(limit, 256) / 2
+    else:
+        assert limit < found.failed <= found.images + max(2, found.images // 8)
+    assert len(set(seen)) <= 14
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert (f"{found.failed} do not fit" in found.in_words()) == (found.failed is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.holds("benchmark says the largest micro-batch that fits")
+def test_benchmark_under_a_limit_says_the_largest_micro_batch(photos: Path, tmp_path: Path) -> None:
+    """Under `ulimit -v`."""
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        data={"train_transforms": [{"Resize": {"size": [160, 160]}}], "num_workers": 0},
+        train={"epochs": 1, "global_batch_size": 16, "micro_batch_size": None},
+    )
+    words = ["benchmark", recipe, "--data.path", photos, "--seconds", "0.1", "--json"]
+    limited = ["prlimit", f"--as={6 * 2**30}", sys.executable, "-m", "accel_flowers", *map(str, words)]
+    done = subprocess.run(
+        limited, capture_output=True, text=True, timeout=300, check=False, cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["largest_micro_batch"] >= 16
 
 
 @pytest.mark.slow

@@ -153,7 +153,7 @@ def test_python_does_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     blocks = python_blocks()
     for block in (blocks["README.md"][0], blocks["docs/training.md"][0], blocks["docs/reports.md"][0]):
         assert "notebook_launcher" not in block, "that has a test of its own"
-        exec(compile(block.replace('"resnet18-finetune"', '"tiny.yaml"'), "page", "exec"), {})
+        exec(compile(re.sub('"(flagship|resnet18-finetune)"', '"tiny.yaml"', block), "page", "exec"), {})
     said = capsys.readouterr().out
     assert "test accuracy" in said
     assert said.count("new/1.jpg (") == 1

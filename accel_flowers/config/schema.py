@@ -95,6 +95,13 @@ class LabelWords(TypedDict):
     label_fixes: str | None
 
 
+class GroupWords(TypedDict):
+    """What a recipe says of which pictures belong together."""
+
+    group_column: str | None
+    group_pattern: str | None
+
+
 class DataConfig(Section):
     path: UserPath | None = None
     """A folder with one sub-folder of images per class, or with train, val and test folders of such; a .zip of one; a folder with a CSV of file and label; a dataset that `datasets` saved, or Parquet; or hub:OWNER/NAME for one of the Hugging Face hub."""
@@ -108,6 +115,8 @@ class DataConfig(Section):
     """Percentages for train/val or train/val/test, drawn once, stratified, from train.seed; or the path of a split.json to obey. A folder that has train, val and test folders is taken as it stands."""
     group_pattern: Annotated[str, AfterValidator(regular_expression)] | None = Field(default=None, min_length=1)
     """Regular expression over the pictures' names (relative to the folder): those in which its first group, or all of it where it has none, is the same stay in one part, or fold, as '(plant\\d+)_' for photos of one plant; None = only copies do."""
+    group_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = Field(default=None, min_length=1)
+    """Column of a dataset, or of a CSV beside the pictures that names them: those of which it says the same stay in one part, or fold, as photos of one plant; an empty cell says nothing. None = only copies do."""
     label_fixes: UserPath | None = Field(default=None, min_length=1)
     """A CSV of file and label, as `accel-flowers labels DIR --csv FILE` writes it: an empty label leaves the picture out, a class is the picture's class from here on. It acts before the split is drawn, on all parts; None = labels are right as they are."""
     on_bad_image: Literal["stop", "skip"] = "stop"
@@ -173,6 +182,11 @@ class DataConfig(Section):
             label_columns=self.label_columns,
             label_fixes=self.label_fixes,
         )
+
+    @property
+    def groups(self) -> GroupWords:
+        """What belongs together, as keyword arguments of `load_images`."""
+        return GroupWords(group_column=self.group_column, group_pattern=self.group_pattern)
 
     @field_validator("train_transforms", "eval_transforms", "mean", "std", mode="before")
     @classmethod

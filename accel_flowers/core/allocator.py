@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,10 +20,12 @@ def freed_memory_is_kept() -> Iterator[None]:
     """Keep what is freed for the next allocation while the block lasts, then give it back.
 
     A network on a CPU makes the same tensors of many megabytes at each step; where each is fetched from the system anew, its
-    pages are cleared again, which takes a fifth of the time of a small network. The most that is held at once stays about the
-    same. Nothing happens where the user has settings of his own, inside another such block, and without glibc.
+    pages are cleared again: of EfficientNet-Lite0's training in bf16, one thread, 46 of 110 seconds, and 1 of 62 with this. In turn the
+    process holds up to a fifth more (2.9 instead of 2.4 GiB there), because small blocks settle between the large ones. Nothing happens where the user has settings of his own or a limit of the address space, inside another such block, and
+    without glibc.
     """
-    libc = None if _kept[0] or any(name in os.environ for name in _OWN_SETTINGS) else _glibc()
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    libc = None if _kept[0] or limited or any(name in os.environ for name in _OWN_SETTINGS) else _glibc()
     if libc is None:
         yield
         return

@@ -13,7 +13,7 @@ from pathlib import Path
 from accel_flowers.config.paths import names_split_file
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.plural import number_of
-from accel_flowers.data.groups import join_groups, named_groups
+from accel_flowers.data.groups import describe_groups, tied_groups
 from accel_flowers.data.label_sets import Labels, are_several, as_several, classes_in, counts_in_words, label_sets
 from accel_flowers.data.sources.walk import describe_left_out
 from accel_flowers.data.split import (
@@ -46,12 +46,11 @@ def decide_split(
     goes_on: str | None = None,
     examined: Callable[[], Sequence[tuple[str, str | None]]] | None = None,
     each_class: bool = True,
-    group_pattern: str | None = None,
 ) -> Split:
     """Read every image and give each its part.
 
     Args:
-        table: the images.
+        table: the images; a drawn part holds all of each of its groups, or nothing.
         split: percentages such as "80/20", or the path of a split.json to obey.
         seed: what a drawn split follows from.
         on_bad_image: "stop" or "skip" for images that cannot be read.
@@ -59,7 +58,6 @@ def decide_split(
             that were added meanwhile are then left out.
         examined: gives what `validate_image` says of each row, where it is known already or wanted otherwise, too.
         each_class: whether training needs an image of each class.
-        group_pattern: as `data.group_pattern`: what a drawn part holds all of, or nothing.
 
     Raises:
         UserError: unreadable images (where they stop the run), classes too small to split, a split file that
@@ -90,7 +88,7 @@ def decide_split(
     files = [table.files[row] for row in rows]
     labels: Labels = table.labels[rows]
     groups = group_by_content([found[row][0] for row in rows])
-    tied = join_groups(groups, named_groups(files, group_pattern)) if group_pattern and given is None else groups
+    tied = tied_groups(groups, files, table.groups)
     if each_class:
         with _noted(mistakes):
             _check_classes_left(table, labels)
@@ -254,7 +252,7 @@ def _duplicates(files: Sequence[str], groups: Sequence[int]) -> tuple[tuple[str,
     return tuple(sorted(tuple(sorted(names)) for names in members.values() if len(names) > 1))
 
 
-def describe_split(table: ImageTable, split: Split, group_pattern: str | None = None) -> list[str]:
+def describe_split(table: ImageTable, split: Split) -> list[str]:
     """What a person should know before training, a line each."""
     counts = {part: len(split.files_of(part)) for part in PARTS}
     lines = [
@@ -279,17 +277,7 @@ def describe_split(table: ImageTable, split: Split, group_pattern: str | None = 
         lines.append(
             f"{number_of(len(split.left_out), 'picture')} left out, listed in split.json; first: {printable(first)}: {cause}"
         )
-    if group_pattern:
-        lines.append(describe_groups(sorted(split.parts), group_pattern))
-    return [*lines, *describe_table(table)]
-
-
-def describe_groups(files: Sequence[str], group_pattern: str) -> str:
-    """How many groups the names of pictures make."""
-    names = named_groups(files, group_pattern)
-    alone = sum(name is None for name in names)
-    rest = f"; {number_of(alone, 'picture')} in whose name it is not found, on its own each" if alone else ""
-    return f"data.group_pattern: {number_of(len(set(names) - {None}), 'group')}{rest}"
+    return [*lines, *describe_groups(sorted(split.parts), table.groups), *describe_table(table)]
 
 
 def describe_table(table: ImageTable) -> list[str]:

@@ -1,14 +1,18 @@
-"""What belongs together, so that a split never tears it apart: copies, and pictures whose names say that they show one thing."""
+"""What belongs together, so that a split never tears it apart: copies, and pictures that are said to show one thing."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.core.plural import number_of
+
+SaidGroups = Mapping[str, Mapping[str, str]]
+"""Who says it, as one types it ("data.group_column plant") → picture → its group; what it does not name stands alone."""
 
 
-def named_groups(files: Sequence[str], pattern: str) -> list[str | None]:
+def named_groups(files: Sequence[str], pattern: str) -> dict[str, str]:
     r"""The group of each file: what its name says before, or in, the pattern.
 
     Args:
@@ -17,19 +21,42 @@ def named_groups(files: Sequence[str], pattern: str) -> list[str | None]:
             group: r"(plant\d+)_" for photos of one plant.
 
     Returns:
-        None for a file in which it is not found: it stands alone.
+        File → group, of those in which it is found.
 
     Raises:
         UserError: it is found in no file.
     """
     expression = re.compile(pattern)
-    found = [expression.search(name) for name in files]
-    if files and not any(found):
+    found = {name: match for name in files if (match := expression.search(name))}
+    if files and not found:
         raise UserError(
             f"data.group_pattern '{pattern}' is found in none of the names, such as '{files[0]}': it is a regular expression whose first "
             r"group names what belongs together, such as '(plant\d+)_'."
         )
-    return [None if match is None else match[1] if expression.groups else match[0] for match in found]
+    groups = {name: match[1] if expression.groups else match[0] for name, match in found.items()}
+    return {name: group for name, group in groups.items() if group is not None}
+
+
+def tied_groups(groups: Sequence[Hashable], files: Sequence[str], said: SaidGroups) -> list[int]:
+    """Groups, and what is said to belong together, as one: see `join_groups`.
+
+    Args:
+        groups: of each file, such as its copies.
+        files: names.
+        said: what belongs together beside that.
+    """
+    return join_groups(groups, *([each.get(name) for name in files] for each in said.values()))
+
+
+def describe_groups(files: Sequence[str], said: SaidGroups) -> list[str]:
+    """How many groups pictures make by each that says it, a line each."""
+    lines = []
+    for by, groups in said.items():
+        named = [groups[name] for name in files if name in groups]
+        alone = len(files) - len(named)
+        rest = f"; {number_of(alone, 'picture')} of which it says nothing, on its own each" if alone else ""
+        lines.append(f"{by}: {number_of(len(set(named)), 'group')}{rest}")
+    return lines
 
 
 def join_groups(*groupings: Sequence[Hashable | None]) -> list[int]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from accel_flowers.config.paths import HUB_PREFIX as HUB_PREFIX
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.groups import SaidGroups
 from accel_flowers.data.label_sets import Labels, are_several
 from accel_flowers.data.sources.source import ImageSource, read_image
 
@@ -40,6 +41,7 @@ class ImageTable:
         notes: how the data set was understood where that is not plain, a line each.
         taken_out: images that a file of label fixes leaves out, with the cause; they are no rows.
         relabelled: images that it gives another class, with that class; `labels` has it.
+        groups: what is said to belong together, which no split tears apart.
     """
 
     source: str
@@ -52,6 +54,7 @@ class ImageTable:
     notes: tuple[str, ...] = ()
     taken_out: Mapping[str, str] = field(default_factory=dict)
     relabelled: Mapping[str, str] = field(default_factory=dict)
+    groups: SaidGroups = field(default_factory=dict)
 
     @property
     def several_labels(self) -> bool:

@@ -187,8 +187,8 @@ def _tail(findings: Findings) -> str:
     head = len(findings.class_sizes) - len(tail)
     share = sum(findings.class_sizes[name] for name in tail) / sum(findings.class_sizes.values())
     return (
-        f" The long tail: the {head:,} largest of {len(findings.class_sizes):,} classes have half of all pictures, and the "
-        f"{len(tail):,} others from {findings.class_sizes[tail[0]]:,} to {findings.class_sizes[tail[-1]]:,} each, {share:.0%} together."
+        f" The long tail: half of all pictures are in the {number_of(head, 'largest class', many='largest classes')}; of the {len(findings.class_sizes):,}, the "
+        f"{len(tail):,} others have from {findings.class_sizes[tail[0]]:,} to {findings.class_sizes[tail[-1]]:,} each, {share:.0%} together."
     )
 
 

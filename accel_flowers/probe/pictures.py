@@ -17,10 +17,9 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache, writing
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
-from accel_flowers.data.decide_split import describe_groups
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.folds import make_folds
-from accel_flowers.data.groups import join_groups, named_groups
+from accel_flowers.data.groups import describe_groups, tied_groups
 from accel_flowers.data.sources.source import read_image
 from accel_flowers.data.split import TooFewGroups
 from accel_flowers.data.table import SPLIT_FOLDERS, ImageTable, content_digest, one_label_each
@@ -61,17 +60,14 @@ class Pictures:
     left_out: Mapping[str, str]
 
 
-def find_pictures(
-    table: ImageTable, *, num_folds: int, seed: int, on_bad_image: str, group_pattern: str | None = None
-) -> tuple[Pictures, list[str]]:
+def find_pictures(table: ImageTable, *, num_folds: int, seed: int, on_bad_image: str) -> tuple[Pictures, list[str]]:
     """Look at all pictures, and deal them out to folds.
 
     Args:
-        table: the images; those of a test part are left alone.
+        table: the images; those of a test part are left alone, and its groups stay in one fold each.
         num_folds: as many as there shall be.
         seed: what the folds follow from.
         on_bad_image: "stop" or "skip" for pictures that cannot be read.
-        group_pattern: as `data.group_pattern`: what stays in one fold beside copies.
 
     Returns:
         The pictures, and what is to be told of them.
@@ -105,10 +101,10 @@ def find_pictures(
         told.append(
             f"{len(alike):,} group{'s' if len(alike) > 1 else ''} of pictures that are copies, or nearly: each stays in one fold"
         )
-    if group_pattern:
+    if table.groups:
         files = [table.files[rows[place]] for place in kept]
-        groups = np.array(join_groups(groups.tolist(), named_groups(files, group_pattern)), dtype=np.int64)
-        told.append(describe_groups(files, group_pattern))
+        groups = np.array(tied_groups(groups.tolist(), files, table.groups), dtype=np.int64)
+        told += describe_groups(files, table.groups)
     folds, number, few = _deal_out(table, labels, groups, num_folds, seed)
     return (
         Pictures(

@@ -17,8 +17,8 @@ from accel_flowers.training.build_data import check_source
 def write_folds(config: Config, num_folds: int, directory: Path) -> list[str]:
     """Deal all images out and write `fold-1.json`, `fold-2.json`, ...
 
-    Every image is in the test part of one of them; copies and near-copies of an image, and what `data.group_pattern` says
-    belongs together, stay in one fold.
+    Every image is in the test part of one of them; copies and near-copies of an image, and what `data.group_pattern` and
+    `data.group_column` say belongs together, stay in one fold.
 
     Args:
         config: says which images, and the seed that the folds follow from.
@@ -31,7 +31,7 @@ def write_folds(config: Config, num_folds: int, directory: Path) -> list[str]:
     Raises:
         UserError: images that cannot be read, classes too small for so many folds, or a data set with parts of its own.
     """
-    table = load_images(check_source(config.data), **config.data.labels)
+    table = load_images(check_source(config.data), **config.data.labels, **config.data.groups)
     if table.given_parts is not None:
         raise UserError(
             f"'{table.source}' has train and val or test parts of its own, so there is nothing to deal out into folds: give the "
@@ -46,7 +46,6 @@ def write_folds(config: Config, num_folds: int, directory: Path) -> list[str]:
         num_folds=num_folds,
         seed=config.train.seed,
         on_bad_image=config.data.on_bad_image,
-        group_pattern=config.data.group_pattern,
     )
     if found.num_folds < num_folds:
         few = f"--folds {found.num_folds}" if found.num_folds > 2 else "more pictures of its smallest class"

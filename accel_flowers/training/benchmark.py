@@ -10,13 +10,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -41,9 +43,11 @@ from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.training.build import build_run, build_trial
 from accel_flowers.training.debugging import stricter
+from accel_flowers.training.memory import LargestBatch, can_run_out_of_memory, largest_micro_batch
 from accel_flowers.training.precision import choose_precision
 from accel_flowers.training.run import Run
 from accel_flowers.training.scaling import Scaling, measure_scaling
+from accel_flowers.training.step import InPrecision, TrainStep
 
 _ENDLESS = 10**6
 """Epochs of a loader that no measurement comes to the end of."""
@@ -83,6 +87,7 @@ class Measured:
     bottleneck: str
     """loading or computing"""
     changes: tuple[Change, ...]
+    largest: LargestBatch | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -93,6 +98,7 @@ class Measured:
             "data_wait": self.data_wait,
             "bottleneck": self.bottleneck,
             "changes": [vars(change) for change in self.changes],
+            "largest_micro_batch": self.largest.images if self.largest else None,
         }
 
     def in_words(self) -> str:
@@ -117,6 +123,8 @@ class Measured:
             lines.append(f"What would help: {best.flag} ({best.what}, x {best.ratio:.2f}).")
         else:
             lines.append(f"Nothing that was tried makes {self.bottleneck} faster.")
+        if self.largest:
+            lines.append(self.largest.in_words())
         return "\n".join(lines)
 
 
@@ -143,10 +151,27 @@ def benchmark(config: Config, *, seconds: float = 3.0, owns_process: bool = Fals
         ):
             if accelerator.num_processes > 1:
                 step, size, num_classes = build_trial(config, accelerator)
-                return measure_scaling(step, config, size, num_classes, accelerator, seconds=seconds)
+                scaling = measure_scaling(step, config, size, num_classes, accelerator, seconds=seconds)
+                return replace(scaling, largest=_find_largest(step, size, num_classes, config, accelerator))
             whole = config.train.model_copy(update={"head_epochs": 0.0, "unfreeze_every_epochs": None})
             config = config.model_copy(update={"train": whole})  # steps of the head alone are few and quick
-            return _measure(build_run(config, accelerator), seconds, Path(folder))
+            found = _measure(build_run(config, accelerator), seconds, Path(folder))
+            if not can_run_out_of_memory(accelerator.device):
+                return found
+            clear_device_cache(garbage_collection=True)
+            return replace(found, largest=_find_largest(*build_trial(config, accelerator), config, accelerator))
+
+
+def _find_largest(
+    step: TrainStep, size: tuple[int, int], num_classes: int, config: Config, accelerator: Accelerator
+) -> LargestBatch | None:
+    """The largest micro-batch for the run's step as `build_trial` makes it."""
+    assert isinstance(step.model, InPrecision)
+    plan = BatchPlan(1, 1, config.train.global_batch_size, accelerator.num_processes, config.train.micro_batch_size)
+    return largest_micro_batch(
+        replace(step, model=step.model.network), config.optim, size, num_classes, accelerator,
+        first=plan.micro_batch, ema_decay=config.ema.decay or 0.0,
+    )  # fmt: skip
 
 
 def _measure(run: Run, seconds: float, folder: Path) -> Measured:

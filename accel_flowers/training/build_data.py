@@ -113,11 +113,10 @@ def build_data(
             examined=validated,
             # Of two steps' images some classes may have none: so it is where such a run goes on.
             each_class=not (split_file and config.debug.fast_dev_run),
-            group_pattern=config.data.group_pattern,
         )
         if not split_file:
             split = subsample_for_debugging(split, table, config)
-        for line in describe_split(table, split, config.data.group_pattern):
+        for line in describe_split(table, split):
             _log.info(line)
         found = validated()
         for part in SEEN_PARTS:
@@ -170,7 +169,7 @@ def load_table(config: Config, accelerator: Accelerator) -> ImageTable:
         UserError: nothing there, a layout whose labels would be wrong, or labels that the task does not take.
     """
     data = config.data
-    table = main_process_first(accelerator, lambda: load_images(check_source(data), **data.labels))
+    table = main_process_first(accelerator, lambda: load_images(check_source(data), **data.labels, **data.groups))
     return fit_labels(table, config)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -95,6 +95,78 @@ def fit_micro_batch(
             "--model.name, or leave more memory free."
         )
     return micro_batch, found
+
+
+@dataclass(frozen=True)
+class LargestBatch:
+    """The largest micro-batch that a process has memory for; where several train, each of them.
+
+    Attributes:
+        images: of a forward pass; 0 = not even one fits.
+        size: their height and width.
+        failed: so many do not fit; None = more were not tried.
+    """
+
+    images: int
+    size: tuple[int, int]
+    failed: int | None
+
+    def in_words(self) -> str:
+        """The line of a table."""
+        pixels = f"{self.size[0]} x {self.size[1]} pixels"
+        ends = "more were not tried" if self.failed is None else f"{self.failed} do not fit"
+        return f"Largest micro-batch that fits: {number_of(self.images, 'picture')} of {pixels} ({ends})."
+
+
+def largest_micro_batch(
+    step: TrainStep,
+    optim: OptimConfig,
+    size: tuple[int, int],
+    num_classes: int,
+    accelerator: Accelerator,
+    *,
+    first: int,
+    ema_decay: float = 0.0,
+) -> LargestBatch | None:
+    """Find it by doubling, then by halves between what fits and what does not, to an eighth of it; collective.
+
+    Each trial is as those of `fit_micro_batch`, and the weights are put back.
+
+    Args:
+        step, optim, size, num_classes, accelerator, ema_decay: as of `fit_micro_batch`.
+        first: the micro-batch that is tried first.
+
+    Returns:
+        None where a lack of memory would end the process, so that nothing can be tried.
+    """
+    if not can_run_out_of_memory(accelerator.device):
+        return None
+    before = clean_state_dict(step.model)
+    most = _MOST_ON_A_CPU if accelerator.device.type == "cpu" else _MOST
+
+    def fits(images: int) -> bool:
+        batch = blank_batch(images, size, num_classes, accelerator.device)
+        found = _try_steps(step, optim, batch, accelerator, accumulates=False, ema_decay=ema_decay)
+        return true_everywhere(accelerator, isinstance(found, float))
+
+    good, bad, tried = 0, None, first
+    while tried <= max(most, first):
+        if not fits(tried):
+            bad = tried
+            break
+        good, tried = tried, 2 * tried
+    # Two is the least that batch norm takes, and pairs are what is mixed.
+    while bad is not None and bad - good > max(2, good // 8):
+        middle = (good + bad) // 4 * 2
+        if middle <= good:
+            break
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    step.model.load_state_dict(before)
+    return LargestBatch(good, size, bad)
+
+
+_MOST, _MOST_ON_A_CPU = 2**14, 2**8
+"""Images beyond which nobody asks."""
 
 
 def check_training_mode(network: nn.Module, size: tuple[int, int], micro_batch: int) -> None:

@@ -21,6 +21,7 @@ from accel_flowers.config.schema import Config, OptimConfig
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.sampler import BatchPlan
 from accel_flowers.models.freezing import set_training_mode
+from accel_flowers.training.memory import LargestBatch
 from accel_flowers.training.optim import build_optimizer
 from accel_flowers.training.step import TrainStep, blank_batch
 
@@ -104,10 +105,13 @@ class Scaling:
     global_batch_size: int
     """The recipe's."""
     rows: tuple[Scaled, ...]
+    largest: LargestBatch | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        plain = asdict(self)
+        del plain["largest"]
+        return {**plain, "largest_micro_batch": self.largest.images if self.largest else None}
 
     def in_words(self) -> str:
         """The table, and what the most pictures a second are to be had with."""
@@ -122,7 +126,10 @@ class Scaling:
             for row in self.rows
         ]
         flag = "" if size == self.global_batch_size else f" with --train.global-batch-size {size} (and a rate to fit)"
-        return "\n".join([*lines, f"Fastest here: {best.processes} of the processes{flag}."])
+        lines.append(f"Fastest here: {best.processes} of the processes{flag}.")
+        if self.largest:
+            lines.append(self.largest.in_words())
+        return "\n".join(lines)
 
 
 def settings(num_processes: int, global_batch_size: int, micro_batch_size: int | None) -> list[tuple[int, int]]:

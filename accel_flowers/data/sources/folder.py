@@ -9,14 +9,14 @@ some 90 MB, and a list of names is all that there is to hold. Images are not ope
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES
 from accel_flowers.data.label_sets import Labels, encode
-from accel_flowers.data.sources.labels import ANY_COLUMN, LabelColumns, Listed, read_label_files
+from accel_flowers.data.sources.labels import ANY_COLUMN, LabelColumns, Listed, read_group_column, read_label_files
 from accel_flowers.data.sources.layout import join_forms, read_layout
 from accel_flowers.data.sources.walk import Walk, walk
 from accel_flowers.data.table import LAYOUT, ImageTable, quoted
@@ -60,7 +60,7 @@ def load_folder(source: str, root: Path, *, asked: LabelColumns = ANY_COLUMN, to
     Args:
         source: what the user gave.
         root: the folder.
-        asked: where the classes stand in a file of labels.
+        asked: where the classes, and groups, stand in a file of labels.
         to_learn: whether a training shall be made of it: see `read_layout`.
 
     Raises:
@@ -69,8 +69,9 @@ def load_folder(source: str, root: Path, *, asked: LabelColumns = ANY_COLUMN, to
     root = root.absolute()
     found = walk(root)
     _check_names([str(root), *found.files, *found.unreadable])
+    groups = read_group_column(source, root, found, asked)
     if (listed := read_label_files(source, root, found, asked=asked)) is not None:
-        return _of_labels(source, root, found, listed, to_learn=to_learn)
+        return replace(_of_labels(source, root, found, listed, to_learn=to_learn), groups=groups)
     layout = read_layout(source, found, to_learn=to_learn)
     unreadable = {name: cause for name, cause in found.unreadable.items() if name not in layout.unlabelled}
     files = [name for name in found.files if name not in layout.unlabelled]
@@ -78,7 +79,7 @@ def load_folder(source: str, root: Path, *, asked: LabelColumns = ANY_COLUMN, to
         raise UserError(f"'{source}' holds no readable picture. {LAYOUT}")
     classes, notes = join_forms(name.split("/")[layout.depth - 1] for name in [*files, *unreadable])
     given = layout.given
-    return _table(
+    table = _table(
         source,
         root,
         {name: (classes[name.split("/")[layout.depth - 1]],) for name in files},
@@ -89,6 +90,7 @@ def load_folder(source: str, root: Path, *, asked: LabelColumns = ANY_COLUMN, to
         unreadable=unreadable,
         notes=[*layout.notes, *notes],
     )
+    return replace(table, groups=groups)
 
 
 def _of_labels(source: str, root: Path, found: Walk, listed: Listed, *, to_learn: bool) -> ImageTable:

@@ -145,12 +145,16 @@ def _table(
     notes: list[str] = []
     main = next((split for split, part in parts.items() if part == "train"), next(iter(parts)))
     image_column = _image_column(name, loaded[main].features)
-    reader = _label_reader(name, loaded[main], image_column, asked, notes)
+    labelled = loaded[main]
+    if asked.group in labelled.column_names and asked.group != asked.column:
+        labelled = labelled.remove_columns([asked.group])
+    reader = _label_reader(name, labelled, image_column, asked, notes)
     tables: list[datasets.Dataset] = []
     values: list[tuple[str, ...]] = []
     names: list[str] = []
     given: list[str] = []
     places: list[int] = []
+    groups: dict[str, str] = {}
     start = 0
     for split, part in parts.items():
         table = loaded[split]
@@ -173,7 +177,15 @@ def _table(
         places += [start + (row if indices is None else int(indices[row])) for row in kept]
         names += [f"{split}/{row:08d}" for row in kept]
         given += [part] * len(kept)
+        if asked.group in table.column_names:
+            said = table.with_format("arrow")[asked.group].to_pylist()
+            groups |= {f"{split}/{row:08d}": str(said[row]) for row in kept if said[row] not in (None, "")}
         start += len(table.data)
+    if asked.group is not None and not groups:
+        raise UserError(
+            f"data.group_column: the dataset '{name}' has no column '{asked.group}' with a value for one of its pictures; it has "
+            f"{quoted(loaded[main].column_names)}."
+        )
     used = {label for labels in values for label in labels}
     class_names = reader.class_names if reader.class_names is not None else _in_order(used)
     if unused := [label for label in class_names if label not in used]:
@@ -195,6 +207,7 @@ def _table(
         class_names=class_names,
         left_out=left_out,
         notes=tuple(notes),
+        groups={f"data.group_column {asked.group}": groups} if groups else {},
     )
 
 

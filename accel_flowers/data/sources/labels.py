@@ -33,12 +33,13 @@ _YES, _NO = ("1", "1.0", "true"), ("0", "0.0", "-1", "-1.0", "false")
 
 @dataclass(frozen=True)
 class LabelColumns:
-    """Where the labels stand in a dataset or a file of labels, as somebody said it.
+    """Where labels, and groups, stand in a dataset or a file of labels, as somebody said it.
 
     Attributes:
         column: of the classes; None = choose.
         separator: between the names of several classes in that column; None = it holds one class, or a list.
         each: columns of 0 and 1, one for each class, instead of that column; "all" alone = those that hold nothing else.
+        group: column of what belongs together; None = nobody says it.
 
     Raises:
         UserError: two ways at once, or a separator of spaces alone.
@@ -47,6 +48,7 @@ class LabelColumns:
     column: str | None = None
     separator: str | None = None
     each: tuple[str, ...] = ()
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if self.each and (self.column is not None or self.separator is not None):
@@ -133,6 +135,57 @@ def read_label_files(source: str, root: Path, found: Walk, *, asked: LabelColumn
             f"{number_of(len(unnamed), 'picture')} without a label left out, for example '{unnamed[0]}'"
         )
     return listed
+
+
+def read_group_column(source: str, root: Path, found: Walk, asked: LabelColumns) -> dict[str, dict[str, str]]:
+    """What a column of the CSV files of a folder says belongs together, whether or not they say the classes, too.
+
+    Args:
+        source: for messages.
+        root: the folder.
+        found: what lies there.
+        asked: the column is `asked.group`.
+
+    Raises:
+        UserError: there is no such column beside one of file names, or one picture is in two groups.
+    """
+    if asked.group is None:
+        return {}
+    images = _Images(found.files)
+    groups: dict[str, str] = {}
+    looked: dict[str, Sequence[str]] = {}
+    for name in sorted(found.ignored):
+        columns = _columns_of(root / name, name, images, asked.separator) if _may_hold_labels(name) else {}
+        if columns:
+            looked[name] = list(columns)
+        file_column = _file_column(columns, images, _folder_of(name))
+        if file_column is None or asked.group not in columns:
+            continue
+        for value, group in zip(columns[file_column], columns[asked.group], strict=True):
+            image, said = images.called(value, _folder_of(name)), str(group).strip()
+            if image is None or not said:
+                continue
+            if groups.setdefault(image, said) != said:
+                raise UserError(
+                    f"'{image}' has two values, '{groups[image]}' and '{said}', in the column '{asked.group}' ({name}). Mend the file."
+                )
+    if not groups:
+        there = "; ".join(f"{name} has {quoted(columns)}" for name, columns in looked.items())
+        raise UserError(
+            f"data.group_column: '{source}' has no CSV that names its pictures and has a column '{asked.group}' with a value for one of "
+            f"them{f' ({there})' if there else ''}. Name another column, or put such a CSV into the folder."
+        )
+    return {f"data.group_column {asked.group}": groups}
+
+
+def _file_column(columns: Mapping[str, Sequence[Cell]], images: _Images, folder: str) -> str | None:
+    """The column that names most of the images; None where none names any."""
+    named = {
+        column: len({image for value in values[:_TRIED] if (image := images.called(value, folder))})
+        for column, values in columns.items()
+    }
+    best = max(named, key=lambda column: named[column], default=None)
+    return best if best is not None and named[best] else None
 
 
 def _has_class_folders(files: Sequence[str]) -> bool:
@@ -231,15 +284,13 @@ def _take(
 ) -> None:
     """Add what one file says."""
     folder = _folder_of(name)
-    named = {
-        column: {image for value in values[:_TRIED] if (image := images.called(value, folder))}
-        for column, values in columns.items()
-    }
-    file_column = max(named, key=lambda column: len(named[column]), default=None)
-    if file_column is None or not named[file_column]:
+    file_column = _file_column(columns, images, folder)
+    if file_column is None:
         return
     part_column = next((column for column in columns if column.lower() in _PART_COLUMNS), None)
-    others = {column: values for column, values in columns.items() if column not in (file_column, part_column)}
+    others = {
+        column: values for column, values in columns.items() if column not in (file_column, part_column, asked.group)
+    }
     found = _labels_of_rows(f"'{Path(source) / name}'", others, asked, listed.notes)
     if found is None:
         return

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accel_flowers.core.errors import UserError
+from accel_flowers.data.groups import named_groups
 from accel_flowers.data.label_fixes import fix_labels, read_label_fixes
 from accel_flowers.data.sources.folder import load_folder
 from accel_flowers.data.sources.labels import LabelColumns
@@ -23,6 +25,8 @@ def load_images(
     label_separator: str | None = None,
     label_columns: Sequence[str] = (),
     label_fixes: str | Path | None = None,
+    group_column: str | None = None,
+    group_pattern: str | None = None,
     to_learn: bool = True,
 ) -> ImageTable:
     """Load a folder, a .zip or `hub:OWNER/NAME`.
@@ -33,6 +37,8 @@ def load_images(
         label_separator: what stands there between several classes; None = there is one.
         label_columns: columns of 0 and 1 instead, one for each class; "all" alone = those that hold nothing else.
         label_fixes: a file of pictures to leave out and of classes that others have; None = labels are right as they are.
+        group_column: column of a dataset or of a CSV that says which pictures belong together; None = nobody does.
+        group_pattern: regular expression that finds it in the names: see `named_groups`.
         to_learn: whether a training shall be made of it. What is only scored may lack classes, and parts.
 
     Raises:
@@ -40,8 +46,12 @@ def load_images(
             change.
     """
     fixes = read_label_fixes(label_fixes) if label_fixes is not None else None  # its mistakes come before a long walk
-    table = _load(source, LabelColumns(label_column, label_separator, tuple(label_columns)), to_learn)
-    return table if fixes is None else fix_labels(table, fixes)
+    table = _load(source, LabelColumns(label_column, label_separator, tuple(label_columns), group_column), to_learn)
+    table = table if fixes is None else fix_labels(table, fixes)
+    if group_pattern is not None:
+        by_name = {f"data.group_pattern {group_pattern}": named_groups(table.files, group_pattern)}
+        table = replace(table, groups={**table.groups, **by_name})
+    return table
 
 
 def _load(source: str, asked: LabelColumns, to_learn: bool) -> ImageTable:
