@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from accel_flowers.metrics.classification import Scores as Scores
     from accel_flowers.metrics.multilabel import MultilabelPredictions as MultilabelPredictions
     from accel_flowers.metrics.multilabel import MultilabelScores as MultilabelScores
+    from accel_flowers.probe.probe import probe as probe_photos  # noqa: F401 - a public name
     from accel_flowers.report.compare import compare_runs as compare  # noqa: F401 - a public name
+    from accel_flowers.study.run import train_study as train_study
+    from accel_flowers.training.lr_finder import find_lr as find_lr
     from accel_flowers.training.train import TrainResult as TrainResult
     from accel_flowers.training.train import train as train
 
@@ -47,12 +50,15 @@ _PLACES = {
     "TrainResult": ("training.train", "TrainResult"),
     "UserError": ("core.errors", "UserError"),
     "compare": ("report.compare", "compare_runs"),
+    "find_lr": ("training.lr_finder", "find_lr"),
     "evaluate": ("inference.evaluate", "evaluate"),
     "inspect": ("inspection.command", "inspect_source"),
     "load_model": ("inference.image_classifier", "load_model"),
     "load_recipe": ("config.loading", "load_recipe"),
+    "probe_photos": ("probe.probe", "probe"),
     "register": ("core.registry", "register"),
     "train": ("training.train", "train"),
+    "train_study": ("study.run", "train_study"),
 }
 """Public name → module and name there: imported when it is first asked for."""
 

@@ -66,6 +66,8 @@ def test_names_are_read_by_the_pattern() -> None:
     assert named_groups(files, r"^\w+/plant\d+") == dict.fromkeys(files[:2], "rose/plant1")
     with pytest.raises(UserError, match=r"found in none of the names, such as 'rose/plant1_0\.jpg'"):
         named_groups(files, "tree")
+    with pytest.raises(UserError, match=r"'\(plant' is no regular expression"):
+        named_groups(files, "(plant")
 
 
 def parts_of_plants(parts: dict[str, str]) -> dict[str, set[str]]:

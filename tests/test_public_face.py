@@ -57,6 +57,9 @@ def test_every_name_is_there_typed_and_described() -> None:
         "load_model",
         "inspect",
         "compare",
+        "find_lr",
+        "probe_photos",
+        "train_study",
         "register",
     }
     tree = ast.parse(Path(af.__file__).read_text())
@@ -152,6 +155,18 @@ def test_inspect_and_compare(photos: Path, result: af.TrainResult, recipe: Path,
     comparison = af.compare([result.run_dir, str(other.run_dir)])
     assert comparison.part == "test"
     assert len(comparison.rows) == 2
+
+
+def test_probe_finder_and_study(photos: Path, recipe: Path, tmp_path: Path) -> None:
+    probed = af.probe_photos(photos, backbones=["mobilenet_v3_small"], weights=["none"], size=64, num_folds=3, num_workers=0)
+    assert probed is not None
+    assert sum(len(rows.labels) for rows in probed.predictions.parts.values()) == 36
+    config = af.load_recipe(recipe, {"data.path": photos, "tracking.report": False})
+    found = af.find_lr(config, steps=20)
+    assert len(found.losses) == len(found.lrs) <= 20
+    study = af.train_study(config.model_copy(update={"run_dir": str(tmp_path / "study")}), seeds=[0, 1])
+    assert study.summary is not None
+    assert sorted(path.name for path in (tmp_path / "study").glob("seed-*")) == ["seed-0", "seed-1"]
 
 
 def test_lines_go_through_logging(photos: Path, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -52,6 +52,10 @@ class _ProbeWords:
     """Column of the classes of a dataset or a CSV; None = the one there is."""
     label_fixes: Path | None = None
     """A CSV of file and label, as `accel-flowers labels` writes it: an empty label leaves the picture out, a class is the picture's."""
+    group_column: str | None = None
+    """Column of a dataset or a CSV: pictures of which it says the same stay in one fold, as photos of one plant."""
+    group_pattern: str | None = None
+    r"""Regular expression that finds the same in the names of pictures that stay in one fold, as '(plant\d+)_'."""
     on_bad_image: Literal["stop", "skip"] = "stop"
     """What becomes of photos that cannot be read: stop names them all, skip leaves them out."""
     num_workers: int | None = None
@@ -83,6 +87,8 @@ def probe_command(words: Sequence[str]) -> int:
         out=asked.out,
         label_column=asked.label_column,
         label_fixes=asked.label_fixes,
+        group_column=asked.group_column,
+        group_pattern=asked.group_pattern,
         on_bad_image=asked.on_bad_image,
         num_workers=asked.num_workers,
         owns_process=True,

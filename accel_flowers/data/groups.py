@@ -24,9 +24,12 @@ def named_groups(files: Sequence[str], pattern: str) -> dict[str, str]:
         File → group, of those in which it is found.
 
     Raises:
-        UserError: it is found in no file.
+        UserError: it is none, or is found in no file.
     """
-    expression = re.compile(pattern)
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"data.group_pattern '{pattern}' is no regular expression: {error}.") from None
     found = {name: match for name in files if (match := expression.search(name))}
     if files and not found:
         raise UserError(

@@ -52,6 +52,8 @@ def probe(
     out: Path | None = None,
     label_column: str | None = None,
     label_fixes: str | os.PathLike[str] | None = None,
+    group_column: str | None = None,
+    group_pattern: str | None = None,
     on_bad_image: Literal["stop", "skip"] = "stop",
     num_workers: int | None = None,
     owns_process: bool = False,
@@ -70,6 +72,7 @@ def probe(
         out: folder for the model, the predictions, the page and all numbers; None = nothing is written.
         label_column: the column of classes of a dataset or of a CSV; None = the one there is.
         label_fixes: a CSV of pictures to leave out and of other classes for some; None = labels are right as they are.
+        group_column, group_pattern: what stays in one fold beside copies: as a recipe's data.group_column and group_pattern.
         on_bad_image: what becomes of pictures that cannot be read.
         num_workers: loader processes; None = choose.
         owns_process: whether signals are answered here, as on the command line.
@@ -93,7 +96,14 @@ def probe(
     with process_session(facts, owns_process=owns_process) as together, lacks_memory, workers_as_user_error():
         accelerator = together.build_accelerator(mixed_precision="no")
         table = main_process_first(
-            accelerator, lambda: load_images(source, label_column=label_column, label_fixes=fixes)
+            accelerator,
+            lambda: load_images(
+                source,
+                label_column=label_column,
+                label_fixes=fixes,
+                group_column=group_column,
+                group_pattern=group_pattern,
+            ),
         )
         one_label_each(table, "A probe")
         check_same_everywhere(accelerator, table_facts(table))
