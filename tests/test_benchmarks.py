@@ -52,6 +52,25 @@ def test_whole_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_long_tail(tmp_path: Path) -> None:
+    photos = make_folder(tmp_path / "photos", per_class=20)
+    recipe, _, _, *flags = quick(photos, epochs=1)
+    out = ["--out", str(tmp_path / "out"), "--data.path", str(photos), "--ratio", "4", "--seeds", "0"]
+    done = run("long_tail", *out, "--", recipe, *flags)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (
+        len(
+            re.findall(
+                r"^(?:as they are|class weights|balanced sampling|logit adjustment) +[\d.]+ %", done.stdout, re.M
+            )
+        )
+        == 4
+    )
+    sizes = sorted(len(list(each.iterdir())) for each in (tmp_path / "out/photos-0/train").iterdir())
+    assert sizes == [3, 6, 12]
+
+
+@pytest.mark.slow
 def test_accuracy(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=12)
     done = run("accuracy", "--seeds", "0", "1", "--", *quick(photos, epochs=1))

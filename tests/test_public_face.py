@@ -158,7 +158,9 @@ def test_inspect_and_compare(photos: Path, result: af.TrainResult, recipe: Path,
 
 
 def test_probe_finder_and_study(photos: Path, recipe: Path, tmp_path: Path) -> None:
-    probed = af.probe_photos(photos, backbones=["mobilenet_v3_small"], weights=["none"], size=64, num_folds=3, num_workers=0)
+    probed = af.probe_photos(
+        photos, backbones=["mobilenet_v3_small"], weights=["none"], size=64, num_folds=3, num_workers=0
+    )
     assert probed is not None
     assert sum(len(rows.labels) for rows in probed.predictions.parts.values()) == 36
     config = af.load_recipe(recipe, {"data.path": photos, "tracking.report": False})
