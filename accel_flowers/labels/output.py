@@ -50,8 +50,8 @@ def explained(judged: Judged) -> list[str]:
         )
         return told
     told.append(
-        "A label looks wrong where the model is as sure of another class as it usually is of that class's own pictures (confident "
-        "learning, cleanlab); the most doubtful come first."
+        "How many labels of a class are wrong follows from the pictures of which the model is as sure of another class as it usually is "
+        "of that class's own (confident learning, cleanlab); listed are as many, those whose label it believes least, the most doubtful first."
     )
     accuracy = judged.main.accuracy.value
     if judged.candidates and accuracy < SURE_OF_LABELS:

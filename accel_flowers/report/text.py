@@ -197,8 +197,8 @@ def label_candidates(
         return NOT_TOLD, f"{_LEARNT}, with their labels.", method
     num_looked_at = sum(looked_at.values())
     method = (
-        f"A picture is named when the model is as sure of another class as it usually is of that class's own pictures "
-        f"(confident learning, cleanlab), among the {num_looked_at:,} of {names_of([part_name(part) for part in looked_at])}. The "
+        f"How many labels of a class are wrong follows from the pictures of which the model is as sure of another class as it usually is "
+        f"of that class's own (confident learning, cleanlab); named are as many, those whose label it believes least, among the {num_looked_at:,} of {names_of([part_name(part) for part in looked_at])}. The "
         f"{not_looked_at:,} training pictures cannot be judged so, as they trained the network with their labels: train again "
         "with another --train.seed, and others are held out."
     )
