@@ -352,6 +352,8 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     epochs: int = Field(default=25, ge=1)
     """Passes over the training images."""
+    min_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps that a run has at least: with few pictures there are so many more epochs, and the head's phase, the schedule, gradual unfreezing and early stopping, which are counted in epochs, grow alike. A few steps teach a network nothing, however small the folder is. None = epochs alone count."""
     minutes: float | None = Field(default=None, gt=0)
     """Wall-clock time from the start of the training to its last score: before the first step a short trial finds how many steps fit, evaluations included, and the schedule is laid over these; epochs is then the most there are. None = all epochs, whatever they take."""
     head_epochs: float = Field(default=0.0, ge=0)

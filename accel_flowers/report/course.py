@@ -90,13 +90,15 @@ def find_course(run: RunRecord, main: Judged | None) -> Training:
     if rates:
         plots.append(course_plot("lr", "learning rate", "", rates, marked=False, alt="Learning rate over the epochs."))
     ends = math.ceil if run.config.train.minutes else int
-    ran = min(ends(max(val.epochs, default=0)), run.config.train.epochs)
+    scored_to = ends(max(val.epochs, default=0))
+    ran = scored_to if run.config.train.min_steps else min(scored_to, run.config.train.epochs)
+    settled_late = run.config.train.minutes or run.config.train.min_steps
     return Training(
         plots=tuple(plots),
         sentence=course_of_training(
             Length(
-                # How many fitted into train.minutes is said nowhere but in the checkpoints.
-                planned=ran if run.config.train.minutes and run.predictions is not None else run.config.train.epochs,
+                # How many fitted into train.minutes, or made train.min_steps, is said nowhere but in the checkpoints.
+                planned=ran if settled_late and run.predictions is not None else max(ran, run.config.train.epochs),
                 ran=ran,
                 finished=run.predictions is not None,
                 best=best.get("epoch"),

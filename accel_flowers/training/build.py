@@ -58,6 +58,7 @@ from accel_flowers.training.sam import sharpness_aware
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
 from accel_flowers.training.state import TrainState
 from accel_flowers.training.step import Engine, InPrecision, LocalEngine, TrainStep, loaded_whole
+from accel_flowers.training.stretch import stretched
 from accel_flowers.training.tasks import PlacedTask, Task, TaskContext
 
 _log = logging.getLogger(__name__)
@@ -109,6 +110,8 @@ def build_run(
         plan, config, num_images, on_cpu=on_cpu, has_batch_norm=normalises_batches(model.network)
     )
     log_on_main(accelerator, *([advice] if advice else []))
+    config, told = stretched(config, num_images, plan.global_batch_size)
+    log_on_main(accelerator, *told)
     # After the trial of the memory, which says what is left for images.
     opened = open_run_parts(config, data, recipe, accelerator)
     return prepare(config, accelerator, data, model, task, plan, opened, recipe, state, trained_per_second)

@@ -25,7 +25,7 @@ def shorten(config: Config) -> Config:
         return config
     head_epochs = 0.5 if config.train.head_epochs else 0.0  # one step of the head, one of all
     train = config.train.model_copy(
-        update={"epochs": 1, "log_every_steps": 1, "head_epochs": head_epochs, "minutes": None}
+        update={"epochs": 1, "log_every_steps": 1, "head_epochs": head_epochs, "minutes": None, "min_steps": None}
     )
     schedule = config.schedule.model_copy(update={"warmup_epochs": 0.0})
     return config.model_copy(update={"train": train, "schedule": schedule})

@@ -112,7 +112,7 @@ _FEWEST = 20
 def _searchable(config: Config, steps: int) -> Config:
     """As long as the search needs it, with everything training from the start."""
     # An epoch has one step at least, so that as many epochs as steps always last.
-    train = {"epochs": steps, "minutes": None, "head_epochs": 0.0, "unfreeze_every_epochs": None}
+    train = {"epochs": steps, "minutes": None, "min_steps": None, "head_epochs": 0.0, "unfreeze_every_epochs": None}
     return config.model_copy(update={"train": config.train.model_copy(update=train)})
 
 

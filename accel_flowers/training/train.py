@@ -197,7 +197,7 @@ def _session(
         if newest:
             session.restore(newest)
         _import_for_later(config, is_main=accelerator.is_main_process)
-        _open_directory(session, lock)
+        _open_directory(session, lock, config)
         if not newest:
             check_shared(accelerator, run_dir, patience=together.times.look)
         stack.enter_context(session.progress)
@@ -229,7 +229,7 @@ def _import_for_later(config: Config, *, is_main: bool) -> None:
             _log.info(f"there will be no report: {error}")
 
 
-def _open_directory(session: Session, lock: RunDirLock) -> None:
+def _open_directory(session: Session, lock: RunDirLock, config: Config) -> None:
     """Write what the run directory holds from the start, and open the trackers; collective."""
     run, run_dir, accelerator = session.run, session.run_dir, session.run.accelerator
     environment = broadcast_from_main(accelerator, lambda: open_run_dir(run_dir, lock))
@@ -255,7 +255,7 @@ def _open_directory(session: Session, lock: RunDirLock) -> None:
         if not holds_run(run_dir):
             # The configuration comes last: from then on the directory holds a run, which nothing overwrites.
             save_split(run.split, run_dir / SPLIT_FILE)
-            write_config(run_dir, run.config, environment)
+            write_config(run_dir, config, environment)  # the recipe: how long it is follows from its pictures
         forget_after(run_dir / METRICS_FILE, run.state.step, scored=run.is_scored())
 
     broadcast_from_main(accelerator, write)
