@@ -147,7 +147,7 @@ def fit_warmup(config: Config) -> tuple[Config, list[str]]:
     if head >= epochs:
         raise UserError(
             f"train.head_epochs {head:g} is no less than train.epochs {epochs}, so nothing but the head would ever train: give "
-            "fewer, or say so with --model.freeze backbone."
+            "fewer (--train.head-epochs 0 for none), or say so with --model.freeze backbone."
         )
     asked, left = config.schedule.warmup_epochs, epochs - head
     if asked < left:

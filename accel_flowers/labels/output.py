@@ -45,8 +45,8 @@ def explained(judged: Judged) -> list[str]:
         told.append(f"All {images(judged.num_judged)} were judged, each by {whom} that never saw it.")
     if not judged.main.beats_baseline:
         told.append(
-            "But the model is not surely better than always saying one class: where it disagrees with a label, that says nothing of "
-            "the label."
+            f"But on {_of_what(judged)} ({images(judged.main.num_images)}) the model is not surely better than always saying one class: where "
+            "it disagrees with a label, that says nothing of the label."
         )
         return told
     told.append(

@@ -93,7 +93,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"{did_you_mean(str(path), ['imagenet', 'none'])}"
         )
     if not os.path.isfile(file):
-        raise UserError(f"There is no file of weights {path}.")
+        raise UserError(
+            f"There is no file of weights {path}: model.weights is the path of one, imagenet (a download) or none (random)."
+        )
     content = _read(file)
     for nest in _NESTS:
         if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):

@@ -37,7 +37,7 @@ def in_words(result: ProbeResult) -> str:
     ]
     spent = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in result.seconds.items())
     kept = (
-        "all features were kept from before"
+        "all features were kept from before; ms a picture: as when they were computed"
         if not result.computed
         else f"{number_of(result.computed, 'row')} of features computed"
     )

@@ -52,6 +52,11 @@ def write_folds(config: Config, num_folds: int, directory: Path) -> list[str]:
         raise UserError(f"'{table.source}' is too small for {number_of(num_folds, 'fold')}: {told[-1]}. Take {few}.")
     for fold in range(num_folds):
         save_split(split_of(found, table, fold), directory / f"fold-{fold + 1}.json")
+    learned = len(found.files) * (num_folds - 2) // num_folds
+    told.append(
+        f"each run learns from about {number_of(learned, 'picture')} of {len(found.files):,}: one fold is tested, one chooses the epoch; "
+        "more folds leave more to learn from"
+    )
     return [*table.notes, *told]
 
 

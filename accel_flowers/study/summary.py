@@ -47,6 +47,10 @@ class Row:
         return self.val if self.test is None else self.test
 
 
+_FEWEST_SEEDS = 3
+"""Of fewer runs the interval of their mean is as wide as the scale."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """All runs."""
@@ -96,7 +100,8 @@ class Summary:
     def _of_what(self) -> str:
         if self.kind == "folds":
             return "as many pictures as these say no more"
-        return f"what other seeds would give; {len(self.rows)} were tried"
+        few = ", which say next to nothing: take --seeds 5" if len(self.rows) < _FEWEST_SEEDS else ""
+        return f"what other seeds would give; {len(self.rows)} were tried{few}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

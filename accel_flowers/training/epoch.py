@@ -14,6 +14,7 @@ from accel_flowers.distributed.collectives import broadcast_from_main
 from accel_flowers.distributed.ddp import average_buffers
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.classification import Predictions, Scores, headline, in_short, lower_is_better, summarize
+from accel_flowers.metrics.intervals import accuracy_interval
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.saved import WEIGHTS, save_model
@@ -144,9 +145,7 @@ def finish(session: Session) -> dict[str, Scores]:
         progress.line(line)
     progress.line(f"best epoch {state.best_epoch}: val {_as_text(results['val'])}{biased}")
     if "test" in results:
-        progress.line(
-            f"test (evaluated once): {_as_text(results['test'])}  ({number_of(len(run.parts['test']), 'picture')})"
-        )
+        progress.line(f"test (evaluated once): {_as_text(results['test'])}  ({_how_sure(results['test'])})")
     scores = {
         part: scored.predictions.scores_class.from_summary(part, scored.scores) for part, scored in scored_parts.items()
     }
@@ -196,6 +195,16 @@ def _fit(session: Session, val: Predictions) -> dict[str, Any]:
     if session.run.config.debug.overfit_batches:
         return {}  # validation is what it was trained on
     return val.fit()
+
+
+def _how_sure(scores: Mapping[str, Any]) -> str:
+    """How many images a score is of, and the interval that follows for the accuracy."""
+    count = scores["num_images"]
+    told = number_of(count, "picture")
+    if "accuracy" not in scores or not count:
+        return told
+    interval = accuracy_interval(round(scores["accuracy"] * count), count)
+    return f"{told}; 95 % interval of the accuracy {interval.low:.4f} to {interval.high:.4f}"
 
 
 def _as_text(scores: dict[str, Any]) -> str:
