@@ -67,8 +67,8 @@ def how(row: Row) -> str:
         rest = [loss for way, loss in row.losses.items() if way != row.way]
         tried = f" (cross-validated loss {row.losses[row.way]:.4f}, the best other way {min(rest):.4f})"
     folds = sorted(set(row.strengths))
-    spread = f"; the folds chose {' to '.join(f'{each:g}' for each in dict.fromkeys((folds[0], folds[-1])))}"
-    return f"{sizes} pixels{enlarged}, {mirror}{tried}, strength C {row.strength:g}{spread}"
+    spread = f" ({' to '.join(f'{each:g}' for each in dict.fromkeys((folds[0], folds[-1])))} in the single folds)"
+    return f"{sizes} pixels{enlarged}, {mirror}{tried}; regularisation of the head: C {row.strength:g}{spread}"
 
 
 def baseline(result: ProbeResult) -> str:
@@ -95,7 +95,7 @@ def forecast_in_words(curve: LearningCurve) -> str:
     last = curve.accuracies[-1]
     agrees = curve.check.low <= last.high and last.low <= curve.check.high
     return (
-        f"{told}; the smaller sizes alone would have said {100 * curve.check.value:.1f} % for what was {100 * last.value:.1f} %"
+        f"{told}; as a check: from the smaller sizes it would have forecast {100 * curve.check.value:.1f} % where {100 * last.value:.1f} % came out"
         + ("" if agrees else ", which is wrong: do not rely on it")
     )
 
