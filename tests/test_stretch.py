@@ -71,7 +71,9 @@ def test_a_run_of_few_images_goes_on_to_the_same_end(tmp_path: Path) -> None:
     )
     words = ["train", recipe, "--data.path", photos, "--run-dir"]
     said = finish(tmp_path, [*words, tmp_path / "whole"])
-    assert "train.min_steps 11: 3 epochs instead of 2, for 30 pictures to train on make 3 steps each" in said
+    assert (
+        "train.min_steps 11: 3 epochs instead of 2, for 30 pictures to train on make no more than 4 steps each" in said
+    )
     assert read_config(tmp_path / "whole/config.yaml", what="it").train.epochs == 2, "the recipe stays what it is"
     assert max(line["step"] for line in read_metrics(tmp_path / "whole/metrics.jsonl")) >= 11
     with Ranks(tmp_path, [*words, tmp_path / "killed"]) as ranks:

@@ -37,7 +37,7 @@ def stretched(config: Config, num_images: int, global_batch_size: int) -> tuple[
     }
     told = (
         f"train.min_steps {train.min_steps}: {number_of(needed, 'epoch')} instead of {train.epochs}, for {number_of(num_images, 'picture')} "
-        f"to train on make {number_of(max(1, num_images // global_batch_size), 'step')} each"
+        f"to train on make no more than {number_of(math.ceil(num_images / global_batch_size), 'step')} each"
     )
     changed = {
         "train": train.model_copy(update=longer),
