@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -358,8 +358,7 @@ def test_a_trial_takes_the_largest_micro_batch_that_fits(last_works: int) -> Non
 
 
 @pytest.mark.holds("benchmark says the largest micro-batch that fits")
-@given(limit=st.integers(0, 300), first=st.sampled_from([1, 2, 8, 32]))
-@settings(deadline=None, max_examples=30)
+@pytest.mark.parametrize(("limit", "first"), [(0, 8), (1, 8), (3, 1), (37, 8), (100, 32), (255, 32), (300, 8)])
 def test_the_largest_micro_batch_is_found(limit: int, first: int) -> None:
     """To an eighth, wherever the limit is, in few trials; weights and statistics are put back."""
     seen = []
@@ -379,6 +378,7 @@ def test_the_largest_micro_batch_is_found(limit: int, first: int) -> None:
     before = copy.deepcopy(network.state_dict())
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(memory, "can_run_out_of_memory", lambda _: True)
+        patched.setattr(memory, "clear_device_cache", lambda **_: None)  # it looks for garbage in all of the tests
         accelerator = Accelerator(cpu=True)
         found = largest_micro_batch(step_of(network), OptimConfig(), (4, 4), 2, accelerator, first=first)
     assert found is not None

@@ -16,10 +16,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from accel_flowers.config.loading import load_recipe, recipe_names
+from accel_flowers.config.schema import ImageSettings
 from accel_flowers.data.decoding.pillow import decode_image
 from accel_flowers.data.transforms.build import ImageTransform, build_step
 from accel_flowers.data.transforms.gpu.store import DeviceImages, bytes_needed
 from accel_flowers.data.transforms.gpu.transform import DeviceTransform, make_device_transform
+from accel_flowers.models.preprocessing import settle_preprocessing
 from accel_flowers.samples.draw import draw_sample
 from tests.images import check_no_lean
 
@@ -63,9 +65,14 @@ COLOURS: dict[str, list[Any]] = {
     "blurred": [v2.GaussianBlur((5, 9), (0.1, 3.0))],
 }
 """Lists that paint images of one size: with the same pixels in front, the very same behind, but for last digits."""
-RECIPES = {
-    name: [build_step(spec, "test") for spec in load_recipe(name).data.train_transforms] for name in recipe_names()
-}
+
+
+def settled(name: str) -> ImageSettings:
+    """What a recipe does to pictures, with nothing left open."""
+    return settle_preprocessing(load_recipe(name))[0].data.preprocessing()
+
+
+RECIPES = {name: [build_step(spec, "test") for spec in settled(name).train_transforms] for name in recipe_names()}
 BOXES = {
     "torchvision's own": v2.RandomResizedCrop(64),
     "large": v2.RandomResizedCrop(64, scale=(0.6, 1.0)),
