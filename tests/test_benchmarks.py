@@ -52,6 +52,13 @@ def test_whole_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_depthwise() -> None:
+    done = run("depthwise", "--models", "mobilenet_v3_small", "--images", "4", "--size", "64", "--rounds", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^mobilenet_v3_small: bf16 .*, float32 .*, as a run [\d.]+ s \(x 1\.00\)$", done.stdout, re.M)
+
+
+@pytest.mark.slow
 def test_long_tail(tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=20)
     recipe, _, _, *flags = quick(photos, epochs=1)

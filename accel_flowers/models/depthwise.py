@@ -1,7 +1,8 @@
 """Depthwise convolutions on a CPU: in training they are computed in float32, also where the rest is in bf16.
 
 oneDNN's backward pass of these in bf16 takes up to ten times as long as the one in float32 (EfficientNet-Lite0's fifth stage:
-202 against 37 ms for the weights, its second 320 against 25 ms for the input, one core of an Intel Xeon with avx512_bf16 and amx_bf16, torch 2.14),
+202 against 37 ms for the weights, its second 320 against 25 ms for the input, one core of an Intel Xeon with avx512_bf16 and amx_bf16, torch
+2.14; of whole steps `benchmarks/depthwise.py` tells),
 more than bf16 gains in all the rest of such a network.
 
 Not for: GPUs.
