@@ -88,7 +88,7 @@ def stop_or_skip(source: str, bad: dict[str, str], on_bad_image: str) -> None:
     raise UserError(
         f"{number_of(len(bad), 'picture')} of '{source}' cannot be read:\n"
         + "\n".join(lines)
-        + f"\n{_advice(bad)} A training run can leave them out: --data.on-bad-image skip lists them in its split.json."
+        + f"\n{_advice(bad)} A training run can leave them out: --data.on-bad-image skip (of a probe: --on-bad-image skip) lists them in its split.json."
     )
 
 

@@ -126,6 +126,7 @@ def csv_in_words(path: Path, judged: Judged) -> list[str]:
         told += f", and {number_of(len(earlier), 'fix', many='fixes')} that these pictures were looked at with"
     return [
         told,
+        "look at them first: a score without the pictures that a model got wrong is too good",
         f"to train without them: --data.label-fixes {path}; or write into its column label first: a class for what you correct, the given "
         "class for what you keep",
     ]

@@ -17,6 +17,7 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import user_cache, writing
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.parallel import map_in_order
+from accel_flowers.core.plural import number_of
 from accel_flowers.data.decoding.pillow import BadImageError
 from accel_flowers.data.folds import make_folds
 from accel_flowers.data.groups import describe_groups, tied_groups
@@ -105,6 +106,10 @@ def find_pictures(table: ImageTable, *, num_folds: int, seed: int, on_bad_image:
         files = [table.files[rows[place]] for place in kept]
         groups = np.array(tied_groups(groups.tolist(), files, table.groups), dtype=np.int64)
         told += describe_groups(files, table.groups)
+    if table.taken_out:
+        told.append(
+            f"{number_of(len(table.taken_out), 'picture')} left out by the label fixes: where a model chose them, what follows is too good"
+        )
     folds, number, few = _deal_out(table, labels, groups, num_folds, seed)
     return (
         Pictures(

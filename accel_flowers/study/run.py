@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from accel_flowers.config.effects import fit_warmup
 from accel_flowers.config.schema import Config
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import writing
@@ -70,6 +71,7 @@ def train_study(
         Interrupted: a signal; the same call goes on.
     """
     check_asked(seeds, folds, keep)
+    fit_warmup(config)  # its mistakes come before there is a directory that cannot be gone on with
     if config.run_dir is None:
         raise UserError("Where shall the study go? Set run_dir, for example to runs/folds.")
     run_dir = Path(config.run_dir)
