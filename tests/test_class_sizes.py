@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from accel_flowers.inspection.findings import MANY_CLASSES
 from accel_flowers.metrics.predictions import PartPredictions, SavedPredictions
-from accel_flowers.report.class_sizes import FEWEST_CLASSES, find_size_groups
+from accel_flowers.report.class_sizes import find_size_groups
 from accel_flowers.report.findings import PartFindings, find_part
 
 
@@ -43,7 +44,7 @@ def test_each_class_is_in_one_group(data: st.DataObject, num_classes: int) -> No
     sizes, counts = data.draw(several), data.draw(several.filter(any))
     found = scored(counts, [count // 2 for count in counts])
     groups = find_size_groups({str(number): size for number, size in enumerate(sizes)}, found)
-    assert bool(groups) == (num_classes >= FEWEST_CLASSES and max(sizes) > 3 * min(sizes))
+    assert bool(groups) == (num_classes >= MANY_CLASSES and max(sizes) > 3 * min(sizes))
     if groups:
         assert sorted(name for each in groups for name in each.classes) == sorted(map(str, range(num_classes)))
         assert sum(each.num_images for each in groups) == sum(counts)

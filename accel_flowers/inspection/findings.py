@@ -27,6 +27,8 @@ LONG_RATIO = 3.0
 """An image whose one side is more than so many times the other loses most of itself in a square crop."""
 UNBALANCED = 3.0
 """The largest class has more than so many times the images of the smallest."""
+MANY_CLASSES = 6
+"""From so many on rare and frequent classes are told as groups; of fewer the table of each says it all."""
 PLAIN_MODES = ("RGB", "L")
 """Colours and grey of 8 bits; everything else is converted when it is read."""
 

@@ -12,7 +12,7 @@ from accel_flowers.core.order import natural_key
 from accel_flowers.core.plural import in_sentence, number_of
 from accel_flowers.data.decide_split import too_few_for_a_split
 from accel_flowers.data.sources.walk import NO_IMAGE, left_out_in_words
-from accel_flowers.inspection.findings import LONG_RATIO, SMALL_SIDE, Copies, Findings, ImageFacts
+from accel_flowers.inspection.findings import LONG_RATIO, MANY_CLASSES, SMALL_SIDE, Copies, Findings, ImageFacts
 
 JSON_FORMAT = 1
 Level = Literal["error", "warning", "info"]
@@ -20,8 +20,6 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 """What harms first."""
 _SHOWN = 8
 """Items of a topic that the terminal lists."""
-_MANY_CLASSES = 6
-"""From so many on the sizes of classes are told by how long their tail is."""
 _WIDTH, _INDENT = 100, " " * 9
 _BAR = 24
 """Characters of the longest class's bar."""
@@ -182,7 +180,7 @@ def _unbalanced(findings: Findings) -> Topic:
 def _tail(findings: Findings) -> str:
     """How long the tail is, where there are classes enough for one."""
     tail = findings.tail
-    if len(findings.class_sizes) < _MANY_CLASSES or not tail:
+    if len(findings.class_sizes) < MANY_CLASSES or not tail:
         return ""
     head = len(findings.class_sizes) - len(tail)
     share = sum(findings.class_sizes[name] for name in tail) / sum(findings.class_sizes.values())

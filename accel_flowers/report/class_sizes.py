@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from accel_flowers.inspection.findings import UNBALANCED
+from accel_flowers.inspection.findings import MANY_CLASSES, UNBALANCED
 from accel_flowers.metrics.intervals import Interval, accuracy_interval
 from accel_flowers.report.findings import PartFindings
 
 _GROUPS = ("rarest", "middle", "most frequent")
-FEWEST_CLASSES = 6
-"""Of fewer classes the table of each says it all."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def find_size_groups(trained: Mapping[str, int], found: PartFindings) -> tuple[S
         trained: class → training images; empty = not known.
         found: the scores.
     """
-    if len(trained) < FEWEST_CLASSES or max(trained.values()) <= UNBALANCED * min(trained.values()):
+    if len(trained) < MANY_CLASSES or max(trained.values()) <= UNBALANCED * min(trained.values()):
         return ()
     order = sorted(trained, key=lambda name: trained[name])
     steps = [place for place in range(1, len(order)) if trained[order[place]] != trained[order[place - 1]]]

@@ -36,6 +36,7 @@ from accel_flowers.study.page import write_study_page
 from accel_flowers.study.summary import Summary, scores_of, summarise
 from accel_flowers.tracking.run_dir import MODEL_DIR, holds_run
 from accel_flowers.training.build_data import check_source
+from accel_flowers.training.debugging import shorten
 from accel_flowers.training.train import TrainResult, train
 
 _log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def train_study(
         Interrupted: a signal; the same call goes on.
     """
     check_asked(seeds, folds, keep)
-    fit_warmup(config)  # its mistakes come before there is a directory that cannot be gone on with
+    fit_warmup(shorten(config))  # its mistakes come before there is a directory that cannot be gone on with
     if config.run_dir is None:
         raise UserError("Where shall the study go? Set run_dir, for example to runs/folds.")
     run_dir = Path(config.run_dir)
