@@ -16,7 +16,7 @@ import accel_flowers
 
 ORDER = (
     "core", "config", "metrics", "samples", "distributed", "data", "models", "tracking", "html", "inference",
-    "inspection", "report", "probe", "selfcheck", "training", "study", "labels", "cli",
+    "inspection", "report", "probe", "selfcheck", "training", "study", "labels", "export", "serving", "cli",
 )  # fmt: skip
 """The packages, from bottom to top: a module imports from its own package and from those before it."""
 
