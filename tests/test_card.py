@@ -71,7 +71,7 @@ def test_names_are_no_markup() -> None:
 
 def test_classes_with_few_images_are_named() -> None:
     text = model_card(spec_of())
-    assert "4 classes had fewer than 10 images to learn from" in text
+    assert "4 classes had fewer images to learn from than 10" in text
 
 
 def test_a_data_set_of_the_hub_is_named_as_there() -> None:

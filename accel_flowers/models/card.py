@@ -174,7 +174,7 @@ def _limits(spec: ModelSpec) -> Iterator[str]:
         few = [name for name in spec.class_names if train.get(name, 0) < _FEW]
         if few:
             named = ", ".join(_text(name) for name in few[:12]) + (", ..." if len(few) > 12 else "")
-            yield f"{number_of(len(few), 'class', many='classes')} had fewer than {_FEW} images to learn from ({named}): do not rely on them."
+            yield f"{number_of(len(few), 'class', many='classes')} had fewer images to learn from than {_FEW} ({named}): do not rely on them."
 
 
 def _training(record: TrainingRecord) -> Iterator[str]:

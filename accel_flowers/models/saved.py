@@ -31,6 +31,7 @@ from accel_flowers.models.card import model_card
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.ecosystem import ecosystem_config, form_of
 from accel_flowers.models.find import find_backbone
+from accel_flowers.models.hub import fetch_model, is_on_hub
 from accel_flowers.models.joined import JoinedBackbone
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.seen import SEEN_FILE, Digests, save_seen
@@ -106,7 +107,13 @@ def save_model(
 
 
 def model_folder(directory: Path) -> Path:
-    """The folder itself, or the model in it where it is a run's directory."""
+    """The folder itself, or the model in it where it is a run's directory; of "hub:OWNER/NAME" the one that it was fetched to.
+
+    Raises:
+        UserError: the hub has no such model, or cannot be reached.
+    """
+    if is_on_hub(directory):
+        return fetch_model(str(directory))
     inner = directory / "model"
     return inner if not os.path.isfile(directory / SPEC_FILE) and os.path.isfile(inner / SPEC_FILE) else directory
 
