@@ -8,6 +8,7 @@ from accel_flowers import __version__
 from accel_flowers.cli.benchmark import benchmark_command
 from accel_flowers.cli.common import expand_home, split_imports
 from accel_flowers.cli.evaluate import evaluate_command
+from accel_flowers.cli.export import export_command
 from accel_flowers.cli.find_lr import find_lr_command
 from accel_flowers.cli.inspect import inspect_command
 from accel_flowers.cli.labels import labels_command
@@ -36,6 +37,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "predict": (predict_command, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),
     "report": (report_command, "RUN_DIR [--data DIR]"),
     "compare": (compare_command, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
+    "export": (export_command, "MODEL_DIR --out FILE [--format onnx|int8|torch|openvino] [--picture-in] [--data DIR]"),
     "push": (push_command, "MODEL_DIR OWNER/NAME [--private] [--licence L]"),
     "recipes": (recipes_command, ""),
     "launch-config": (launch_config_command, "[NAME]"),

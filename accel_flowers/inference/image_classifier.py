@@ -30,6 +30,7 @@ from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, upright_rgb
 from accel_flowers.models import saved as saved_models
 from accel_flowers.models.classifier import Classifier
+from accel_flowers.models.onnx_file import OnnxClassifier
 from accel_flowers.models.saved import SPEC_FILE, SavedModel
 from accel_flowers.models.spec import ModelSpec
 from accel_flowers.tracking.run_dir import MODEL_DIR
@@ -202,7 +203,7 @@ class ImageClassifier:
         return probabilities
 
     @cached_property
-    def _with_mirror(self) -> Classifier:
+    def _with_mirror(self) -> Classifier | OnnxClassifier:
         return self._saved.with_views(self.spec.views(tta=True))
 
 

@@ -33,7 +33,7 @@ from accel_flowers.models.ecosystem import ecosystem_config, form_of
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.hub import fetch_model, is_on_hub
 from accel_flowers.models.joined import JoinedBackbone
-from accel_flowers.models.normalizer import Normalizer
+from accel_flowers.models.onnx_file import OnnxClassifier, is_onnx, load_onnx, load_onnx_spec
 from accel_flowers.models.seen import SEEN_FILE, Digests, save_seen
 from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.timm_names import to_timm
@@ -54,23 +54,35 @@ class SavedModel:
     """A model read back: ready to be moved to a device and called."""
 
     spec: ModelSpec
-    classifier: Classifier
+    classifier: Classifier | OnnxClassifier
     transform: ImageTransform
-    backbone: Backbone
+    backbone: Backbone | None
+    """What built the network; None of an exported file, whose network cannot be looked into."""
 
     @property
     def network(self) -> nn.Module:
         """The plain network, in evaluation mode."""
         return self.classifier.network
 
-    def with_views(self, tta: Tta) -> Classifier:
-        """The same network, with other views of an image."""
+    def with_views(self, tta: Tta) -> Classifier | OnnxClassifier:
+        """The same network, with other views of an image.
+
+        Raises:
+            UserError: an exported file has other ones built in.
+        """
         spec = self.spec
+        if isinstance(self.classifier, OnnxClassifier):
+            if tta != spec.tta:
+                raise UserError(
+                    f"The views of an image are built into an exported file, and this one has {spec.tta!r}, not {tta!r}: leave --tta "
+                    "out, or ask the model folder."
+                )
+            return self.classifier
         classifier = _classifier(self.network, spec, tta)
         return classifier.to(next(self.network.parameters()).device).eval()
 
     @property
-    def normalizer(self) -> Normalizer:
+    def normalizer(self) -> nn.Module:
         """uint8 images → what the network takes."""
         return self.classifier.normalizer
 
@@ -119,11 +131,13 @@ def model_folder(directory: Path) -> Path:
 
 
 def load_spec(directory: Path) -> ModelSpec:
-    """Read `config.json` of a model folder.
+    """Read `config.json` of a model folder, or what an exported ONNX file says of itself.
 
     Raises:
         UserError: no such folder, not one of ours, or tampered with; the message names what is wrong.
     """
+    if is_onnx(directory):
+        return load_onnx_spec(directory)
     directory = model_folder(directory)
     path = directory / SPEC_FILE
     check_permitted(path)
@@ -151,12 +165,15 @@ def _own_part(content: bytes) -> bytes:
 
 
 def load_model(directory: Path) -> SavedModel:
-    """Read a model folder.
+    """Read a model folder, or an exported ONNX file.
 
     Raises:
         UserError: as `load_spec`; a part of somebody's own that is not registered; weights that cannot be read or do not
             fit the architecture.
     """
+    if is_onnx(directory):
+        spec, classifier, prepare = load_onnx(directory)
+        return SavedModel(spec, classifier, prepare, None)
     directory = model_folder(directory)
     spec = load_spec(directory)
     _check_own_parts(directory, spec)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from accel_flowers.core.errors import UserError
 from accel_flowers.models.backbone import wants_channels_last
 from accel_flowers.models.saved import SavedModel
 
@@ -36,7 +37,12 @@ def explain(saved: SavedModel, images: Sequence[Image.Image], targets: Sequence[
         saved: the model; moved to the device that is used, and changed so that it serves for nothing else.
         images: upright RGB.
         targets: the class (a number) that is to be explained, for each image.
+
+    Raises:
+        UserError: the model is an exported file.
     """
+    if saved.backbone is None:
+        raise UserError("An exported file cannot be looked into: give the model folder that it was made from.")
     network = saved.network
     for module in network.modules():
         if hasattr(module, "inplace"):
