@@ -88,6 +88,11 @@ class ImageClassifier:
         return f"ImageClassifier({self.spec.architecture}, {len(self.class_names)} classes, on {self.device})"
 
     @property
+    def saved(self) -> SavedModel:
+        """What answers: the transform of its images and the classifier, which is on the device."""
+        return self._saved
+
+    @property
     def spec(self) -> ModelSpec:
         """All that the model folder says of it."""
         return self._saved.spec
@@ -182,13 +187,19 @@ class ImageClassifier:
                 yield Prediction(name, error=pixels)
             else:
                 probabilities, labels = next(found)
-                yield self._answer(name, list(zip(labels, probabilities, strict=True)), top_k)
+                yield self.answer(name, list(zip(labels, probabilities, strict=True)), top_k)
 
-    def _answer(self, name: str, told: Sequence[tuple[int, float]], top_k: int | None) -> Prediction:
-        """What is said of one image: labels with probabilities, most probable first, of which the first ones are told."""
+    def answer(self, name: str, told: Sequence[tuple[int, float]], top_k: int | None) -> Prediction:
+        """What is said of one image.
+
+        Args:
+            name: what it is called.
+            told: classes (numbers) with probabilities, most probable first: of one label at least `top_k`, of several all.
+            top_k: as of `predict`.
+        """
         top = tuple((self.class_names[label], value) for label, value in told)
         if not self.spec.several_labels:
-            return Prediction(name, top)
+            return Prediction(name, top[: top_k or 1])
         cuts = self.spec.cuts
         labels = tuple(self.class_names[label] for label, value in told if value >= cuts[label])
         chosen = top[:top_k] if top_k is not None else tuple(each for each in top if each[0] in set(labels))
