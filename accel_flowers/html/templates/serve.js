@@ -117,7 +117,7 @@
     }
     const on = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", String(on));
-    button.textContent = on ? "Show the photo" : "Show where the network looked";
+    button.textContent = on ? "Show the photo" : "Show where it looked";
     heat.hidden = !on;
     const broken = photo.classList.contains("broken");
     photo.hidden = on || broken;
