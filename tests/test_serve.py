@@ -38,7 +38,7 @@ from tests.bad_images import ACCEPTED, REFUSED, write_corpus
 from tests.conftest import CLASSES, draw_image
 from tests.served import Served, counted, serve
 
-TOKEN = "a token for the tests"[:15].replace(" ", "-")
+TOKEN = "the-token-of-these-tests"
 MAX_BYTES = 1 << 20
 HOSTILE = "<script>alert(1)</script>"
 

@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_SWITCH_SECONDS = 0.0005
-"""After which a thread of Python gives way to another; the network's thread takes Python's lock hundreds of times in a forward
-pass, and would wait Python's usual 5 ms each time while a request is being read."""
-
 
 def serve_model(
     path: Path,
@@ -109,7 +105,7 @@ def _serve(
     from accel_flowers.serving.subject import load_subject
 
     disable_created_metrics()  # the time of each counter's making, as a metric of its own: twice the lines
-    with freed_memory_is_kept():
+    with freed_memory_is_kept(in_any_thread=True):
         subject = load_subject(path)
         input_size = warm_up(subject.model)
         metrics = Metrics()
@@ -142,12 +138,9 @@ def _serve(
         guarded = Guard(app, door, limits, metrics, login=build_login_page(), as_json=json_log)
         outermost: Any = ProxyHeadersMiddleware(cast(Any, guarded), list(proxies)) if proxies else guarded
         server = build_server(outermost, limits, metrics)
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(_SWITCH_SECONDS)
         try:
             run(server, opened, before=open_batcher)
         finally:
-            sys.setswitchinterval(before)
             for batcher in batchers:
                 batcher.stop()
     if server.num_cut_off:
