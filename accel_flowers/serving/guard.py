@@ -191,7 +191,7 @@ class _Exchange:
         """The next piece of the body, or that the client is gone.
 
         Raises:
-            Refused: the body is too large, comes too slowly, or there is no room for it.
+            Refused: the body is too large, comes too slowly or not at all, or there is no room for it.
         """
         if not self._has_rest:
             return await self._receive()
@@ -204,7 +204,7 @@ class _Exchange:
             raise Refused(408, "body_too_slow", f"The body did not arrive within {seconds}.") from None
         if message["type"] != "http.request":
             self._has_rest = False
-            return message
+            raise Refused(499, "client_left", "The client closed the connection before its body was whole.")
         self._has_rest = message.get("more_body", False)
         count = len(message.get("body", b""))
         if self._num_bytes + count > self._limits.max_bytes:
