@@ -91,9 +91,9 @@ def link_long_tail(source: str, folder: Path, *, ratio: float, held_out: float, 
 def scores_of(folder: Path, order: Sequence[str], words: Sequence[str], seed: int, run_dir: Path) -> list[float]:
     """Test accuracy, and the recall of each class; of a run that was done before what it has left."""
     spec = run_dir / "model/config.json"
-    if not spec.exists() or "test" not in json.loads(spec.read_text())["scores"]:
+    if not spec.exists() or "test" not in json.loads(spec.read_text())["accel_flowers"]["scores"]:
         train([*words, "--data.path", str(folder)], seed, run_dir)
-    scores = json.loads(spec.read_text())["scores"]["test"]
+    scores = json.loads(spec.read_text())["accel_flowers"]["scores"]["test"]
     return [scores["accuracy"], *(scores["per_class"][name]["recall"] for name in order)]
 
 

@@ -59,7 +59,9 @@ def scores_of(entry: str, common: list[str], seed: int, out: Path) -> tuple[floa
             accuracy = probe(common, seed, run_dir)
         else:
             train([*shlex.split(entry), *common], seed, run_dir)
-            accuracy = json.loads((run_dir / "model/config.json").read_text())["scores"]["test"]["accuracy"]
+            accuracy = json.loads((run_dir / "model/config.json").read_text())["accel_flowers"]["scores"]["test"][
+                "accuracy"
+            ]
         noted.write_text(json.dumps({"test": accuracy, "seconds": time.perf_counter() - started}))
     told = json.loads(noted.read_text())
     return told["test"], told["seconds"]

@@ -16,7 +16,8 @@ from accel_flowers.data.split import PARTS, Split, save_split
 from accel_flowers.metrics.classification import Predictions, summarize
 from accel_flowers.metrics.predictions import save_predictions
 from accel_flowers.models.find import build_network
-from accel_flowers.models.saved import ModelSpec, save_model
+from accel_flowers.models.saved import save_model
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.tracking.run_dir import write_config
 from tests.runs import tiny_recipe

@@ -24,6 +24,7 @@ from accel_flowers.models.saved import load_spec
 from accel_flowers.tracking.run_dir import read_metrics
 from tests.drawn import ODD_NAMES, draw_folder, long_tail, many_names
 from tests.runs import write_recipe
+from tests.specs import read_spec
 
 NAMES, SIZES = many_names(), long_tail(102)
 
@@ -92,7 +93,7 @@ def test_a_run_keeps_the_names_and_counts_every_picture(runs: tuple[Path, Path],
     run_dir = runs[0]
     spec = load_spec(run_dir / "model")
     assert sorted(spec.class_names) == sorted(NAMES)
-    assert json.loads((run_dir / "model/config.json").read_text())["class_names"] == list(spec.class_names)
+    assert read_spec(run_dir / "model")["class_names"] == list(spec.class_names)
     split = json.loads((run_dir / "split.json").read_text())
     assert sorted(map(str, split["class_names"])) == sorted(NAMES)
     assert len(json.dumps(split["parts"]).split(".png")) - 1 == sum(SIZES) == len(list(odd.glob("*/*.png")))

@@ -11,7 +11,8 @@ from torch import nn
 from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.find import find_backbone
-from accel_flowers.models.saved import ModelSpec, SavedModel
+from accel_flowers.models.saved import SavedModel
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.report.cam import explain, last_feature_map, overlay
 
 LAYERS = {

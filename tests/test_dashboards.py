@@ -160,7 +160,7 @@ def test_artifact_holds_the_model(wandb_records: list[dict[str, Any]], killed: P
     assert {"best", "last"} <= set(aliases)
     best = next(artifact for artifact in models if "best" in artifact["aliases"])
     names = {entry["path"] for entry in best["manifest"]["contents"]}
-    assert names == {"config.json", "model.safetensors", "seen.safetensors"}
+    assert names == {"README.md", "config.json", "model.safetensors", "seen.safetensors"}
     assert load_spec(killed / "model").scores
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,6 +13,7 @@ from accel_flowers.inference.evaluate import evaluate
 from tests.conftest import draw_image, make_folder
 from tests.ranks import finish
 from tests.runs import write_recipe
+from tests.specs import change_spec
 
 GANS = unicodedata.normalize("NFD", "gänse")
 
@@ -58,8 +58,7 @@ def test_the_models_own_precision_scores_it_whatever_a_launcher_says(
 ) -> None:
     photos = make_folder(tmp_path / "new", per_class=2, classes=("rose",))
     own = shutil.copytree(model, tmp_path / "model")
-    spec = json.loads((own / "config.json").read_text())
-    (own / "config.json").write_text(json.dumps({**spec, "precision": recorded}))
+    change_spec(own, precision=recorded)
     losses = set()
     for says in (None, "no", "bf16"):
         if says:

@@ -14,7 +14,8 @@ from accel_flowers.inference.image_classifier import load_model
 from accel_flowers.models import saved as saved_models
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.saved import ModelSpec, save_model
+from accel_flowers.models.saved import save_model
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.torchvision import model_names
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.report.cam import explain

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from accel_flowers.config.loading import load_recipe, read_config
 from accel_flowers.models.preprocessing import settle_preprocessing
 from tests.conftest import make_folder
 from tests.ranks import finish
+from tests.specs import read_spec
 
 FLAGSHIPS = ("flagship", "flagship-fast")
 
@@ -40,7 +40,7 @@ def test_it_runs_to_the_report(name: str, tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", per_class=20)
     words = ["train", name, "--data.path", photos, "--run-dir", tmp_path / "run", "--model.name", "mobilenet_v3_small"]
     finish(tmp_path, [*words, "--model.weights", "none"], timeout=240)
-    spec = json.loads((tmp_path / "run/model/config.json").read_text())
+    spec = read_spec(tmp_path / "run/model")
     assert 0 <= spec["scores"]["test"]["accuracy"] <= 1
     assert os.path.getsize(tmp_path / "run/report.html") > 10_000
     settled = read_config(tmp_path / "run/config.yaml", what="it")
@@ -65,4 +65,4 @@ def test_it_is_sure_of_real_photos_soon(tmp_path: Path) -> None:
     flags = ["--data.split", "60/20/20", "--model.weights", file, "--train.epochs", "4", "--tracking.no-report"]
     said = finish(tmp_path, [*words, *flags], timeout=240)
     assert f"model.name auto: timm/tf_efficientnet_lite0, for the tensors of {file} are its" in said
-    assert json.loads((tmp_path / "run/model/config.json").read_text())["scores"]["test"]["accuracy"] > 0.5
+    assert read_spec(tmp_path / "run/model")["scores"]["test"]["accuracy"] > 0.5

@@ -41,6 +41,7 @@ from accel_flowers.training.train import train
 from tests.conftest import make_folder
 from tests.made_runs import make_run
 from tests.runs import tiny_config, write_recipe
+from tests.specs import change_spec
 
 NAME = "squeezenet1_1"
 CLASSES = ("daisy", "rose", "tulip")
@@ -193,11 +194,6 @@ def test_weights_that_are_a_pipe(tmp_path: Path) -> None:
 # --- a model from a stranger
 
 
-def change_card(model: Path, **values: Any) -> None:
-    path = model / SPEC_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
 @pytest.mark.holds("Nothing unpickles what may be untrusted, nothing runs what a file holds")
 def test_model_whose_weights_are_a_pickle(
     model: Path, evil: Evil, photos: Path, capfd: pytest.CaptureFixture[str]
@@ -257,7 +253,7 @@ def test_card_that_was_tampered_with(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(transforms, "MAX_PIXELS", 20_000_000)  # what is allowed takes seconds
-    change_card(model, **values)
+    change_spec(model, **values)
     err = ends_with_2(capfd, "predict", model, photos)
     assert told in err
     assert str(model) in err
@@ -272,6 +268,9 @@ def test_card_that_was_tampered_with(
         b'{"format": ' + b"9" * 100_000 + b"}",
         b'{"class_names": ["\\ud800", "b"]}',
         "{}".encode("utf-16"),
+        b'{"accel_flowers": ' + b"[" * 100_000,
+        b'{"accel_flowers": {"mean": [NaN, 0, 0]}}',
+        b'{"accel_flowers": {}, "accel_flowers": {}}',
     ],
     ids=lambda content: repr(content[:20]),
 )
@@ -292,7 +291,7 @@ def test_card_that_is_a_giant_or_a_pipe(model: Path, photos: Path, capfd: pytest
 
 def test_class_names_are_text_and_no_more(model: Path, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """They name no files and steer no terminal."""
-    change_card(
+    change_spec(
         model, class_names=["../../x", "<script>alert(1)</script>\n\x1b[2J", "\u202egpj"], eval_batch_size=10**30
     )
     with pytest.raises(SystemExit) as end:

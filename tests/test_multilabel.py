@@ -31,8 +31,9 @@ from accel_flowers.inference.outputs import RowOutput, choose_format
 from accel_flowers.metrics.classification import summarize
 from accel_flowers.metrics.multilabel import MultilabelScores
 from accel_flowers.metrics.predictions import load_predictions
-from accel_flowers.models.saved import ModelSpec, load_spec, save_model
 from accel_flowers.models.saved import load_model as load_saved
+from accel_flowers.models.saved import load_spec, save_model
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.probe.pictures import find_pictures
 from accel_flowers.training.build_data import fit_labels
 from accel_flowers.training.distillation import Teacher
@@ -42,6 +43,7 @@ from tests.faults import Forked, differences, far_apart
 from tests.ranks import Ranks, finish
 from tests.runs import metrics
 from tests.several import make_pictures, recipe_of, train_several, write_columns, write_separated
+from tests.specs import change_spec, read_spec
 
 NAMES = ("leaf", "rare", "rose", "sky")
 
@@ -254,21 +256,22 @@ def test_predict_on_the_command_line(trained: tuple[Path, str], pictures: Path, 
 
 
 def test_thresholds_of_a_models_file_are_checked(trained: tuple[Path, str], tmp_path: Path) -> None:
-    spec = json.loads((trained[0] / "model/config.json").read_text())
+    shutil.copy(trained[0] / "model/config.json", tmp_path)
+    whole = read_spec(tmp_path)
     for change in (
         {"thresholds": [0.5]},
         {"thresholds": [0.5, 0.5, 0.5, 1.5]},
         {"several_labels": False, "thresholds": [0.5] * 4},
     ):
-        (tmp_path / "config.json").write_text(json.dumps({**spec, **change}))
+        change_spec(tmp_path, **(whole | change))
         with pytest.raises(UserError, match=r"config\.json is damaged.*"):
             load_spec(tmp_path)
 
 
-def test_a_model_of_one_label_is_written_as_before(tmp_path: Path) -> None:
+def test_of_a_model_of_one_label_nothing_of_several_is_written(tmp_path: Path) -> None:
     spec = ModelSpec(architecture="x", class_names=NAMES, transforms=(), mean=(0, 0, 0), std=(1, 1, 1))
     save_model(tmp_path / "model", {"w": torch.zeros(1)}, spec)
-    written = json.loads((tmp_path / "model/config.json").read_text())
+    written = read_spec(tmp_path / "model")
     assert not {"several_labels", "thresholds"} & written.keys()
     assert load_spec(tmp_path / "model") == spec
 

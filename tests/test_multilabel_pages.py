@@ -30,6 +30,7 @@ from accel_flowers.tracking.figures import draw_cooccurrence
 from accel_flowers.tracking.scored import Scored
 from accel_flowers.tracking.wandb_tables import tables_of, together
 from tests.several import SHAPES, make_pictures, train_several, write_columns, write_separated
+from tests.specs import change_spec, read_spec
 from tests.test_multilabel_metrics import NAMES, draw
 
 
@@ -146,10 +147,9 @@ def test_a_report_of_many_classes_with_hostile_names_stays_whole(run_dir: Path, 
         parts[part] = MultilabelPredictions(labels, said.astype(np.float32), np.ones(len(labels), dtype=np.float32))
     files = {part: rows.files for part, rows in saved.parts.items()}
     save_predictions(tmp_path / "run/predictions.parquet", parts, files, names)
-    for file in ("split.json", "model/config.json"):
-        document = json.loads((tmp_path / "run" / file).read_text())
-        document |= {"class_names": names} | ({"thresholds": None} if "thresholds" in document else {})
-        (tmp_path / "run" / file).write_text(json.dumps(document))
+    split = tmp_path / "run/split.json"
+    split.write_text(json.dumps(json.loads(split.read_text()) | {"class_names": names}))
+    change_spec(tmp_path / "run/model", class_names=names, thresholds=None)
     page = draw_report(tmp_path / "run", str(tmp_path)).read_text()
     nesting = Nesting()
     nesting.feed(page)
@@ -339,5 +339,5 @@ def test_the_figure_of_pairs_takes_any_number_of_classes(count: int) -> None:
 
 
 def test_json_of_the_model_is_what_was_told(run_dir: Path) -> None:
-    scores = json.loads((run_dir / "model/config.json").read_text())["scores"]["test"]
+    scores = read_spec(run_dir / "model")["scores"]["test"]
     assert {"map", "micro_f1", "macro_f1", "exact_match", "cooccurrence"} <= scores.keys()

@@ -4,7 +4,6 @@ because a file names it."""
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -25,12 +24,14 @@ from accel_flowers.metrics.classification import Seen
 from accel_flowers.models.backbone import Backbone, Preprocessing, check_input
 from accel_flowers.models.find import build_network, find_backbone
 from accel_flowers.models.freezing import freeze
-from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, ModelSpec, load_spec, save_model
+from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, load_spec, save_model
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.torchvision import TorchvisionBackbone, model_names
 from accel_flowers.models.weights import WeightsReport, clean_state_dict
 from accel_flowers.report.cam import explain
 from accel_flowers.training.train import train
 from tests.runs import tiny_config
+from tests.specs import change_spec, read_spec
 
 MODULE = """
 import sys
@@ -299,8 +300,7 @@ def test_a_file_that_names_a_module_never_has_it_imported(
     module: Path, tmp_path: Path, architecture: str, parts: dict[str, dict[str, str]]
 ) -> None:
     save(tmp_path / "model", "shufflenet_v2_x0_5")
-    path = tmp_path / "model" / SPEC_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": architecture, "parts": parts}))
+    change_spec(tmp_path / "model", architecture=architecture, parts=parts)
     sys.path.append(str(module.parent))
     for ask in (load_model, lambda directory: evaluate(directory, tmp_path)):
         with pytest.raises(UserError) as caught:
@@ -313,15 +313,14 @@ def test_a_file_that_names_a_module_never_has_it_imported(
 
 def test_a_record_of_another_kind_is_told(tmp_path: Path) -> None:
     save(tmp_path / "model", "shufflenet_v2_x0_5")
-    path = tmp_path / "model" / SPEC_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "parts": ["garden_parts"]}))
+    change_spec(tmp_path / "model", parts=["garden_parts"])
     with pytest.raises(UserError, match="parts: "):
         load_spec(tmp_path / "model")
 
 
 def test_models_of_torchvision_are_saved_as_ever(tmp_path: Path) -> None:
     save(tmp_path / "model", "shufflenet_v2_x0_5")
-    assert "parts" not in json.loads((tmp_path / "model" / SPEC_FILE).read_text())
+    assert "parts" not in read_spec(tmp_path / "model")
 
 
 def test_transforms_of_ones_own_are_recorded_and_missed(tmp_path: Path) -> None:
@@ -356,8 +355,7 @@ def test_a_regnet_comes_back(tmp_path: Path, name: str) -> None:
 
 def test_nothing_is_allocated_for_a_giant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "model", "shufflenet_v2_x0_5")
-    path = tmp_path / "model" / SPEC_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), "architecture": "vit_h_14"}))
+    change_spec(tmp_path / "model", architecture="vit_h_14")
     devices: list[set[str]] = []
     build = TorchvisionBackbone._build_at_random
 

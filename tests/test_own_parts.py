@@ -19,6 +19,7 @@ from accel_flowers.tracking.run_dir import read_metrics
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
 from tests.runs import PROJECT, metrics, write_recipe
+from tests.specs import change_spec, read_spec
 
 EXAMPLE = PROJECT / "examples/my_parts.py"
 OWN: dict[str, dict[str, Any]] = {
@@ -59,7 +60,7 @@ def test_a_run_records_where_its_parts_came_from(whole: Path) -> None:
     kinds = {name.split()[0] for name in environment["parts"]}
     assert kinds == {"transform", "batch_transform", "model", "loss", "optimizer", "metric"}
     assert {part["module"] for part in environment["parts"].values()} == {"my_parts"}
-    spec = json.loads((whole / "model/config.json").read_text())
+    spec = read_spec(whole / "model")
     assert set(spec["parts"]) == {"model my/tiny"}, "what is needed to predict"
     assert metrics(whole, "val/my/worst_recall"), "a metric of one's own is logged"
     best = max(metrics(whole, "val/accuracy"))
@@ -149,8 +150,7 @@ def test_no_file_makes_anything_be_imported(whole: Path, photos: Path, tmp_path:
     model.mkdir()
     for file in (whole / "model").iterdir():
         (model / file.name).write_bytes(file.read_bytes())
-    spec = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**spec, "architecture": "evil/net", "parts": parts}))
+    change_spec(model, architecture="evil/net", parts=parts)
     for command in (
         ["train", recipe, "--data.path", photos],
         ["train", "quickstart", "--data.path", photos, "--model.name", "evil/net"],

@@ -28,9 +28,11 @@ from accel_flowers.inference.image_classifier import Prediction
 from accel_flowers.inference.outputs import SUFFIXES, Format, RowOutput, choose_format
 from accel_flowers.inference.predict import find_images, predict_files
 from accel_flowers.models.find import build_network
-from accel_flowers.models.saved import SPEC_FILE, ModelSpec, load_model, save_model
+from accel_flowers.models.saved import load_model, save_model
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.weights import clean_state_dict
 from tests.conftest import CLASSES, draw_image, make_folder
+from tests.specs import change_spec
 
 NAMES = ("Gänseblümchen", 'rose, "red"', "薔薇", "tulip")
 BATCH = 4
@@ -217,8 +219,7 @@ def test_bad_files_alone(model: Path, tmp_path: Path) -> None:
 
 def with_temperature(model: Path, to: Path, temperature: float) -> Path:
     shutil.copytree(model, to)
-    spec = json.loads((to / SPEC_FILE).read_text())
-    (to / SPEC_FILE).write_text(json.dumps({**spec, "temperature": temperature}))
+    change_spec(to, temperature=temperature)
     return to
 
 

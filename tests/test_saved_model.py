@@ -20,8 +20,10 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import write_text_durably
 from accel_flowers.models import saved as saved_model
 from accel_flowers.models.find import build_network
-from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, ModelSpec, load_model, load_spec, save_model
+from accel_flowers.models.saved import CARD_FILE, SPEC_FILE, WEIGHTS, load_model, load_spec, save_model
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.weights import clean_state_dict
+from tests.specs import change_spec
 
 NAMES = ("aster", "Glöckchen", "薔薇")
 CARD_VALUES: dict[str, Any] = {
@@ -56,11 +58,6 @@ def saved_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved(saved_once: Path, tmp_path: Path) -> Path:
     """A model folder to spoil."""
     return Path(shutil.copytree(saved_once, tmp_path / "run" / "model"))
-
-
-def change_card(directory: Path, **values: Any) -> None:
-    path = directory / SPEC_FILE
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **values}), "utf-8")
 
 
 def refused(load: Callable[[Path], object], directory: Path) -> str:
@@ -102,7 +99,7 @@ def test_the_card_is_readable_text(saved: Path) -> None:
     assert "Glöckchen" in text
     assert "薔薇" in text
     assert load_spec(saved) == spec()
-    assert sorted(file.name for file in saved.iterdir()) == [SPEC_FILE, WEIGHTS]
+    assert sorted(file.name for file in saved.iterdir()) == [CARD_FILE, SPEC_FILE, WEIGHTS]
 
 
 def test_scores_of_a_run_that_diverged_do_not_spoil_the_card(tmp_path: Path) -> None:
@@ -119,7 +116,7 @@ def test_saving_over_a_model_replaces_it_whole(saved: Path) -> None:
     assert loaded.spec.eval_batch_size == 9
     torch.testing.assert_close(loaded.network.state_dict(), network(5).state_dict(), rtol=0, atol=0)
     assert [entry.name for entry in saved.parent.iterdir()] == ["model"], "nothing temporary stays"
-    assert sorted(file.name for file in saved.iterdir()) == [SPEC_FILE, WEIGHTS]
+    assert sorted(file.name for file in saved.iterdir()) == [CARD_FILE, SPEC_FILE, WEIGHTS]
 
 
 @pytest.mark.parametrize("name", ["save_file", "write_text_durably"])
@@ -176,7 +173,7 @@ def test_what_is_no_model_folder_is_told(tmp_path: Path, name: str) -> None:
     ("values", "told"),
     [
         ({"code": "import os"}, ["code", "Extra inputs are not permitted"]),
-        ({"format": 2}, ["format", "should be 1"]),
+        ({"format": 3}, ["format", "should be 1 or 2"]),
         ({"class_names": "aster"}, ["class_names", "valid tuple|array"]),
         ({"class_names": ["aster"]}, ["class_names", "at least 2 items"]),
         ({"class_names": ["aster", 3, "rose"]}, [r"class_names\.1", "string"]),
@@ -195,7 +192,7 @@ def test_what_is_no_model_folder_is_told(tmp_path: Path, name: str) -> None:
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
 def test_a_card_with_a_wrong_value_is_told(saved: Path, values: dict[str, Any], told: list[str]) -> None:
-    change_card(saved, **values)
+    change_spec(saved, **values)
     message = refused(load_spec, saved)
     assert message.startswith(f"{saved / SPEC_FILE} is damaged or not of this program: ")
     for pattern in told:
@@ -234,7 +231,7 @@ def test_a_card_that_is_none_is_told(saved: Path, content: bytes) -> None:
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
 def test_a_card_that_names_what_there_is_not_is_told(saved: Path, values: dict[str, Any], told: list[str]) -> None:
-    change_card(saved, **values)
+    change_spec(saved, **values)
     message = refused(load_model, saved)
     assert message.startswith(str(saved / SPEC_FILE))
     for words in told:
@@ -272,7 +269,7 @@ def test_weights_that_cannot_be_read_are_told(saved: Path, spoil: Callable[[Path
     ids=["wider", "another family", "fewer classes"],
 )
 def test_weights_of_another_network_are_told(saved: Path, values: dict[str, Any], told: str) -> None:
-    change_card(saved, **values)
+    change_spec(saved, **values)
     message = refused(load_model, saved)
     assert message.startswith(f"{saved / WEIGHTS} does not fit this ")
     assert told in message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -21,6 +20,7 @@ from accel_flowers.training.stretch import stretched
 from tests.conftest import make_folder
 from tests.ranks import Ranks, finish
 from tests.runs import write_recipe
+from tests.specs import read_spec
 
 
 @pytest.mark.holds("A run of few pictures has steps enough")
@@ -86,5 +86,5 @@ def test_a_run_of_few_images_goes_on_to_the_same_end(tmp_path: Path) -> None:
     whole, killed = ((tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == killed
     finish(tmp_path, ["report", tmp_path / "whole"])
-    scores = [json.loads((tmp_path / name / "model/config.json").read_text())["scores"] for name in ("whole", "killed")]
+    scores = [read_spec(tmp_path / name / "model")["scores"] for name in ("whole", "killed")]
     assert scores[0] == scores[1]

@@ -14,6 +14,7 @@ from accel_flowers.cli.labels import labels_command
 from accel_flowers.cli.launch_config import launch_config_command
 from accel_flowers.cli.predict import predict_command
 from accel_flowers.cli.probe import probe_command
+from accel_flowers.cli.push import push_command
 from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
 from accel_flowers.cli.selfcheck import selfcheck_command
@@ -37,6 +38,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "serve": (serve_command, "MODEL_DIR|FILE.onnx [--host ADDRESS] [--port PORT] [--token auto]"),
     "report": (report_command, "RUN_DIR [--data DIR]"),
     "compare": (compare_command, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
+    "push": (push_command, "MODEL_DIR OWNER/NAME [--private] [--licence L]"),
     "recipes": (recipes_command, ""),
     "launch-config": (launch_config_command, "[NAME]"),
     "selfcheck": (selfcheck_command, "[--launch FILE] [--minutes M] [--only PART...]"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,3 +132,8 @@ def quoted(names: Iterable[str]) -> str:
     """Names for a message: the first ten, and how many more there are."""
     shown = sorted(names)
     return ", ".join(f"'{name}'" for name in shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+
+
+def source_name(source: str) -> str:
+    """What a data set is called to others: a hub's as there, else the last part of its path."""
+    return source if source.startswith(HUB_PREFIX) else os.path.basename(os.path.normpath(source)) or source

@@ -40,8 +40,9 @@ from accel_flowers.distributed.collectives import (
 from accel_flowers.distributed.session import process_session
 from accel_flowers.inference.loop import predict_loader
 from accel_flowers.metrics.classification import Predictions, Scores, Seen, in_short
-from accel_flowers.models.saved import ModelSpec, load_model, load_spec, model_folder
+from accel_flowers.models.saved import load_model, load_spec, model_folder
 from accel_flowers.models.seen import load_seen, short_digests
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.tracking.run_dir import versions
 
 

@@ -30,7 +30,8 @@ from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, upright_rgb
 from accel_flowers.models import saved as saved_models
 from accel_flowers.models.classifier import Classifier
-from accel_flowers.models.saved import SPEC_FILE, ModelSpec, SavedModel
+from accel_flowers.models.saved import SPEC_FILE, SavedModel
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.tracking.run_dir import MODEL_DIR
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor

@@ -17,7 +17,7 @@ from accel_flowers.metrics.predictions import OUT_OF_FOLD
 if TYPE_CHECKING:
     from accel_flowers.config.schema import Tta
     from accel_flowers.inference.image_classifier import Prediction
-    from accel_flowers.models.saved import ModelSpec
+    from accel_flowers.models.spec import ModelSpec
 
 Format = Literal["table", "csv", "json", "parquet"]
 SUFFIXES: dict[str, Format] = {".txt": "table", ".csv": "csv", ".json": "json", ".parquet": "parquet"}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from accel_flowers.data.sources.walk import find_files
 from accel_flowers.inference.image_classifier import Prediction, check_numbers, load_model
-from accel_flowers.models.saved import ModelSpec, load_spec
+from accel_flowers.models.saved import load_spec
+from accel_flowers.models.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
 

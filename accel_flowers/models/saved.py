@@ -1,6 +1,7 @@
 """The `model/` folder: best weights, class names and preprocessing; all that evaluate, predict and export need.
 
-`model.safetensors` holds the weights, `config.json` the rest. Nothing here runs code from the folder: the architecture
+`model.safetensors` holds the weights, `config.json` the rest, `README.md` is its model card. timm and transformers read the folder,
+too, where timm has the network: see ecosystem.py. Nothing here runs code from the folder: the architecture
 and the transforms are names, of torchvision's or of parts that were registered before. The modules of the latter are
 recorded for people to import, and never imported from here.
 """
@@ -10,105 +11,42 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 from accelerate import init_empty_weights
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from accel_flowers import __version__
-from accel_flowers.config.field_types import StandardDeviation, TransformSpec, transform_parts
 from accel_flowers.config.schema import Tta
 from accel_flowers.core import registry
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.files import replace_folder, write_text_durably, writing
-from accel_flowers.core.reading import check_permitted, read_file
+from accel_flowers.core.reading import check_permitted, parse_json, read_file
 from accel_flowers.data.transforms.build import ImageTransform, build_transform
-from accel_flowers.metrics.thresholds import USUAL
 from accel_flowers.models.backbone import Backbone
+from accel_flowers.models.card import model_card
 from accel_flowers.models.classifier import Classifier
+from accel_flowers.models.ecosystem import ecosystem_config, form_of
 from accel_flowers.models.find import find_backbone
-from accel_flowers.models.joined import JoinedBackbone, JoinedPart
+from accel_flowers.models.hub import fetch_model, is_on_hub
+from accel_flowers.models.joined import JoinedBackbone
 from accel_flowers.models.normalizer import Normalizer
 from accel_flowers.models.seen import SEEN_FILE, Digests, save_seen
+from accel_flowers.models.spec import ModelSpec
+from accel_flowers.models.timm_names import to_timm
 from accel_flowers.models.weights import load_state
 
 WEIGHTS = "model.safetensors"
 SPEC_FILE = "config.json"
+CARD_FILE = "README.md"
+_OWN_KEY = "accel_flowers"
+"""Of the spec in `config.json`; format 1 had the version there, and the spec's fields beside it."""
 _log = logging.getLogger(__name__)
 _MAX_SPEC_BYTES = 2**30
 """The scores hold a confusion matrix: with five thousand classes the file has half of it."""
-
-
-class ModelSpec(BaseModel):
-    """What `config.json` holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    format: Literal[1] = 1
-    architecture: str
-    """Name of the network: torchvision's, or "prefix/name" of a registered one; of several behind one head all of them, for people."""
-    backbones: tuple[JoinedPart, ...] = ()
-    """The networks, where there are several behind one head."""
-    dropout: float | None = Field(default=None, ge=0, lt=1)
-    """As in the recipe: it decides how the head is built."""
-    class_names: tuple[str, ...] = Field(min_length=2)
-    """Class of each output."""
-    transforms: tuple[TransformSpec, ...]
-    """Upright RGB image → network input size, as in a recipe's data.eval_transforms."""
-    mean: tuple[float, float, float]
-    std: Annotated[tuple[float, float, float], StandardDeviation]
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision in which the scores were made."""
-    eval_batch_size: int = Field(default=32, ge=1)
-    """Images in one forward pass when the scores were made."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Fitted on validation: softmax(log p / T) are calibrated probabilities; None where none was fitted."""
-    several_labels: bool = False
-    """Whether an image may have several labels, or none: then each class has a probability of its own, the sigmoid of its score."""
-    thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
-    """Of each class, where there may be several: from which probability on it is said of an image, chosen on validation; None = 0.5."""
-    tta: Tta = "none"
-    """The views of an image whose scores are averaged, in the scores and in whatever is predicted."""
-    scores: dict[str, Any] = Field(default_factory=dict)
-    """Part → its scores, with the epoch and step of the weights; for people, nothing reads them back."""
-    accel_flowers: str = __version__
-    """Version that wrote the folder."""
-    parts: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """"model my/net" or "transform my/rain" → the module that registered it and the digest of its source; for people."""
-
-    @field_validator("class_names")
-    @classmethod
-    def _each_name_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError("two classes have the same name")
-        return value
-
-    @model_validator(mode="after")
-    def _thresholds_fit(self) -> ModelSpec:
-        if self.thresholds is not None and (not self.several_labels or len(self.thresholds) != len(self.class_names)):
-            raise ValueError("thresholds are for several labels, one for each class")
-        return self
-
-    @property
-    def cuts(self) -> tuple[float, ...]:
-        """The threshold of each class."""
-        return self.thresholds or (USUAL,) * len(self.class_names)
-
-    def views(self, *, tta: bool) -> Tta:
-        """What a prediction averages: as the scores did; where these did not, mirror images if they are asked for."""
-        return "mirror" if tta and self.tta == "none" else self.tta
-
-    def own_parts(self) -> Iterator[tuple[registry.Kind, str]]:
-        """Kind and name of each part of the user's own that the model needs."""
-        for name in [part.name for part in self.backbones] or [self.architecture]:
-            if registry.is_own_name(name):
-                yield "model", name
-        yield from (("transform", name) for name in transform_parts(*self.transforms))
 
 
 @dataclass(frozen=True)
@@ -152,22 +90,30 @@ def save_model(
         UserError: it cannot be written, for example because the disk is full; what was there is untouched.
     """
     spec = spec.model_copy(update={"parts": {**spec.parts, **_described_parts(spec)}})
-    # What says nothing is left out, so that earlier versions read the file, too.
-    silent = {name for name in ("parts", "backbones") if not getattr(spec, name)}
+    silent = {name for name in ("parts", "backbones", "training") if not getattr(spec, name)}
     silent |= {"several_labels", "thresholds"} if not spec.several_labels else set()
-    content = spec.model_dump(mode="json", exclude=silent)
+    spec = spec.model_copy(update={"format": 2})
+    form = form_of(spec)
+    content = ecosystem_config(spec) | {_OWN_KEY: spec.model_dump(mode="json", exclude=silent)}
     with (
         writing(f"The model '{directory}'", "Make room and go on with --resume auto."),
         replace_folder(directory) as partial,
     ):
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        save_file(to_timm(weights, form) if form else weights, partial / WEIGHTS, metadata={"format": "pt"})
         if seen is not None:
             save_seen(partial / SEEN_FILE, seen)
+        write_text_durably(partial / CARD_FILE, model_card(spec))
         write_text_durably(partial / SPEC_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def model_folder(directory: Path) -> Path:
-    """The folder itself, or the model in it where it is a run's directory."""
+    """The folder itself, or the model in it where it is a run's directory; of "hub:OWNER/NAME" the one that it was fetched to.
+
+    Raises:
+        UserError: the hub has no such model, or cannot be reached.
+    """
+    if is_on_hub(directory):
+        return fetch_model(str(directory))
     inner = directory / "model"
     return inner if not os.path.isfile(directory / SPEC_FILE) and os.path.isfile(inner / SPEC_FILE) else directory
 
@@ -184,7 +130,8 @@ def load_spec(directory: Path) -> ModelSpec:
     if not os.path.isfile(path):  # unlike Path's method, it answers for any name
         raise UserError(f"'{directory}' is no model folder: it has no {SPEC_FILE}. A run writes it to RUN_DIR/model.")
     try:
-        return ModelSpec.model_validate_json(read_file(path, max_bytes=_MAX_SPEC_BYTES))
+        content = read_file(path, max_bytes=_MAX_SPEC_BYTES)
+        return ModelSpec.model_validate_json(_own_part(content))
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part)[:100] for part in first["loc"]) or "the file"
@@ -192,6 +139,15 @@ def load_spec(directory: Path) -> ModelSpec:
         raise UserError(f"{path} is damaged or not of this program: {place}: {cause}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _own_part(content: bytes) -> bytes:
+    """The spec of a `config.json`: under its key, or, in format 1 and in what is none of ours, the whole."""
+    try:
+        own = parse_json(content.decode("utf-8"))[_OWN_KEY]
+    except (ValueError, TypeError, LookupError):
+        return content
+    return json.dumps(own).encode() if isinstance(own, dict) else content
 
 
 def load_model(directory: Path) -> SavedModel:

@@ -26,6 +26,7 @@ from torchvision import models
 from accel_flowers.core.errors import UserError, did_you_mean, error_text
 from accel_flowers.core.files import refused
 from accel_flowers.models.backbone import Backbone, Preprocessing, stages_without
+from accel_flowers.models.timm_names import from_timm, timm_form
 from accel_flowers.models.weights import WeightsReport, read_weights, tidy_state
 
 MODELS_PAGE = "https://docs.pytorch.org/vision/stable/models.html#classification"
@@ -129,8 +130,11 @@ class TorchvisionBackbone(Backbone):
         )
 
     def adapt_state(self, network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Old names become today's, auxiliary classifiers go, and a vision transformer gets as many positions as its
-        weights have: these say for which size of image it is."""
+        """timm's names and old ones become today's, auxiliary classifiers go, and a vision transformer gets as many positions
+        as its weights have: these say for which size of image it is."""
+        form = timm_form(self.name)
+        if form is not None:
+            state = from_timm(state, form, network.state_dict())
         adapted = {_todays_name(name): tensor for name, tensor in state.items() if not name.startswith(_AUXILIARY)}
         _adopt_image_size(network, adapted)
         return adapted

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from accel_flowers.models.joined import MEAN, STD, JoinedBackbone, JoinedNetwork
-from accel_flowers.models.saved import ModelSpec, save_model
+from accel_flowers.models.saved import save_model
 from accel_flowers.models.seen import short_digests
+from accel_flowers.models.spec import ModelSpec, TrainingRecord
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.probe.backbones import Frozen, Sight
 from accel_flowers.probe.features import BATCH_SIZE
@@ -30,6 +31,7 @@ def save_probe(
     temperature: float | None,
     scores: dict[str, Any],
     digests: Sequence[str],
+    training: TrainingRecord,
 ) -> None:
     """Write the whole network with its new last layer.
 
@@ -43,6 +45,7 @@ def save_probe(
         temperature: that calibrates it; None = none.
         scores: what is known of it, for people.
         digests: of the pictures that the head learned from.
+        training: which pictures these are.
 
     Raises:
         UserError: it cannot be written.
@@ -61,6 +64,7 @@ def save_probe(
         temperature=temperature,
         tta="mirror" if mirror else "none",
         scores=scores,
+        training=training,
     )
     seen = {"train": short_digests(digests), "val": np.empty(0, dtype=np.int64)}
     save_model(directory, clean_state_dict(network), spec, seen=seen)

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import replace_folder, write_text_durably, writing
-from accel_flowers.data.table import ImageTable
+from accel_flowers.data.table import ImageTable, source_name
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, save_predictions
+from accel_flowers.models.spec import TrainingRecord
 from accel_flowers.probe.backbones import Frozen, Sight
 from accel_flowers.probe.head import Head
 from accel_flowers.probe.model import save_probe
@@ -38,6 +41,14 @@ def check_out(out: Path) -> None:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         if not os.access(out.absolute().parent, os.W_OK):
             raise PermissionError(13, os.strerror(13), str(out))
+
+
+def _learned_from(table: ImageTable) -> TrainingRecord:
+    """The head of what is kept learned from all images."""
+    counts = np.bincount(table.labels, minlength=len(table.class_names)).tolist()
+    return TrainingRecord(
+        source=source_name(table.source), images={"train": dict(zip(table.class_names, counts, strict=True))}
+    )
 
 
 def write_output(
@@ -76,6 +87,7 @@ def write_output(
             temperature=result.temperature,
             scores=scores,
             digests=digests,
+            training=_learned_from(table),
         )
         parts = result.predictions.parts
         save_predictions(

@@ -15,7 +15,8 @@ from accel_flowers.core.reading import check_permitted, read_text
 from accel_flowers.core.yaml_text import MAX_BYTES, parse_yaml
 from accel_flowers.data.split import Split, load_split
 from accel_flowers.metrics.predictions import PREDICTIONS_FILE, SavedPredictions, load_predictions
-from accel_flowers.models.saved import SPEC_FILE, ModelSpec, load_spec
+from accel_flowers.models.saved import SPEC_FILE, load_spec
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.tracking.last_error import read_error
 from accel_flowers.tracking.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, SPLIT_FILE, holds_run, read_metrics
 

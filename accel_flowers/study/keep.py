@@ -26,8 +26,9 @@ from accel_flowers.models.joined import (
     joined_name,
     without_head,
 )
-from accel_flowers.models.saved import ModelSpec, SavedModel, load_model, save_model
+from accel_flowers.models.saved import SavedModel, load_model, save_model
 from accel_flowers.models.seen import Digests, load_seen
+from accel_flowers.models.spec import ModelSpec, TrainingRecord
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.training.choose import mean_of
 
@@ -64,11 +65,22 @@ def save_together(directory: Path, folders: Sequence[Path], *, keep: Kept, score
         "tta": max(ttas, key=lambda tta: (ttas[tta], tta == "none")),
         "temperature": math.exp(sum(map(math.log, known)) / len(known)) if len(known) == len(models) else None,
         "scores": scores,
+        "training": _learned_together(first.spec.training),
     }
     spec, state = (_soup if keep == "soup" else _ensemble)(models, shared)
     save_model(directory, state, spec, seen=_seen_by(folders))
     what = "the mean of the weights" if keep == "soup" else "the mean of the scores"
     return f"model: {directory}, {what} of {number_of(len(models), 'run')}; no picture is left that could score it"
+
+
+def _learned_together(record: TrainingRecord | None) -> TrainingRecord | None:
+    """All images, for each of them is known to one of the models; the settings are those of the runs, not of the whole."""
+    if record is None:
+        return None
+    counts: Counter[str] = Counter()
+    for images in record.images.values():
+        counts.update(images)
+    return TrainingRecord(source=record.source, images={"train": dict(counts)})
 
 
 def _soup(models: Sequence[SavedModel], shared: dict[str, Any]) -> tuple[ModelSpec, dict[str, torch.Tensor]]:

@@ -22,7 +22,6 @@ from accel_flowers.core.plural import number_of
 from accel_flowers.data.placement.choose import Part
 from accel_flowers.data.placement.resident import in_halves
 from accel_flowers.data.sampler import BalancedOrder, BatchPlan, StreamBatchSampler, random_key, shrunk_to
-from accel_flowers.data.table import ImageTable
 from accel_flowers.data.transforms.batch import BatchContext
 from accel_flowers.data.transforms.build_batch import build_batch_transform
 from accel_flowers.distributed.collectives import (
@@ -37,7 +36,7 @@ from accel_flowers.models.find import find_backbone
 from accel_flowers.models.freezing import freeze
 from accel_flowers.models.layers import ends_of_stages, layers_of
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.saved import ModelSpec
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.training.build_data import (
     DataParts,
     Recipe,
@@ -53,6 +52,7 @@ from accel_flowers.training.graph import graphed
 from accel_flowers.training.memory import can_run_out_of_memory, check_training_mode, fit_micro_batch
 from accel_flowers.training.optim import build_optimizer, schedule_of
 from accel_flowers.training.phases import build_phases
+from accel_flowers.training.record import training_record
 from accel_flowers.training.run import Run
 from accel_flowers.training.sam import sharpness_aware
 from accel_flowers.training.scaling import advice_on_batches, normalises_batches
@@ -322,7 +322,7 @@ def prepare(
         plan=plan,
         lr_at=schedule_of(config, plan),
         normalizer=normalizer,
-        spec=_describe_model(config, data.table, accelerator),
+        spec=_describe_model(config, data, accelerator),
         state=state,
         ema=ema,
         stream=stream,
@@ -399,8 +399,8 @@ def _build_network(
     return main_process_first(accelerator, build)
 
 
-def _describe_model(config: Config, table: ImageTable, accelerator: Accelerator) -> ModelSpec:
-    preprocessing = config.data.preprocessing()
+def _describe_model(config: Config, data: DataParts, accelerator: Accelerator) -> ModelSpec:
+    preprocessing, table = config.data.preprocessing(), data.table
     return ModelSpec(
         architecture=config.model.name,
         dropout=config.model.dropout,
@@ -411,4 +411,5 @@ def _describe_model(config: Config, table: ImageTable, accelerator: Accelerator)
         std=preprocessing.std,
         precision=accelerator.mixed_precision,
         eval_batch_size=config.train.eval_batch_size,
+        training=training_record(config, table, data.split),
     )

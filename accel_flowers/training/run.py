@@ -21,8 +21,8 @@ from accel_flowers.distributed.preemption import PreemptionHandler
 from accel_flowers.models.ema import Ema
 from accel_flowers.models.freezing import set_training_mode
 from accel_flowers.models.normalizer import Normalizer
-from accel_flowers.models.saved import ModelSpec
 from accel_flowers.models.seen import Digests
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.training.checkpoint import Checkpoints
 from accel_flowers.training.optim import LearningRate, schedule_of
 from accel_flowers.training.phases import Phases, head_is_trained_at
