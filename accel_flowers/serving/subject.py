@@ -8,7 +8,8 @@ from pathlib import Path
 
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.inference.image_classifier import ImageClassifier, load_model
-from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, ModelSpec, model_folder
+from accel_flowers.models.saved import SPEC_FILE, WEIGHTS, model_folder
+from accel_flowers.models.spec import ModelSpec
 from accel_flowers.serving.heat import has_gradients
 from accel_flowers.tracking.run_dir import MODEL_DIR
 
