@@ -30,6 +30,8 @@ class Served:
     """Its standard error."""
     temporary: Path
     """Its TMPDIR."""
+    token: str | None
+    """That it has made and shown."""
 
     @property
     def port(self) -> int:
@@ -80,9 +82,9 @@ def serve(model: Path, folder: Path, *words: str, environment: Mapping[str, str]
         assert process.stdout is not None
         told = process.stdout.readline()
         assert told, log.read_text()
-        found = re.match(r"(http://\S+?)/", told)
+        found = re.fullmatch(r"(http://\S+?)/(?:\?token=(\S+))?\n", told)
         assert found, told
-        yield Served(found[1], process, log, temporary)
+        yield Served(found[1], process, log, temporary, found[2])
     finally:
         process.kill()
         process.wait()

@@ -10,7 +10,9 @@ import json
 import re
 import signal
 import socket
+import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,9 @@ import pytest
 import torch
 from PIL import Image
 
+from accel_flowers.cli.commands import dispatch
 from accel_flowers.cli.main import main
+from accel_flowers.core.errors import UserError
 from accel_flowers.inference.predict import predict_files
 from accel_flowers.models.find import build_network
 from accel_flowers.models.saved import load_spec, save_model
@@ -38,6 +42,7 @@ from accel_flowers.serving.security import Door, choose_token, host_name, is_loo
 from accel_flowers.serving.subject import load_subject
 from tests.bad_images import ACCEPTED, REFUSED, write_corpus
 from tests.conftest import CLASSES, draw_image
+from tests.runs import PROJECT
 from tests.served import Served, counted, serve
 
 TOKEN = "the-token-of-these-tests"
@@ -640,20 +645,35 @@ def test_mistakes_are_told_before_anything_starts(
     assert "put a proxy with TLS before it" in refused_start(capsys, model, "--ssl")
 
 
-def test_a_token_that_was_made_is_shown_once(model: Path, tmp_path: Path) -> None:
-    with serve(model, tmp_path / "server", "--host", "0.0.0.0", "--token", "auto", "--max-connections", "4") as served:
+def test_for_others_behind_a_proxy(model: Path, tmp_path: Path) -> None:
+    """On all addresses, with a token that was made; a proxy's word on clients is believed, nobody else's."""
+    words = ("--host", "0.0.0.0", "--token", "auto", "--max-connections", "4", "--proxy", "127.0.0.1", "--rate", "1")
+    with serve(model, tmp_path / "server", *words) as served:
         assert "the traffic is not encrypted" in served.log.read_text()
-        local = f"http://127.0.0.1:{served.port}"
-        assert httpx.get(f"{local}/model").status_code == 401
-        assert httpx.get(f"{local}/health", headers={"host": "any.example"}).status_code == 200
+        served.url = f"http://127.0.0.1:{served.port}"
+        assert served.token is not None
+        assert len(served.token) >= 32
+        assert httpx.get(f"{served.url}/model").status_code == 401
+        assert httpx.get(f"{served.url}/health", headers={"host": "any.example"}).status_code == 200
+        with served.client(token=served.token) as proxy, served.client(token=served.token, address="127.0.0.9") as liar:
+
+            def status(through: httpx.Client, client: str) -> int:
+                return through.post("/predict", content=b"x", headers={"x-forwarded-for": client}).status_code
+
+            assert [status(proxy, "10.0.0.1") for _ in range(4)][-1] == 429
+            assert status(proxy, "10.0.0.2") == 415
+            assert [status(liar, f"10.0.1.{number}") for number in range(4)][-1] == 429
+            for scheme, secure in (("http", False), ("https", True)):
+                entered = proxy.get(f"/?token={served.token}", headers={"x-forwarded-proto": scheme})
+                assert ("; Secure" in entered.headers["set-cookie"]) == secure
         crowd = [served.connect() for _ in range(4)]
         answer = raw(served, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (status_of(answer), b'"connections"' in answer) == (503, True)
         for connection in crowd:
             connection.close()
-        wait_until(lambda: httpx.get(f"{local}/health").status_code == 200)
+        wait_until(lambda: httpx.get(f"{served.url}/health").status_code == 200)
         assert served.stop(signal.SIGINT) == 0
-        assert "token=" not in served.log.read_text()
+        assert served.token not in served.log.read_text()
 
 
 # ---- parts ----
@@ -724,3 +744,27 @@ def test_a_second_signal_ends_at_once_and_a_kill_leaves_nothing(model: Path, tmp
             assert list(served.temporary.iterdir()) == []
         with socket.create_server(("127.0.0.1", served.port)):
             pass  # the port is free again
+
+
+def test_containers_are_made_of_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the Dockerfiles copy is there and not left out of what the builder is given; their words are understood."""
+    files = sorted((PROJECT / "docker").glob("*.Dockerfile"))
+    assert [file.stem for file in files] == ["serve", "train"]
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for file in files:
+        text = file.read_text()
+        given = file.with_name(f"{file.name}.dockerignore").read_text().split()
+        copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, flags=re.MULTILINE) for name in line.split()]
+        assert len(copied) > 4
+        assert all((PROJECT / name).exists() and f"!{name}" in given for name in copied)
+        (installed,) = re.findall(r'pip install "\.\[(.+)\]"', text)
+        assert set(installed.split(",")) <= extras.keys()
+        assert "\nUSER 10001\n" in text
+        (begin,) = re.findall(r"^ENTRYPOINT (.+)$", text, flags=re.MULTILINE)
+        (usual,) = re.findall(r"^CMD (.+)$", text, flags=re.MULTILINE)
+        program, *words = [*json.loads(begin), *json.loads(usual)]
+        assert program == "accel-flowers"
+        monkeypatch.delenv("ACCEL_FLOWERS_TOKEN", raising=False)
+        with pytest.raises((UserError, SystemExit)) as caught:
+            dispatch(words) or sys.exit()
+        assert words == ["--help"] or "needs a token" in str(caught.value)
