@@ -729,6 +729,24 @@ def test_a_cookie_opens_its_own_server_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.slow
 @pytest.mark.holds("A server that is told to stop finishes what is under way")
+def test_what_takes_longer_than_it_may_is_cut_off(model: Path, tmp_path: Path) -> None:
+    with serve(model, tmp_path / "server", "--drain-seconds", "1", "--num-workers", "1") as served:
+        slow = slow_picture(13_000)
+        with ThreadPoolExecutor(4) as threads:
+            asked = [
+                threads.submit(httpx.post, f"{served.url}/predict", files=form(slow), timeout=60) for _ in range(4)
+            ]
+            wait_until(lambda: counted(httpx.get(f"{served.url}/metrics").text)["accel_flowers_queue_pictures"] == 4)
+            begun = time.monotonic()
+            assert served.stop() == 1
+            assert time.monotonic() - begun < 5
+            told = [each.result() for each in asked]
+        assert {(answer.status_code, answer.json()["error"]) for answer in told} == {(503, "stopping")}
+        assert "4 requests were cut off" in served.log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.holds("A server that is told to stop finishes what is under way")
 def test_a_second_signal_ends_at_once_and_a_kill_leaves_nothing(model: Path, tmp_path: Path) -> None:
     slow = slow_picture(12_000)
     for number, name in ((signal.SIGTERM, "twice"), (signal.SIGKILL, "killed")):

@@ -6,13 +6,13 @@ import asyncio
 import importlib
 import io
 import logging
-import sys
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from accel_flowers.core.console import log_json_lines, write_result
+from accel_flowers.core.console import log_json_lines, results, write_result
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.plural import number_of
@@ -123,7 +123,7 @@ def _serve(
                 f"on {subject.model.device}, digest {subject.digest}); Ctrl-C stops it"
             )
             write_result(shown)
-            sys.stdout.flush()
+            results.flush()
 
         page = build_page(subject, limits, input_size=input_size)
         app = build_app(
@@ -138,17 +138,16 @@ def _serve(
         guarded = Guard(app, door, limits, metrics, login=build_login_page(), as_json=json_log)
         outermost: Any = ProxyHeadersMiddleware(cast(Any, guarded), list(proxies)) if proxies else guarded
         server = build_server(outermost, limits, metrics)
-        try:
-            run(server, opened, before=open_batcher)
-        finally:
-            for batcher in batchers:
-                batcher.stop()
-    if server.num_cut_off:
-        _log.warning(
-            f"{number_of(server.num_cut_off, 'request was', many='requests were')} cut off: not answered within "
-            f"{limits.drain_seconds:g} s (--drain-seconds)"
-        )
-        return 1
+        run(server, opened, before=open_batcher)
+        if server.num_cut_off:
+            _log.warning(
+                f"{number_of(server.num_cut_off, 'request was', many='requests were')} cut off: not answered within "
+                f"{limits.drain_seconds:g} s (--drain-seconds)"
+            )
+            results.flush()
+            os._exit(1)  # a thread that decodes a large picture cannot be stopped, and would be waited for
+        for batcher in batchers:
+            batcher.stop()
     _log.info("stopped")
     return 0
 

@@ -75,6 +75,10 @@ class Guard:
                     await answer(scope, receive, exchange.send)
             except Refused as error:  # before the routes
                 await refusal(error, self._metrics)(scope, receive, exchange.send)
+        except asyncio.CancelledError:  # the time to stop has passed
+            if not exchange.status:
+                cut_off = Refused(503, "stopping", "The server has stopped before it could answer.", retry_after=5)
+                await refusal(cut_off, self._metrics)(scope, receive, exchange.send)
         except Exception as error:  # noqa: BLE001 - a bug: told whole in the log, and the server goes on
             _log.error("".join(traceback.format_exception(error)).rstrip())
             if not exchange.status:
