@@ -5,7 +5,8 @@
 
 A round asks `predict` and each number of clients in turn, so that what slows the machine slows all. Clients send one photo a
 request over a connection that stays open, each the next one when it has its answer; they run in a process of their own on the same
-cores, whose processor time is told: with a client elsewhere the server has that, too.
+cores, whose processor time is told: with a client elsewhere the server has that, too. Processor time a photo is told as well: what
+else a machine does disturbs it less.
 """
 
 from __future__ import annotations
@@ -82,27 +83,41 @@ def measure(asked: argparse.Namespace, photos: list[Path]) -> dict[str, Any]:
                 words = [sys.executable, __file__, str(asked.model), "--photos", str(asked.photos)]
                 words += ["--num-photos", str(asked.num_photos), "--clients", str(count)]
                 words += ["--seconds", str(asked.seconds), "--ask", port]
+                used = processor_seconds(server.pid)
                 done = subprocess.run(words, capture_output=True, text=True, check=True)
                 told[str(count)] = json.loads(done.stdout)
+                told[str(count)]["processor_ms"] = (
+                    1000 * (processor_seconds(server.pid) - used) / told[str(count)]["answered"]
+                )
             rounds.append(told)
         server.terminate()
     packages = ("torch", "fastapi", "uvicorn", "h11")
     return {"machine": machine(*packages), "clients": asked.clients, "photos": len(photos), "rounds": rounds}
 
 
-def predict_rate(model: Any, photos: list[Path], seconds: float) -> float:
+def processor_seconds(process: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def predict_rate(model: Any, photos: list[Path], seconds: float) -> dict[str, float]:
     """Photos a second of `predict_each`, which is what `accel-flowers predict` runs."""
     begun = None
     count = 0
+    used = 0.0
     for _ in model.predict_each(cycle(photos)):
         now = time.perf_counter()
         if begun is None:
             if count == 0:
                 first = now
             if now - first > WARM_UP and count % model.spec.eval_batch_size == 0:
-                begun, count = now, 0
+                begun, count, used = now, 0, time.process_time()
         elif now - begun > seconds and count % model.spec.eval_batch_size == 0:
-            return count / (now - begun)
+            return {
+                "rate": count / (now - begun),
+                "processor_ms": 1000 * (time.process_time() - used) / count,
+            }
         count += 1
     raise AssertionError("cycle ends")
 
@@ -114,8 +129,10 @@ async def ask_all(photos: list[Path], port: int, num_clients: int, seconds: floa
     begin = time.perf_counter() + WARM_UP
     end = begin + seconds
     taken: list[float] = []
+    answered = 0
 
     async def client(place: int) -> None:
+        nonlocal answered
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for request in islice(cycle(requests), place * len(requests) // num_clients, None):
             asked = time.perf_counter()
@@ -125,6 +142,7 @@ async def ask_all(photos: list[Path], port: int, num_clients: int, seconds: floa
                 raise RuntimeError(answer.decode())
             await reader.readexactly(int(answer.split(b"content-length: ")[1].split(b"\r\n")[0]))
             now = time.perf_counter()
+            answered += 1
             if now > end:
                 break
             if asked >= begin:
@@ -135,6 +153,7 @@ async def ask_all(photos: list[Path], port: int, num_clients: int, seconds: floa
     await asyncio.gather(*(client(place) for place in range(num_clients)))
     taken.sort()
     return {
+        "answered": answered,
         "rate": len(taken) / seconds,
         "p50_ms": 1000 * taken[len(taken) // 2],
         "p99_ms": 1000 * taken[len(taken) * 99 // 100],
@@ -145,21 +164,35 @@ async def ask_all(photos: list[Path], port: int, num_clients: int, seconds: floa
 def in_words(measured: dict[str, Any]) -> str:
     """A table."""
     rounds = measured["rounds"]
-    predict = [each["predict"] for each in rounds]
-    lines = [
-        measured["machine"],
+
+    def values(who: str, name: str) -> list[float]:
+        return [each[who][name] for each in rounds]
+
+    head = (
         "",
-        "| | photos a second | p50 ms | p99 ms | of `predict` | client's share of a core |",
-    ]
-    lines += ["|---|---|---|---|---|---|", f"| `predict` | {spread(predict, 1)} | | | | |"]
-    for count in measured["clients"]:
-        of = [each[str(count)] for each in rounds]
-        rate = [each["rate"] for each in of]
-        lines.append(
-            f"| {count} clients | {spread(rate, 1)} | {spread([each['p50_ms'] for each in of], 0)} | "
-            f"{spread([each['p99_ms'] for each in of], 0)} | {ratio(rate, predict)} | "
-            f"{spread([each['client_cores'] for each in of], 2)} |"
-        )
+        "photos a second",
+        "of `predict`",
+        "p50 ms",
+        "p99 ms",
+        "processor ms a photo",
+        "`predict`'s / that",
+        "client, of a core",
+    )
+    lines = [measured["machine"], "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rate, cost = values("predict", "rate"), values("predict", "processor_ms")
+    lines.append(f"| `predict` | {spread(rate, 1)} | | | | {spread(cost, 1)} | | |")
+    for count in map(str, measured["clients"]):
+        row = [
+            f"{count} client{'' if count == '1' else 's'}",
+            spread(values(count, "rate"), 1),
+            ratio(values(count, "rate"), rate),
+            spread(values(count, "p50_ms"), 0),
+            spread(values(count, "p99_ms"), 0),
+            spread(values(count, "processor_ms"), 1),
+            ratio(cost, values(count, "processor_ms")),
+            spread(values(count, "client_cores"), 2),
+        ]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 

@@ -113,13 +113,14 @@ class Guard:
 
     def _ask_for_token(self, scope: MutableMapping[str, Any], headers: Headers, client: str) -> Response | None:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0] if scope["path"] == "/" else ""
-        if (given or self._door.shows_something(headers)) and self._wrong_tokens.left(client) < 1:
+        guesses = bool(given) or "authorization" in headers  # the cookie of an earlier server is none
+        if guesses and self._wrong_tokens.left(client) < 1:
             raise Refused(429, "wrong_tokens", "Too many wrong tokens: wait a minute.", retry_after=60)
         if given and self._door.is_token(given):
             return self._let_in(headers, secure=scope.get("scheme") == "https")
         if self._door.opens(headers):
             return None
-        if given or self._door.shows_something(headers):
+        if guesses:
             self._wrong_tokens.take(client)
         error = Refused(
             401, "token", "This server needs its token: send it as the header 'Authorization: Bearer TOKEN'."

@@ -138,10 +138,6 @@ class Door:
                 return True
         return False
 
-    def shows_something(self, headers: Mapping[str, str]) -> bool:
-        """Whether a request tries to open, which can be wrong."""
-        return "authorization" in headers or f"{self.cookie_name}=" in headers.get("cookie", "")
-
     def cookie(self, *, secure: bool) -> str:
         """For the browser of one who has shown the token.
 
