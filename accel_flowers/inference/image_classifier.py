@@ -113,6 +113,18 @@ class ImageClassifier:
         """Whether the probabilities are calibrated: the run has fitted a temperature on validation."""
         return self.spec.temperature is not None
 
+    def read(self, data: bytes, name: str) -> Tensor:
+        """An image file as the network takes it, uint8 [3, H, W], on the CPU; from any thread.
+
+        Raises:
+            BadImageError: it cannot be read.
+        """
+        return self._saved.transform.of_file(data, name)
+
+    def probabilities(self, images: Sequence[Tensor]) -> Tensor:
+        """Of each class, float32 [B, C], of images as `read` gives them."""
+        return self._probabilities(images, False)
+
     def predict(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -181,7 +193,7 @@ class ImageClassifier:
         found: Iterator[tuple[list[float], list[int]]] = iter(())
         if readable:
             most = len(self.class_names) if self.spec.several_labels else top_k or 1
-            values, places = self._probabilities(torch.stack(readable).to(self.device), tta).topk(most, dim=1)
+            values, places = self._probabilities(readable, tta).topk(most, dim=1)
             found = iter(zip(values.tolist(), places.tolist(), strict=True))
         for name, pixels in inputs:
             if isinstance(pixels, str):
@@ -207,10 +219,13 @@ class ImageClassifier:
         return Prediction(name, chosen, labels=labels)
 
     @torch.inference_mode()
-    def _probabilities(self, pixels: Tensor, tta: bool) -> Tensor:
-        """uint8 [B, 3, H, W] → float32 [B, C]."""
-        probabilities: Tensor = (self._with_mirror if tta else self._classifier)(pixels)
-        return probabilities
+    def _probabilities(self, images: Sequence[Tensor], tta: bool) -> Tensor:
+        """uint8 [3, H, W], B of them → float32 [B, C]."""
+        classifier = self._with_mirror if tta else self._classifier
+        # Of different sizes they are where a graph resizes them itself; it takes them one by one anyway.
+        alike = len({image.shape for image in images}) == 1
+        batches = [torch.stack(list(images))] if alike else [image[None] for image in images]
+        return torch.cat([classifier(batch.to(self.device)) for batch in batches])
 
     @cached_property
     def _with_mirror(self) -> Classifier:

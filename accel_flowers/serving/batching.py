@@ -18,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from accel_flowers.core.out_of_memory import is_lack_of_memory
@@ -163,7 +162,7 @@ class Batcher:
         said: Said | BaseException | None = None
         try:
             if not picture.asked.gone:
-                picture.pixels = self._model.saved.transform.of_file(upload.data, upload.name)
+                picture.pixels = self._model.read(upload.data, upload.name)
         except BadImageError as error:
             said = Said(Prediction(upload.name, error=error.cause))
         except Exception as error:  # noqa: BLE001 - of one picture: told in the log, and the server goes on
@@ -209,12 +208,11 @@ class Batcher:
 
     def _say(self, batch: Sequence[_Picture]) -> list[Said]:
         begun = time.perf_counter()
-        pixels = torch.stack([picture.pixels for picture in batch if picture.pixels is not None])
         model = self._model
         num_classes = len(model.class_names)
         most = max(num_classes if model.spec.several_labels else picture.asked.top_k or 1 for picture in batch)
-        with torch.inference_mode():
-            values, places = model.saved.classifier(pixels.to(model.device)).topk(most, dim=1)
+        pixels = [picture.pixels for picture in batch if picture.pixels is not None]
+        values, places = model.probabilities(pixels).topk(most, dim=1)
         said = []
         for picture, probabilities, labels in zip(batch, values.tolist(), places.tolist(), strict=True):
             told = list(zip(labels, probabilities, strict=True))

@@ -152,21 +152,21 @@ def _serve(
     return 0
 
 
-def warm_up(model: ImageClassifier) -> tuple[int, int]:
+def warm_up(model: ImageClassifier) -> tuple[int, int] | None:
     """Ask a model once, so that the first client does not wait for what is made on first use.
 
     Returns:
-        Height and width of what the network sees.
+        Height and width of what the network sees; None where the model takes pictures of any size.
     """
-    import torch
     from PIL import Image
 
+    width, height = 331, 257  # that no network has
     stream = io.BytesIO()
-    Image.new("RGB", (320, 240), "grey").save(stream, "JPEG")
-    pixels = model.saved.transform.of_file(stream.getvalue(), "warm-up")
-    with torch.inference_mode():
-        model.saved.classifier(pixels[None].to(model.device))
-    return pixels.shape[1], pixels.shape[2]
+    Image.new("RGB", (width, height), "grey").save(stream, "JPEG")
+    pixels = model.read(stream.getvalue(), "warm-up")
+    model.probabilities([pixels])
+    seen = (pixels.shape[1], pixels.shape[2])
+    return None if seen == (height, width) else seen
 
 
 def _check_installed() -> None:

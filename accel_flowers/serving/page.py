@@ -28,13 +28,13 @@ class Page:
     policy: str
 
 
-def build_page(subject: Subject, limits: Limits, *, input_size: tuple[int, int]) -> Page:
+def build_page(subject: Subject, limits: Limits, *, input_size: tuple[int, int] | None) -> Page:
     """The page that sends photos and shows what is said of them.
 
     Args:
         subject: the model.
         limits: what the page itself sees to before it sends anything.
-        input_size: height and width of what the network sees, in pixels.
+        input_size: height and width of what the network sees, in pixels; None = it is not known.
     """
     spec = subject.spec
     settings = {
