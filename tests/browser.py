@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,14 @@ class Browser:
         elif method == "Page.javascriptDialogOpening":
             self.dialogs.append(parameters["message"])
 
-    def open(self, page: Path, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a file at a width in CSS pixels, and wait until it is there."""
+    def open(self, page: Path | str, *, width: int, height: int = 900, dark: bool = False) -> None:
+        """Show a file, or what is at an address, at a width in CSS pixels, and wait until it is there."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
-        self.call("Page.navigate", url=page.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
             pass
 
@@ -133,6 +134,20 @@ class Browser:
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
+
+    def wait_for(self, expression: str, *, seconds: float = 20) -> Any:
+        """The value of an expression in the page, once it is true."""
+        until = time.monotonic() + seconds
+        while not (value := self.evaluate(expression)):
+            assert time.monotonic() < until, f"never true: {expression}; {self.complaints}"
+            time.sleep(0.05)
+        return value
+
+    def choose_files(self, selector: str, *files: Path) -> None:
+        """Give files to an input of the page, as a person does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file.absolute()) for file in files])
 
     def screenshot(self, clip: dict[str, float] | None = None) -> bytes:
         """PNG of the whole page, or of a part of it."""

@@ -19,6 +19,7 @@ from accel_flowers.cli.push import push_command
 from accel_flowers.cli.report import compare_command, report_command
 from accel_flowers.cli.samples import download_command, sample_command
 from accel_flowers.cli.selfcheck import selfcheck_command
+from accel_flowers.cli.serve import serve_command
 from accel_flowers.cli.train import recipes_command, train_command
 from accel_flowers.cli.tune import tune_command
 from accel_flowers.core.console import write_result
@@ -35,6 +36,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "labels": (labels_command, "DIR [--csv FILE] [--html FILE] [--data DIR] [--json]"),
     "evaluate": (evaluate_command, "MODEL_DIR --data DIR [--json]"),
     "predict": (predict_command, "MODEL_DIR PATH... [--top-k K] [--tta] [--out FILE] [--html FILE]"),
+    "serve": (serve_command, "MODEL_DIR|FILE.onnx [--host ADDRESS] [--port PORT] [--token auto]"),
     "report": (report_command, "RUN_DIR [--data DIR]"),
     "compare": (compare_command, "RUN_DIR RUN_DIR... [--out compare.html] [--json]"),
     "export": (export_command, "MODEL_DIR --out FILE [--format onnx|int8|torch|openvino] [--picture-in] [--data DIR]"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
@@ -141,14 +143,39 @@ results = _Results()
 
 
 class ConsoleHandler(logging.Handler):
-    """Writes each message as it stands, fit for a terminal, to standard error."""
+    """Writes each message as it stands, fit for a terminal, to standard error; or as a formatter that it was given says."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, or several where the message has them."""
         try:
-            tqdm.write(_fit_terminal(printable(record.getMessage(), lines=True)), file=sys.stderr)
+            if self.formatter is not None:
+                text = self.formatter.format(record)
+            else:
+                text = _fit_terminal(printable(record.getMessage(), lines=True))
+            tqdm.write(text, file=sys.stderr)
         except Exception:  # noqa: BLE001 - as every handler of logging
             self.handleError(record)
+
+
+class JsonLines(logging.Formatter):
+    """Each message as a line of JSON: time, level, message, and the fields that it was given as `extra={"fields": ...}`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        told = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        return json.dumps(told)
+
+
+def log_json_lines() -> None:
+    """Let the console's log be lines of JSON from now on."""
+    for handler in _LOGGER.handlers:
+        if isinstance(handler, ConsoleHandler):
+            handler.setFormatter(JsonLines())
 
 
 def attach_console() -> None:

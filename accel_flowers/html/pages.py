@@ -2,7 +2,7 @@
 
 All pages (report, comparison, inspection, predictions) are filled here, from the templates beside this module: one base, one
 style sheet. Whatever a name of a file or a class holds is shown as text. There is no script, and the page's own policy
-forbids any.
+forbids any, but for the page of `accel-flowers serve`, which has one of its own and whose server sends the policy.
 """
 
 from __future__ import annotations
@@ -108,6 +108,16 @@ def _environment() -> Environment:
     return environment
 
 
+def render(template: str, **values: Any) -> str:
+    """Fill a template.
+
+    Args:
+        template: file name, such as "report.html".
+        values: what the page shows; strings are text, never markup.
+    """
+    return _environment().get_template(template).render(**values)
+
+
 def write_page(
     path: Path, template: str, *, advice: str = "Give another file with --html FILE.", **values: Any
 ) -> None:
@@ -122,7 +132,7 @@ def write_page(
     Raises:
         UserError: the file cannot be written.
     """
-    text = _environment().get_template(template).render(**values)
+    text = render(template, **values)
     with writing(f"The page '{path}'", advice):
         # Names that are no text in any encoding are shown with their bytes written out.
         write_durably(path, text.encode(errors="backslashreplace"))

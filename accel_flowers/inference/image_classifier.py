@@ -90,6 +90,11 @@ class ImageClassifier:
         return f"ImageClassifier({self.spec.architecture}, {len(self.class_names)} classes, on {self.device})"
 
     @property
+    def saved(self) -> SavedModel:
+        """What answers: the transform of its images and the classifier, which is on the device."""
+        return self._saved
+
+    @property
     def spec(self) -> ModelSpec:
         """All that the model folder says of it."""
         return self._saved.spec
@@ -108,6 +113,18 @@ class ImageClassifier:
     def calibrated(self) -> bool:
         """Whether the probabilities are calibrated: the run has fitted a temperature on validation."""
         return self.spec.temperature is not None
+
+    def read(self, data: bytes, name: str) -> Tensor:
+        """An image file as the network takes it, uint8 [3, H, W], on the CPU; from any thread.
+
+        Raises:
+            BadImageError: it cannot be read.
+        """
+        return self._saved.transform.of_file(data, name)
+
+    def probabilities(self, images: Sequence[Tensor]) -> Tensor:
+        """Of each class, float32 [B, C], of images as `read` gives them."""
+        return self._probabilities(images, False)
 
     def predict(
         self,
@@ -177,30 +194,39 @@ class ImageClassifier:
         found: Iterator[tuple[list[float], list[int]]] = iter(())
         if readable:
             most = len(self.class_names) if self.spec.several_labels else top_k or 1
-            values, places = self._probabilities(torch.stack(readable).to(self.device), tta).topk(most, dim=1)
+            values, places = self._probabilities(readable, tta).topk(most, dim=1)
             found = iter(zip(values.tolist(), places.tolist(), strict=True))
         for name, pixels in inputs:
             if isinstance(pixels, str):
                 yield Prediction(name, error=pixels)
             else:
                 probabilities, labels = next(found)
-                yield self._answer(name, list(zip(labels, probabilities, strict=True)), top_k)
+                yield self.answer(name, list(zip(labels, probabilities, strict=True)), top_k)
 
-    def _answer(self, name: str, told: Sequence[tuple[int, float]], top_k: int | None) -> Prediction:
-        """What is said of one image: labels with probabilities, most probable first, of which the first ones are told."""
+    def answer(self, name: str, told: Sequence[tuple[int, float]], top_k: int | None) -> Prediction:
+        """What is said of one image.
+
+        Args:
+            name: what it is called.
+            told: classes (numbers) with probabilities, most probable first: of one label at least `top_k`, of several all.
+            top_k: as of `predict`.
+        """
         top = tuple((self.class_names[label], value) for label, value in told)
         if not self.spec.several_labels:
-            return Prediction(name, top)
+            return Prediction(name, top[: top_k or 1])
         cuts = self.spec.cuts
         labels = tuple(self.class_names[label] for label, value in told if value >= cuts[label])
         chosen = top[:top_k] if top_k is not None else tuple(each for each in top if each[0] in set(labels))
         return Prediction(name, chosen, labels=labels)
 
     @torch.inference_mode()
-    def _probabilities(self, pixels: Tensor, tta: bool) -> Tensor:
-        """uint8 [B, 3, H, W] → float32 [B, C]."""
-        probabilities: Tensor = (self._with_mirror if tta else self._classifier)(pixels)
-        return probabilities
+    def _probabilities(self, images: Sequence[Tensor], tta: bool) -> Tensor:
+        """uint8 [3, H, W], B of them → float32 [B, C]."""
+        classifier = self._with_mirror if tta else self._classifier
+        # Of different sizes they are where a graph resizes them itself; it takes them one by one anyway.
+        alike = len({image.shape for image in images}) == 1
+        batches = [torch.stack(list(images))] if alike else [image[None] for image in images]
+        return torch.cat([classifier(batch.to(self.device)) for batch in batches])
 
     @cached_property
     def _with_mirror(self) -> Classifier | OnnxClassifier:

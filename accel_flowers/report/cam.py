@@ -6,8 +6,10 @@ Swin) has its input gradients shown instead, which is coarser evidence; the repo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,40 +32,82 @@ class Explanations:
     images: tuple[Image.Image, ...]
 
 
+class Explainer:
+    """Shows what spoke for a class, again and again; between two calls the network is as it was.
+
+    Args:
+        saved: the model, on the device that is used.
+
+    Raises:
+        UserError: the model is an exported file.
+    """
+
+    def __init__(self, saved: SavedModel) -> None:
+        if saved.backbone is None:
+            raise UserError("An exported file cannot be looked into: give the model folder that it was made from.")
+        self._saved, self._network, self._head = saved, saved.network, saved.backbone.head(saved.network)
+        self._layer: str | None = None
+        self._looked = False
+
+    @property
+    def method(self) -> str:
+        """How it is done, in words; known after the first image."""
+        return (
+            f"Grad-CAM on the last feature map ({self._layer})"
+            if self._layer
+            else "input gradients, because this network has no convolutional feature map for Grad-CAM"
+        )
+
+    def heat(self, pixels: Tensor, classes: Sequence[int]) -> Tensor:
+        """Where the network looked, float32 [B, H, W] from 0 to 1, on the CPU.
+
+        Args:
+            pixels: uint8 [B, 3, H, W], as the transform makes them.
+            classes: the class (a number) that is to be explained, for each image.
+        """
+        device = next(self._network.parameters()).device
+        inputs = self._saved.normalizer(pixels.to(device))
+        with _not_in_place(self._network):
+            if not self._looked:
+                self._layer = last_feature_map(self._network, inputs[:1], self._head)
+                self._looked = True
+            return _heat(self._network, self._layer, inputs, torch.tensor(classes, device=device))
+
+
 def explain(saved: SavedModel, images: Sequence[Image.Image], targets: Sequence[int]) -> Explanations:
     """Show what spoke for a class.
 
     Args:
-        saved: the model; moved to the device that is used, and changed so that it serves for nothing else.
+        saved: the model, on the device that is used.
         images: upright RGB.
         targets: the class (a number) that is to be explained, for each image.
 
     Raises:
         UserError: the model is an exported file.
     """
-    if saved.backbone is None:
-        raise UserError("An exported file cannot be looked into: give the model folder that it was made from.")
-    network = saved.network
-    for module in network.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = False  # type: ignore[assignment]  # what a hook remembers must not be written over
     inputs = [saved.transform(image) for image in images]
     if not inputs:
         return Explanations("", ())
-    example = saved.normalizer(torch.zeros_like(inputs[0])[None])
-    layer = last_feature_map(network, example, saved.backbone.head(network))
-    maps = []
-    for first in range(0, len(inputs), _BATCH):
-        pixels = torch.stack(inputs[first : first + _BATCH])
-        classes = torch.tensor(targets[first : first + _BATCH])
-        maps.append(_heat(network, layer, saved.normalizer(pixels), classes))
+    explainer = Explainer(saved)
+    maps = [
+        explainer.heat(torch.stack(inputs[first : first + _BATCH]), targets[first : first + _BATCH])
+        for first in range(0, len(inputs), _BATCH)
+    ]
     heat = torch.cat(maps)
-    method = (
-        f"Grad-CAM on the last feature map ({layer})"
-        if layer
-        else "input gradients, because this network has no convolutional feature map for Grad-CAM"
-    )
-    return Explanations(method, tuple(overlay(pixels, one) for pixels, one in zip(inputs, heat, strict=True)))
+    return Explanations(explainer.method, tuple(overlay(pixels, one) for pixels, one in zip(inputs, heat, strict=True)))
+
+
+@contextmanager
+def _not_in_place(network: nn.Module) -> Iterator[None]:
+    """Let no module write over what a hook remembers, while the block lasts."""
+    changed: list[Any] = [module for module in network.modules() if getattr(module, "inplace", False)]
+    for module in changed:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True
 
 
 def last_feature_map(network: nn.Module, example: Tensor, head: str) -> str | None:
