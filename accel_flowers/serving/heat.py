@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,7 +22,8 @@ class HeatMaps:
     """
 
     def __init__(self, model: ImageClassifier) -> None:
-        self._explainer = Explainer(model.saved) if has_gradients(model) else None
+        saved: Any = model.saved  # a `SavedModel`, where there are gradients
+        self._explainer = Explainer(saved) if has_gradients(model) else None
 
     def of(self, pixels: Tensor, label: int) -> str:
         """A picture (`data:image/png`) of what the network saw, coloured where it looked.
