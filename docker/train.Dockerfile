@@ -2,12 +2,10 @@
 # Training and everything else, on NVIDIA GPUs or a CPU, as a user without rights:
 #   docker build -f docker/train.Dockerfile -t accel-flowers .
 #   docker run --rm --gpus all --shm-size 4g -v "$PWD/photos:/photos:ro" -v flowers-runs:/runs accel-flowers \
-#     train resnet18-finetune --data.path /photos --run-dir /runs/first
+#     train flagship --data.path /photos --run-dir /runs/first
 # On several GPUs: --entrypoint accelerate ... launch --config_file ... -m accel_flowers train ...
 FROM python:3.12-slim
 
-ARG TORCH=2.14.1
-ARG TORCHVISION=0.29.1
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
 # gcc: Triton compiles its launcher with it, for the changes of colour on a GPU.
@@ -15,7 +13,6 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
-RUN pip install "torch==${TORCH}" "torchvision==${TORCHVISION}"
 
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./

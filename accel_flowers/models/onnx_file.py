@@ -136,11 +136,14 @@ def open_session(graph: str | bytes, *, num_threads: int | None = None) -> onnxr
         graph: a file, or its bytes.
         num_threads: of one operator; None = the cores of this machine.
     """
-    runtime = _library("onnxruntime")
-    options = runtime.SessionOptions()
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"ONNX files need onnxruntime: {_EXTRA}") from None
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or available_cores()
     options.log_severity_level = 3  # errors are raised, and the rest is not for users
-    return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def load_onnx_spec(path: Path) -> ModelSpec:
@@ -201,7 +204,10 @@ def _spec_of(path: Path, session: onnxruntime.InferenceSession) -> ModelSpec:
 
 def _taken_apart(path: Path) -> tuple[bytes, bytes]:
     """The graph up to the network's pixels, and from there on."""
-    onnx = _library("onnx")
+    try:
+        import onnx
+    except ImportError:
+        raise UserError(f"An ONNX file that takes whole pictures needs onnx: {_EXTRA}") from None
     extractor = onnx.utils.Extractor(onnx.load(path))
     preparation = extractor.extract_model([PICTURE], [PIXELS])
     rest = extractor.extract_model([PIXELS], [PROBABILITIES, LOGITS])
@@ -210,15 +216,6 @@ def _taken_apart(path: Path) -> tuple[bytes, bytes]:
     ].dim_param = "batch"  # one picture made one image, but here are many
     del rest.graph.value_info[:]
     return preparation.SerializeToString(), rest.SerializeToString()
-
-
-def _library(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"ONNX files need {name}: {_EXTRA}") from None
 
 
 def _line(error: Exception) -> str:

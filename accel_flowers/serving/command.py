@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import io
 import logging
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -170,8 +170,8 @@ def warm_up(model: ImageClassifier) -> tuple[int, int] | None:
 
 
 def _check_installed() -> None:
-    for module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UserError(f"Serving needs {module}, and it cannot be imported ({error}): pip install 'accel-flowers[serve]'.") from None  # fmt: skip
+    missing = [
+        name for name in ("fastapi", "uvicorn", "python_multipart", "prometheus_client") if find_spec(name) is None
+    ]
+    if missing:
+        raise UserError(f"Serving needs {', '.join(missing)}: pip install 'accel-flowers[serve]'.")

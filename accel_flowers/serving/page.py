@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from accel_flowers.core.plural import number_of
 from accel_flowers.html.pages import percent, render
 from accel_flowers.serving.limits import Limits
 from accel_flowers.serving.security import page_policy
@@ -76,7 +77,7 @@ def _score_in_words(scores: dict[str, Any], *, several: bool) -> str | None:
         if not isinstance(found, dict) or not isinstance(found.get(name), (int, float)):
             continue
         count = found.get("num_images")
-        of = f"{count:,} photos" if isinstance(count, int) else "photos"
+        of = number_of(count, "photo") if isinstance(count, int) else "photos"
         if several:
             return f"mean average precision {percent(found[name])} on {of} ({words})"
         return f"{percent(found[name])} of {of} right ({words})"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from accel_flowers.core.plural import number_of
 from accel_flowers.serving.refusals import Refused
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class _Parts:
             raise Refused(
                 413,
                 "too_many_files",
-                f"A request may have up to {self.max_files} pictures: send the others in another one.",
+                f"A request may have up to {number_of(self.max_files, 'picture')}: send the others in another one.",
             )
         self._name = options[b"filename"].decode(errors="replace")[-_LONGEST_NAME:] or "picture"
 
