@@ -20,6 +20,7 @@ from tests.conftest import make_folder
 from tests.faults import Forked, differences, fault_recipe
 from tests.ranks import finish
 from tests.runs import metrics, tiny_config
+from tests.specs import read_spec
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,14 @@ def test_the_trial_leaves_nothing_behind(photos: Path, tmp_path: Path) -> None:
     for name, minutes in (("without", None), ("with", 5.0)):
         config = tiny_config(photos, tmp_path / name, train={"minutes": minutes, "head_epochs": 0.5}, **sections)
         train(config)
-    assert differences(tmp_path / "without", tmp_path / "with") == ["last/state.json", "best/state.json"]
+    assert differences(tmp_path / "without", tmp_path / "with") == [
+        "last/state.json",
+        "best/state.json",
+        "model/config.json",
+    ]
+    specs = [read_spec(tmp_path / name / "model") for name in ("without", "with")]
+    assert specs[1]["training"]["settings"]["train"].pop("minutes") == 5
+    assert specs[0] == specs[1], "the recipe alone says of what it was"
     assert json.loads((tmp_path / "with/checkpoints/last/state.json").read_text())["num_steps"] == 8
 
 

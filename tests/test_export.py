@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import accel_flowers as af
@@ -25,62 +23,25 @@ from accel_flowers.core.registry import register
 from accel_flowers.export import export as exporting
 from accel_flowers.export import files, graph
 from accel_flowers.export.export import export
+from accel_flowers.export.files import Format
 from accel_flowers.models.ecosystem import Crop
-from accel_flowers.models.find import find_backbone
-from accel_flowers.models.onnx_file import METADATA
+from accel_flowers.models.onnx_graph import METADATA
 from accel_flowers.models.saved import load_spec, save_model
-from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.weights import clean_state_dict
+from tests.exported import CROP, NAMES, drawn_photos, save_vivid
 from tests.runs import PROJECT
 
-NAMES = ("aster", "Glöckchen", 'a "quoted", one', "薔薇")
-CROP = ({"Resize": {"size": 40}}, {"CenterCrop": {"size": [32, 32]}})
 PHOTOS, WEIGHTS = (os.environ.get(f"ACCEL_FLOWERS_TEST_{name}") for name in ("PHOTOS", "WEIGHTS"))
-
-
-def save(directory: Path, name: str = "timm/test_resnet", **values: Any) -> Path:
-    """A network at random, made to tell images apart: a fresh one says nearly the same of all of them."""
-    torch.manual_seed(3)
-    usual = {
-        "class_names": NAMES,
-        "transforms": CROP,
-        "mean": (0.5, 0.4, 0.3),
-        "std": (0.2, 0.25, 0.3),
-        "temperature": 1.5,
-    }
-    spec = ModelSpec.model_validate({"architecture": name, **usual, **values})
-    backbone = find_backbone(name)
-    network = backbone.build(len(spec.class_names))[0]
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        network.get_submodule(backbone.head(network)).weight.normal_(0, 0.1)  # type: ignore[operator]
-        side = graph_size(spec)
-        network.train()(nn.functional.interpolate(torch.randn(8, 3, 6, 6), [side, side], mode="bicubic"))
-    save_model(directory, clean_state_dict(network.eval()), spec)
-    return directory
-
-
-def graph_size(spec: ModelSpec) -> int:
-    return 224 if "224" in json.dumps(spec.transforms) else 32
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of several shapes, in folders of two of the classes."""
-    folder, chance = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for number in range(8):
-        coarse = Image.fromarray(chance.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        place = folder / NAMES[number % 2] / f"{number}.png"
-        place.parent.mkdir(exist_ok=True)
-        coarse.resize((45 + 17 * number, 120 - 9 * number), Image.Resampling.BICUBIC).save(place)
-    return folder
+    return drawn_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("run") / "model")
+    return save_vivid(tmp_path_factory.mktemp("run") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -175,8 +136,9 @@ def test_it_is_asked_without_torch(exported: dict[str, Path], photos: Path, mode
         assert float(line.rpartition(" ")[2]) == pytest.approx(ours[best], abs=2e-2)
 
 
+@pytest.mark.slow
 def test_views_several_labels_and_batches_are_in_the_file(tmp_path: Path, photos: Path) -> None:
-    several = save(tmp_path / "model", several_labels=True, thresholds=(0.2, 0.4, 0.6, 0.5), tta="mirror_zoom")
+    several = save_vivid(tmp_path / "model", several_labels=True, thresholds=(0.2, 0.4, 0.6, 0.5), tta="mirror_zoom")
     export(several, tmp_path / "m.onnx", data=str(photos))
     assert furthest(probabilities(several, photos), probabilities(tmp_path / "m.onnx", photos)) < 1e-5
     one, four = (
@@ -202,11 +164,23 @@ def test_other_views_than_those_in_the_file_are_refused(exported: dict[str, Path
 def test_pictures_are_prepared_in_the_graph_as_by_pillow(
     tmp_path: Path, photos: Path, transforms: Any, levels: int
 ) -> None:
-    model = save(tmp_path / "model", transforms=transforms)
+    model = save_vivid(tmp_path / "model", transforms=transforms)
     result = export(model, tmp_path / "m.onnx", picture_in=True, data=str(photos))
     assert result.parity is not None
     assert result.parity.levels is not None
     assert result.parity.levels <= levels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "how"), [("m.pt2", "torch"), ("m.xml", "openvino")])
+def test_other_forms_answer_as_the_model_does(
+    tmp_path: Path, model: Path, photos: Path, name: str, how: Format
+) -> None:
+    result = export(model, tmp_path / name, how, data=str(photos))
+    assert result.parity is not None
+    assert result.parity.same == 8
+    assert all(path.exists() for path in result.paths)
+    assert len(list(tmp_path.iterdir())) == len(result.paths), "nothing else is left"
 
 
 # Proof that the proof can fail
@@ -238,8 +212,17 @@ def take_another_filter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.holds("An exported file answers as the model does, or is not written")
-@pytest.mark.parametrize("picture_in", [False, True], ids=["pixels", "picture"])
-@pytest.mark.parametrize("fault", [spoil_normaliser, swap_channels, take_another_filter])
+@pytest.mark.parametrize(
+    ("fault", "picture_in"),
+    [
+        (spoil_normaliser, False),
+        (swap_channels, True),
+        (take_another_filter, False),
+        pytest.param(spoil_normaliser, True, marks=pytest.mark.slow),
+        pytest.param(swap_channels, False, marks=pytest.mark.slow),
+        pytest.param(take_another_filter, True, marks=pytest.mark.slow),
+    ],
+)
 def test_faults_that_are_put_in_are_found(
     tmp_path: Path, model: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, picture_in: bool
 ) -> None:
@@ -263,7 +246,7 @@ def af_saved(model: Path) -> Any:
 
 
 def test_a_network_that_says_the_same_of_all_proves_nothing(tmp_path: Path, photos: Path) -> None:
-    model = save(tmp_path / "model")
+    model = save_vivid(tmp_path / "model")
     state = {name: tensor * (0 if name == "fc.weight" else 1) for name, tensor in state_of(model).items()}
     save_model(model, state, load_spec(model))
     with pytest.raises(UserError, match=r"says the same of all 8 pictures.*no comparison would prove anything"):
@@ -321,7 +304,7 @@ def own_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_network_that_no_graph_can_hold_is_told(tmp_path: Path, photos: Path, own_network: None) -> None:
-    model = save(tmp_path / "model", "my/moody")
+    model = save_vivid(tmp_path / "model", "my/moody")
     with pytest.raises(UserError, match=r"my/moody cannot be exported as ONNX: .+"):
         export(model, tmp_path / "m.onnx", data=str(photos))
     assert not (tmp_path / "m.onnx").exists()
@@ -333,7 +316,7 @@ def test_mistakes_are_told(
 ) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
-    other = save(
+    other = save_vivid(
         tmp_path / "other", transforms=({"Grayscale": {"num_output_channels": 3}}, {"Resize": {"size": [32, 32]}})
     )
     for words, told in (
@@ -389,7 +372,7 @@ def test_a_file_of_somebody_elses_is_told(exported: dict[str, Path], tmp_path: P
 )  # fmt: skip
 def test_more_networks_go_out(tmp_path: Path, photos: Path, name: str) -> None:
     big = ({"Resize": {"size": 232}}, {"CenterCrop": {"size": 224}})
-    model = save(
+    model = save_vivid(
         tmp_path / "model",
         name,
         transforms=big if name in ("vit_b_16", "swin_t", "timm/vit_tiny_patch16_224") else CROP,

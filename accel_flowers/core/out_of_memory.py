@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from accel_flowers.core.errors import OutOfMemory
 
 _WORDS_FOR_IT = (
@@ -26,7 +24,8 @@ _WHILE_TRAINING = (
 
 def is_lack_of_memory(error: BaseException) -> bool:
     """Whether an error is one: of a device, of a library of its own words, of Python or C++."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    # torch's own kind by its name: who serves an exported file has no torch.
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS_FOR_IT)
 

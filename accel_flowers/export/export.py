@@ -26,7 +26,7 @@ from accel_flowers.export.pictures import Picture, find_pictures
 from accel_flowers.export.timing import Speed, measure
 from accel_flowers.metrics.intervals import Paired, compare_paired
 from accel_flowers.models.ecosystem import crop_of
-from accel_flowers.models.onnx_file import METADATA, is_onnx, metadata_of
+from accel_flowers.models.onnx_graph import METADATA, is_onnx, metadata_of
 from accel_flowers.models.saved import WEIGHTS, SavedModel, load_model, model_folder
 from accel_flowers.models.spec import ModelSpec
 

@@ -21,10 +21,11 @@ from accel_flowers.export.graph import (
     with_picture_in,
 )
 from accel_flowers.export.int8 import quantize
-from accel_flowers.export.parity import Answer, Bytes, Floats, pixels_of, prepared, reference, upright
+from accel_flowers.export.parity import Answer, Bytes, Floats, pixels_of, reference, upright
 from accel_flowers.export.pictures import Picture
+from accel_flowers.inference.onnx_classifier import prepared
 from accel_flowers.models.ecosystem import Crop, crop_of
-from accel_flowers.models.onnx_file import PICTURE, PIXELS, PROBABILITIES, open_session
+from accel_flowers.models.onnx_graph import PICTURE, PIXELS, PROBABILITIES, open_session
 from accel_flowers.models.saved import SavedModel
 
 Format = Literal["onnx", "int8", "torch", "openvino"]

@@ -16,7 +16,7 @@ from accel_flowers.core.errors import UserError, error_text, printable
 from accel_flowers.models.answers import probabilities_of
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.ecosystem import Crop
-from accel_flowers.models.onnx_file import LOGITS, PICTURE, PIXELS, PROBABILITIES
+from accel_flowers.models.onnx_graph import LOGITS, PICTURE, PIXELS, PROBABILITIES
 from accel_flowers.models.saved import SavedModel
 
 OPSET = 20

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from accel_flowers.export.parity import Bytes, Floats
-from accel_flowers.models.onnx_file import PIXELS, PROBABILITIES, open_session
+from accel_flowers.models.onnx_graph import PIXELS, PROBABILITIES, open_session
 
 _AT_ONCE = 8
 _OPERATORS = ("Conv", "MatMul", "Gemm")

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from accel_flowers.core.errors import UserError, printable
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.decoding.pillow import decode_image
 from accel_flowers.export.pictures import Picture
-from accel_flowers.models.ecosystem import Crop
 from accel_flowers.models.saved import SavedModel
 
 Floats = npt.NDArray[np.float32]
@@ -69,20 +67,6 @@ def reference(saved: SavedModel, pixels: Bytes, *, batch: int = 32) -> Floats:
         for first in range(0, len(pixels), batch):
             said.append(saved.classifier(torch.from_numpy(pixels[first : first + batch])).numpy())
     return np.concatenate(said)
-
-
-def prepared(data: bytes, crop: Crop) -> Bytes:
-    """An encoded image as a program without torch prepares it, uint8 [3, H, W]: `scripts/onnx_predict.py` does the same."""
-    image = decode_image(data, "")
-    height, width = crop.size
-    if crop.squash:
-        size = (width, height)
-    else:
-        short = min(image.size)
-        size = (int(crop.resize * image.width / short), int(crop.resize * image.height / short))
-    image = image.resize(size, Image.Resampling[crop.interpolation.upper()])
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return np.asarray(image.crop((left, top, left + width, top + height))).transpose(2, 0, 1)
 
 
 def compare(

@@ -13,7 +13,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -28,6 +27,8 @@ from accel_flowers.core.errors import UserError
 from accel_flowers.core.machine import available_cores
 from accel_flowers.core.reading import read_file
 from accel_flowers.data.decoding.pillow import MAX_BYTES, BadImageError, upright_rgb
+from accel_flowers.inference.prediction import Prediction as Prediction
+from accel_flowers.inference.prediction import answer_of, check_numbers
 from accel_flowers.models import saved as saved_models
 from accel_flowers.models.classifier import Classifier
 from accel_flowers.models.onnx_file import OnnxClassifier
@@ -44,33 +45,6 @@ _AHEAD = 3
 
 _LARGEST_BATCH = 4096
 """Images in one forward pass, whatever a model's file asks for."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of one image, or why it says nothing."""
-
-    file: str
-    """The file as it was given; "image 3" for what is none, counted from 0."""
-    top: tuple[tuple[str, float], ...] = ()
-    """(class, probability), most probable first: as many as were asked for, or, where an image may have several labels, all
-    that reach their thresholds; these may be none."""
-    error: str | None = None
-    """Why it cannot be read."""
-    labels: tuple[str, ...] | None = None
-    """Where an image may have several labels, those that reach their thresholds, most probable first; None where it has one."""
-
-    @property
-    def label(self) -> str | None:
-        """The most probable class; None where the image cannot be read, or is said to have no label."""
-        if self.labels is not None:
-            return self.labels[0] if self.labels else None
-        return self.top[0][0] if self.top else None
-
-    @property
-    def probability(self) -> float | None:
-        """Of that class."""
-        return dict(self.top).get(self.label) if self.label is not None else None
 
 
 class ImageClassifier:
@@ -211,13 +185,7 @@ class ImageClassifier:
             told: classes (numbers) with probabilities, most probable first: of one label at least `top_k`, of several all.
             top_k: as of `predict`.
         """
-        top = tuple((self.class_names[label], value) for label, value in told)
-        if not self.spec.several_labels:
-            return Prediction(name, top[: top_k or 1])
-        cuts = self.spec.cuts
-        labels = tuple(self.class_names[label] for label, value in told if value >= cuts[label])
-        chosen = top[:top_k] if top_k is not None else tuple(each for each in top if each[0] in set(labels))
-        return Prediction(name, chosen, labels=labels)
+        return answer_of(self.spec, name, told, top_k)
 
     @torch.inference_mode()
     def _probabilities(self, images: Sequence[Tensor], tta: bool) -> Tensor:
@@ -251,35 +219,6 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device | Non
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return ImageClassifier(saved, torch.device(device or "cpu"))
-
-
-def check_numbers(
-    class_names: Sequence[str],
-    *,
-    top_k: int | None,
-    batch_size: int | None,
-    num_workers: int | None,
-    names: Mapping[str, str] | None = None,
-) -> None:
-    """See that a model of these classes can be asked so.
-
-    Args:
-        class_names: of the model.
-        top_k, batch_size, num_workers: of `predict_each`.
-        names: what the command line calls them.
-
-    Raises:
-        UserError: a number that is out of range.
-    """
-    names = names or {}
-    if top_k is not None and not 1 <= top_k <= len(class_names):
-        raise UserError(
-            f"{names.get('top_k', 'top_k')} {top_k} is not allowed: it is 1 or more, and at most {len(class_names)}, for "
-            f"the model knows {len(class_names)} classes ({', '.join(class_names[:8])}{', ...' if len(class_names) > 8 else ''})."
-        )
-    for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
-        if value is not None and value < 1:
-            raise UserError(f"{names.get(name, name)} {value} is not allowed: it is 1 or more.")
 
 
 def _each_of(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:

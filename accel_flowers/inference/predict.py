@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from accel_flowers.data.sources.walk import find_files
-from accel_flowers.inference.image_classifier import Prediction, check_numbers, load_model
+from accel_flowers.inference.image_classifier import load_model
+from accel_flowers.inference.prediction import Prediction, check_numbers
 from accel_flowers.models.saved import load_spec
 from accel_flowers.models.spec import ModelSpec
 

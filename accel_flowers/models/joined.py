@@ -7,37 +7,21 @@ normalises it as its weights are used to, and gives its features, over which one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from accel_flowers.config.field_types import StandardDeviation
 from accel_flowers.core.errors import UserError
 from accel_flowers.models.backbone import Backbone, Preprocessing, check_input
 from accel_flowers.models.find import find_backbone
+from accel_flowers.models.spec import JoinedPart
 from accel_flowers.models.weights import WeightsReport, compare
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 """What the whole is normalised with: nothing is, as each part does it for itself."""
 _PROBED = 3
 """Images by which it is seen that a head is the last layer."""
-
-
-class JoinedPart(BaseModel):
-    """One of several backbones behind one head, as `model/config.json` describes it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    name: str
-    """As in a recipe's model.name."""
-    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
-    """Height and width that this network gets, in pixels."""
-    mean: tuple[float, float, float]
-    """Of each channel, pixels scaled to 0..1."""
-    std: Annotated[tuple[float, float, float], StandardDeviation]
 
 
 class FeatureNetwork(nn.Module):

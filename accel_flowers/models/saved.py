@@ -33,7 +33,8 @@ from accel_flowers.models.ecosystem import ecosystem_config, form_of
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.hub import fetch_model, is_on_hub
 from accel_flowers.models.joined import JoinedBackbone
-from accel_flowers.models.onnx_file import OnnxClassifier, is_onnx, load_onnx, load_onnx_spec
+from accel_flowers.models.onnx_file import OnnxClassifier, load_onnx
+from accel_flowers.models.onnx_graph import is_onnx, load_onnx_spec
 from accel_flowers.models.seen import SEEN_FILE, Digests, save_seen
 from accel_flowers.models.spec import ModelSpec
 from accel_flowers.models.timm_names import to_timm

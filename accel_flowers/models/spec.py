@@ -12,7 +12,20 @@ from accel_flowers.config.field_types import StandardDeviation, TransformSpec, t
 from accel_flowers.config.schema import Tta
 from accel_flowers.core import registry
 from accel_flowers.metrics.thresholds import USUAL
-from accel_flowers.models.joined import JoinedPart
+
+
+class JoinedPart(BaseModel):
+    """One of several backbones behind one head, as `model/config.json` describes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str
+    """As in a recipe's model.name."""
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+    """Height and width that this network gets, in pixels."""
+    mean: tuple[float, float, float]
+    """Of each channel, pixels scaled to 0..1."""
+    std: Annotated[tuple[float, float, float], StandardDeviation]
 
 
 class TrainingRecord(BaseModel):

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from accel_flowers.core.order import natural_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Rename = Callable[[Iterable[str]], dict[str, str | None]]
 """torchvision's names of tensors → timm's; None = timm has no such tensor, as it works it out."""

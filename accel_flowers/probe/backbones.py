@@ -20,12 +20,12 @@ from accel_flowers.models.backbone import Backbone, Preprocessing, is_inside
 from accel_flowers.models.find import find_backbone
 from accel_flowers.models.joined import (
     FeatureNetwork,
-    JoinedPart,
     check_linear_head,
     head_width,
     joined_name,
     without_head,
 )
+from accel_flowers.models.spec import JoinedPart
 
 _RULE = "1: float32, the input of the head"
 """Of which features are kept; another rule makes others."""

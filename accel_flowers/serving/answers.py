@@ -124,7 +124,7 @@ def facts_answer(subject: Subject) -> dict[str, Any]:
     return {
         **model_answer(subject),
         "classes": list(spec.class_names),
-        "calibrated": subject.model.calibrated,
+        "calibrated": subject.calibrated,
         "thresholds": dict(zip(spec.class_names, spec.cuts, strict=True)) if spec.several_labels else None,
         "scores": {
             part: {name: scores[name] for name in told if name in scores}

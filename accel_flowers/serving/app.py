@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from accel_flowers import __version__
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.plural import number_of
-from accel_flowers.inference.image_classifier import check_numbers
+from accel_flowers.inference.prediction import check_numbers
 from accel_flowers.serving.answers import (
     Answer,
     Facts,
@@ -27,11 +27,10 @@ from accel_flowers.serving.answers import (
     picture_answer,
 )
 from accel_flowers.serving.batching import Asked, Batcher, Said
-from accel_flowers.serving.heat import NOT_AVAILABLE
 from accel_flowers.serving.limits import Limits
 from accel_flowers.serving.metrics import Metrics
 from accel_flowers.serving.page import Page
-from accel_flowers.serving.refusals import Refused
+from accel_flowers.serving.refusals import NOT_AVAILABLE, Refused
 from accel_flowers.serving.subject import Subject
 from accel_flowers.serving.uploads import FIELD, read_uploads
 
@@ -107,7 +106,7 @@ def build_app(
         openapi_url="/openapi.json",
     )
     model, facts = model_answer(subject), facts_answer(subject)
-    calibrated = subject.model.calibrated
+    calibrated = subject.calibrated
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def index() -> Response:
@@ -199,7 +198,7 @@ def refusal(error: Refused, metrics: Metrics) -> Response:
 
 def _check(subject: Subject, top_k: int | None, heatmap: bool) -> None:
     try:
-        check_numbers(subject.model.class_names, top_k=top_k, batch_size=None, num_workers=None)
+        check_numbers(subject.spec.class_names, top_k=top_k, batch_size=None, num_workers=None)
     except UserError as error:
         raise Refused(422, "parameter", str(error)) from None
     if heatmap and not subject.heatmap:

@@ -18,16 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from accel_flowers.core.out_of_memory import is_lack_of_memory
 from accel_flowers.core.plural import number_of
 from accel_flowers.data.decoding.pillow import BadImageError
-from accel_flowers.inference.image_classifier import ImageClassifier, Prediction
-from accel_flowers.serving.heat import HeatMaps
+from accel_flowers.inference.prediction import Prediction
 from accel_flowers.serving.limits import Limits
 from accel_flowers.serving.metrics import Metrics
 from accel_flowers.serving.refusals import Refused
+from accel_flowers.serving.subject import Subject
 from accel_flowers.serving.uploads import Upload
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Asked:
 
     Args:
         names: of the pictures.
-        top_k: classes to tell of each, as of `ImageClassifier.predict`.
+        top_k: classes to tell of each, as of `answer_of`.
         heatmap: whether to show where the network looked.
         answers: where all that is said comes out, in the pictures' order.
     """
@@ -79,15 +79,15 @@ class _Picture:
 
     asked: Asked
     place: int
-    pixels: Tensor | None = None
-    """uint8 [3, H, W], once it is decoded."""
+    pixels: Any = None
+    """As the model reads it, once it is decoded."""
 
 
 class Batcher:
     """The way of pictures through decoding and the network.
 
     Args:
-        model: what is asked.
+        subject: what is asked.
         limits: bounds of the batches and of what is under way.
         metrics: where it is counted.
         num_workers: threads that decode.
@@ -96,15 +96,15 @@ class Batcher:
 
     def __init__(
         self,
-        model: ImageClassifier,
+        subject: Subject,
         limits: Limits,
         metrics: Metrics,
         *,
         num_workers: int,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._model, self._limits, self._metrics, self._loop = model, limits, metrics, loop
-        self._heat = HeatMaps(model)
+        self._model, self._limits, self._metrics, self._loop = subject.model, limits, metrics, loop
+        self._heat = subject.heat
         self._decoders = ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
         self._news = threading.Condition()
         self._ready: deque[_Picture] = deque()
@@ -209,17 +209,19 @@ class Batcher:
     def _say(self, batch: Sequence[_Picture]) -> list[Said]:
         begun = time.perf_counter()
         model = self._model
-        num_classes = len(model.class_names)
+        num_classes = len(model.spec.class_names)
         most = max(num_classes if model.spec.several_labels else picture.asked.top_k or 1 for picture in batch)
         pixels = [picture.pixels for picture in batch if picture.pixels is not None]
-        values, places = model.probabilities(pixels).topk(most, dim=1)
+        found = model.probabilities(pixels)
+        places = np.argsort(-found, axis=1, kind="stable")[:, :most]
+        values = np.take_along_axis(found, places, axis=1)
         said = []
         for picture, probabilities, labels in zip(batch, values.tolist(), places.tolist(), strict=True):
             told = list(zip(labels, probabilities, strict=True))
             asked = picture.asked
             heatmap = None
-            if asked.heatmap and picture.pixels is not None and not asked.gone:
-                heatmap = self._heat.of(picture.pixels, labels[0])
+            if asked.heatmap and self._heat is not None and picture.pixels is not None and not asked.gone:
+                heatmap = self._heat(picture.pixels, labels[0])
             said.append(Said(model.answer(asked.names[picture.place], told, asked.top_k), heatmap))
         self._metrics.batch_pictures.observe(len(batch))
         self._metrics.batch_seconds.observe(time.perf_counter() - begun)

@@ -21,8 +21,8 @@ from accel_flowers.serving.limits import Limits
 if TYPE_CHECKING:
     import socket
 
-    from accel_flowers.inference.image_classifier import ImageClassifier
     from accel_flowers.serving.security import Door
+    from accel_flowers.serving.subject import Model
 
 _log = logging.getLogger(__name__)
 
@@ -114,13 +114,13 @@ def _serve(
 
         def open_batcher(loop: asyncio.AbstractEventLoop) -> None:
             workers = num_workers or available_cores()
-            batchers.append(Batcher(subject.model, limits, metrics, num_workers=workers, loop=loop))
+            batchers.append(Batcher(subject, limits, metrics, num_workers=workers, loop=loop))
             metrics.watch(
                 queue=lambda: batchers[0].num_under_way, connections=lambda: len(server.server_state.connections)
             )
             _log.info(
                 f"serving {subject.name} ({subject.spec.architecture}, {number_of(len(subject.spec.class_names), 'class', many='classes')}, "
-                f"on {subject.model.device}, digest {subject.digest}); Ctrl-C stops it"
+                f"on {subject.device}, digest {subject.digest}); Ctrl-C stops it"
             )
             write_result(shown)
             results.flush()
@@ -152,7 +152,7 @@ def _serve(
     return 0
 
 
-def warm_up(model: ImageClassifier) -> tuple[int, int] | None:
+def warm_up(model: Model) -> tuple[int, int] | None:
     """Ask a model once, so that the first client does not wait for what is made on first use.
 
     Returns:
@@ -165,8 +165,8 @@ def warm_up(model: ImageClassifier) -> tuple[int, int] | None:
     Image.new("RGB", (width, height), "grey").save(stream, "JPEG")
     pixels = model.read(stream.getvalue(), "warm-up")
     model.probabilities([pixels])
-    seen = (pixels.shape[1], pixels.shape[2])
-    return None if seen == (height, width) else seen
+    seen = (int(pixels.shape[1]), int(pixels.shape[2]))
+    return seen if pixels.shape[0] == 3 and seen != (height, width) else None
 
 
 def _check_installed() -> None:

@@ -41,7 +41,7 @@ def build_page(subject: Subject, limits: Limits, *, input_size: tuple[int, int] 
     settings = {
         "maxBytes": limits.max_bytes,
         "bars": min(_MOST_BARS, len(spec.class_names)),
-        "calibrated": subject.model.calibrated,
+        "calibrated": subject.calibrated,
         "several": spec.several_labels,
         "thresholds": dict(zip(spec.class_names, spec.cuts, strict=True)) if spec.several_labels else {},
         "heatmap": subject.heatmap,
@@ -50,7 +50,7 @@ def build_page(subject: Subject, limits: Limits, *, input_size: tuple[int, int] 
         "serve.html",
         subject=subject,
         spec=spec,
-        calibrated=subject.model.calibrated,
+        calibrated=subject.calibrated,
         score=_score_in_words(spec.scores, several=spec.several_labels),
         input_size=input_size,
         max_mb=f"{limits.max_bytes / (1 << 20):.3g}",

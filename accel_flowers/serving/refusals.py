@@ -23,3 +23,6 @@ class Refused(Exception):
         if self.status == 401:
             found["www-authenticate"] = 'Bearer realm="accel-flowers"'
         return found
+
+
+NOT_AVAILABLE = "Where the network looked is not available for this file: it takes gradients, which only a model folder (RUN_DIR/model) gives."

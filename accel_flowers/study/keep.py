@@ -20,7 +20,6 @@ from accel_flowers.models.joined import (
     STD,
     FeatureNetwork,
     JoinedNetwork,
-    JoinedPart,
     check_linear_head,
     head_width,
     joined_name,
@@ -28,7 +27,7 @@ from accel_flowers.models.joined import (
 )
 from accel_flowers.models.saved import SavedModel, load_model, save_model
 from accel_flowers.models.seen import Digests, load_seen
-from accel_flowers.models.spec import ModelSpec, TrainingRecord
+from accel_flowers.models.spec import JoinedPart, ModelSpec, TrainingRecord
 from accel_flowers.models.weights import clean_state_dict
 from accel_flowers.training.choose import mean_of
 
