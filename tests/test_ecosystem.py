@@ -53,13 +53,16 @@ def network_of(name: str, num_classes: int = len(NAMES)) -> nn.Module:
         for key, value in network.state_dict().items():
             if value.is_floating_point() and (value.ndim < 2 or "layer_scale" in key or "pos_emb" in key):
                 value.add_(torch.randn_like(value) * 0.1)
-        network.get_submodule(backbone.head(network)).weight.normal_(0, 0.1)  # type: ignore[operator]
+        head = network.get_submodule(backbone.head(network))
+        head.weight.normal_(0, 0.1)  # type: ignore[operator]
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         before = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0
         side = 224 if name in OF_ONE_SIZE else 64
-        network.train()(nn.functional.interpolate(torch.randn(8, 3, 6, 6), [side, side], mode="bicubic"))
+        images = nn.functional.interpolate(torch.randn(8, 3, 6, 6), [side, side], mode="bicubic")
+        network.train()(images)
+        head.weight /= network.eval()(images).std()  # type: ignore[operator]  # so that no class is certain
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
     return network.eval()

@@ -26,8 +26,8 @@ class _ExportWords:
     """Model folder: RUN_DIR/model."""
     out: Path
     """The file: .onnx, .pt2 (torch) or .xml (openvino, with a .bin beside it)."""
-    format: Literal["onnx", "int8", "torch", "openvino"] = "onnx"
-    """onnx: for ONNX Runtime and whatever reads ONNX; int8: the same in 8-bit integers, a quarter as large; torch: torch.export's program; openvino: for Intel's processors."""
+    format: Literal["onnx", "int8", "torch", "openvino"] | None = None
+    """None = by the suffix of --out. onnx: for ONNX Runtime and whatever reads ONNX; int8: the same in 8-bit integers, a quarter as large; torch: torch.export's program; openvino: for Intel's processors."""
     picture_in: bool = False
     """The file takes a whole picture of any size, uint8 [height, width, 3], and prepares it itself; onnx and int8."""
     data: str | None = None

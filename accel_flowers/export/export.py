@@ -96,7 +96,7 @@ class ExportResult:
 def export(
     model_dir: Path,
     out: Path,
-    how: Format = "onnx",
+    how: Format | None = None,
     *,
     picture_in: bool = False,
     data: str | None = None,
@@ -110,7 +110,7 @@ def export(
     Args:
         model_dir: RUN_DIR/model.
         out: the file.
-        how: "onnx", "int8" (an ONNX file of 8-bit integers), "torch" (`torch.export`) or "openvino".
+        how: None = by the file's suffix; "onnx", "int8" (an ONNX file of 8-bit integers), "torch" (`torch.export`) or "openvino".
         picture_in: put the preparation of pictures into the graph (ONNX).
         data: pictures to compare on; None = the validation pictures of the run.
         num_pictures: so many of them.
@@ -122,6 +122,7 @@ def export(
         UserError: a mistake in the words, no pictures, a network that cannot be exported, or a file that does not answer as the
             model does; nothing is written then.
     """
+    how = how or _format_of(out)
     _check_words(
         out, how, picture_in=picture_in, numbers={"--pictures": num_pictures, "--calibration-pictures": num_calibration}
     )
@@ -167,6 +168,15 @@ def export(
     return ExportResult(
         paths, how, picture_in, parity, quantised, weights, bytes_after, before, after, torch.get_num_threads()
     )
+
+
+def _format_of(out: Path) -> Format:
+    by_suffix: dict[str, Format] = {suffix: how for how, suffix in reversed(SUFFIXES.items())}
+    found = by_suffix.get(out.suffix.lower())
+    if found is None:
+        told = ", ".join(f"{suffix} ({how})" for suffix, how in by_suffix.items())
+        raise UserError(f"--out '{out}' has a suffix that tells no format: {told}.")
+    return found
 
 
 def _check_words(out: Path, how: Format, *, picture_in: bool, numbers: dict[str, int]) -> None:
