@@ -319,7 +319,7 @@ def test_mistakes_are_told(
     )
     for words, told in (
         ([model, "--out", tmp_path / "m.onnx"], "are compared|is compared with the model on real pictures.*--data DIR"),
-        ([model, "--out", tmp_path / "m.pt", "--data", photos], "tells no format: .onnx .* .pt2"),
+        ([model, "--out", tmp_path / "m.pt", "--data", photos], r"tells no format: \.onnx .*\.pt2"),
         ([model, "--out", tmp_path / "m.xml", "--format", "int8", "--data", photos], "a file of --format int8 ends in .onnx"),
         ([model, "--out", tmp_path / "m.pt2", "--picture-in", "--data", photos], "--picture-in is for ONNX"),
         ([model, "--out", tmp_path / "no/m.onnx", "--data", photos], "no"),

@@ -170,8 +170,11 @@ def export(
     )
 
 
+_BY_SUFFIX: tuple[Format, ...] = ("onnx", "torch", "openvino")
+
+
 def _format_of(out: Path) -> Format:
-    by_suffix: dict[str, Format] = {suffix: how for how, suffix in reversed(SUFFIXES.items())}
+    by_suffix: dict[str, Format] = {SUFFIXES[how]: how for how in _BY_SUFFIX}
     found = by_suffix.get(out.suffix.lower())
     if found is None:
         told = ", ".join(f"{suffix} ({how})" for suffix, how in by_suffix.items())
