@@ -38,7 +38,7 @@ def save_vivid(directory: Path, name: str = "timm/test_resnet", **values: Any) -
         norm.momentum = 1.0
     with torch.no_grad():
         network.get_submodule(backbone.head(network)).weight.normal_(0, 0.1)  # type: ignore[operator]
-        side = 224 if "224" in json.dumps(spec.transforms) else 32
+        side = next((size for size in (224, 160) if str(size) in json.dumps(spec.transforms)), 32)
         network.train()(nn.functional.interpolate(torch.randn(8, 3, 6, 6), [side, side], mode="bicubic"))
     save_model(directory, clean_state_dict(network.eval()), spec)
     return directory

@@ -181,6 +181,19 @@ def test_other_forms_answer_as_the_model_does(
     assert len(list(tmp_path.iterdir())) == len(result.paths), "nothing else is left"
 
 
+def test_another_size_where_the_network_takes_it(tmp_path: Path, model: Path, photos: Path) -> None:
+    result = export(model, tmp_path / "m.onnx", size=64, data=str(photos))
+    assert result.parity is not None
+    assert result.parity.same == 8
+    assert load_spec(tmp_path / "m.onnx").transforms == ({"Resize": {"size": 80}}, {"CenterCrop": {"size": 64}})
+    assert furthest(probabilities(tmp_path / "m.onnx", photos), probabilities(model, photos)) > 1e-3, "another model"
+    fixed = save_vivid(tmp_path / "fixed", "timm/vit_tiny_patch16_224", transforms=({"Resize": {"size": [224, 224]}},))
+    with pytest.raises(
+        UserError, match=r"--size 64: timm/vit_tiny_patch16_224 does not take it; .* made for 224 x 224"
+    ):
+        export(fixed, tmp_path / "f.onnx", size=64, data=str(photos))
+
+
 # Proof that the proof can fail
 
 

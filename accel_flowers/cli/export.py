@@ -30,6 +30,8 @@ class _ExportWords:
     """None = by the suffix of --out. onnx: for ONNX Runtime and whatever reads ONNX; int8: the same in 8-bit integers, a quarter as large; torch: torch.export's program; openvino: for Intel's processors."""
     picture_in: bool = False
     """The file takes a whole picture of any size, uint8 [height, width, 3], and prepares it itself; onnx and int8."""
+    size: int | None = None
+    """Side of the network's input in pixels, where that shall be another than the model's: a smaller one is quicker and less accurate; score it with evaluate."""
     data: str | None = None
     """Pictures to compare on: a folder with or without classes, a zip or a dataset; None = the validation pictures of the model's run."""
     pictures: int = 100
@@ -59,6 +61,7 @@ def export_command(words: Sequence[str]) -> int:
         asked.out,
         asked.format,
         picture_in=asked.picture_in,
+        size=asked.size,
         data=asked.data,
         num_pictures=asked.pictures,
         num_calibration=asked.calibration_pictures,

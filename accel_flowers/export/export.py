@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from accel_flowers import __version__
+from accel_flowers.config.field_types import TransformSpec
 from accel_flowers.core.allocator import freed_memory_is_kept
 from accel_flowers.core.errors import UserError
 from accel_flowers.core.files import check_writable, writing
 from accel_flowers.core.plural import number_of
+from accel_flowers.data.transforms.build import build_transform
 from accel_flowers.export.files import SUFFIXES, Exported, Format, write
 from accel_flowers.export.graph import preparation_of
 from accel_flowers.export.parity import Parity, compare, pixels_of, reference
@@ -26,6 +28,7 @@ from accel_flowers.export.pictures import Picture, find_pictures
 from accel_flowers.export.timing import Speed, measure
 from accel_flowers.metrics.intervals import Paired, compare_paired
 from accel_flowers.models.ecosystem import crop_of
+from accel_flowers.models.find import takes_size
 from accel_flowers.models.onnx_graph import METADATA, is_onnx, metadata_of
 from accel_flowers.models.saved import WEIGHTS, SavedModel, load_model, model_folder
 from accel_flowers.models.spec import ModelSpec
@@ -99,6 +102,7 @@ def export(
     how: Format | None = None,
     *,
     picture_in: bool = False,
+    size: int | None = None,
     data: str | None = None,
     num_pictures: int = 100,
     num_calibration: int = 200,
@@ -112,6 +116,7 @@ def export(
         out: the file.
         how: None = by the file's suffix; "onnx", "int8" (an ONNX file of 8-bit integers), "torch" (`torch.export`) or "openvino".
         picture_in: put the preparation of pictures into the graph (ONNX).
+        size: side of the network's input in pixels, where that shall be another than the model's; pictures are resized accordingly.
         data: pictures to compare on; None = the validation pictures of the run.
         num_pictures: so many of them.
         num_calibration: pictures that an int8 network's ranges are taken from.
@@ -129,6 +134,8 @@ def export(
     if is_onnx(model_dir):
         raise UserError(f"'{model_dir}' is an exported file already: give the model folder that it was made from.")
     saved = load_model(model_dir)
+    if size is not None:
+        saved = at_size(saved, size)
     folder = model_folder(model_dir)
     pictures = find_pictures(folder, saved.spec, data)
     proof = pictures.read(pictures.proof, _MOST_SCORED if how == "int8" else num_pictures, seed)
@@ -152,12 +159,12 @@ def export(
             quantised = _judge(saved, proof, exported, accept_loss)
         else:
             parity = compare(saved, proof, exported.answer, made=exported.made)
-        size = tuple(pixels_of(saved, proof[:1]).shape[2:])
-        before = measure(lambda pixels: reference(saved, pixels), size)
+        sides = tuple(pixels_of(saved, proof[:1]).shape[2:])
+        before = measure(lambda pixels: reference(saved, pixels), sides)
         after = (
-            measure(exported.network, size)
+            measure(exported.network, sides)
             if exported.network
-            else measure(_one_by_one(exported, proof), size, batches=False)
+            else measure(_one_by_one(exported, proof), sides, batches=False)
         )
         bytes_after = sum(path.stat().st_size for path in exported.paths)
         with writing(f"'{out}'", "Make room, or give another file with --out FILE."):
@@ -168,6 +175,31 @@ def export(
     return ExportResult(
         paths, how, picture_in, parity, quantised, weights, bytes_after, before, after, torch.get_num_threads()
     )
+
+
+def at_size(saved: SavedModel, side: int) -> SavedModel:
+    """The same model for pictures of another size.
+
+    Raises:
+        UserError: the network takes no such size, or its preparation of pictures is no resize and crop.
+    """
+    spec, crop = saved.spec, crop_of(saved.spec.transforms)
+    if crop is None:
+        raise UserError(
+            f"--size: the model's transforms {list(spec.transforms)} are no resize and crop that could have another size."
+        )
+    if side < 1 or spec.backbones or not takes_size(spec.architecture, (side, side)):
+        height, width = crop.size
+        raise UserError(
+            f"--size {side}: {spec.architecture} does not take it; the model was made for {height} x {width} pixels."
+        )
+    options = {} if crop.interpolation == "bilinear" else {"interpolation": crop.interpolation}
+    transforms: tuple[TransformSpec, ...] = ({"Resize": {"size": [side, side], **options}},)
+    if not crop.squash:
+        shorter = round(crop.resize * side / min(crop.size))
+        transforms = ({"Resize": {"size": shorter, **options}}, {"CenterCrop": {"size": side}})
+    transform, _ = build_transform(transforms, field="--size")
+    return replace(saved, spec=spec.model_copy(update={"transforms": transforms}), transform=transform)
 
 
 _BY_SUFFIX: tuple[Format, ...] = ("onnx", "torch", "openvino")
